@@ -1,0 +1,289 @@
+/* batchnorm.c - the entry points: check, plan, run. */
+#include <math.h>
+#include <string.h>
+
+#include "dispatch.h"
+#include "job.h"
+
+/* ---- checks ---- */
+
+static int shape_is_wrong(const fastbn_shape *shape)
+{
+    const int64_t most = INT64_C(1) << 62;
+    if (shape->n < 0 || shape->c < 0 || shape->s < 0)
+        return 1;
+    if (shape->n == 0 || shape->c == 0 || shape->s == 0)
+        return 0;
+    return shape->n > most / shape->c || shape->n * shape->c > most / shape->s;
+}
+
+static int is_dtype(fastbn_dtype dtype) { return dtype == FASTBN_FLOAT32 || dtype == FASTBN_FLOAT64; }
+
+static fastbn_status check_shape(const fastbn_shape *shape)
+{
+    if (!shape)
+        return FASTBN_ERROR_NULL;
+    if (!is_dtype(shape->dtype))
+        return FASTBN_ERROR_DTYPE;
+    return shape_is_wrong(shape) ? FASTBN_ERROR_SHAPE : FASTBN_OK;
+}
+
+static fastbn_status check_params(const fastbn_params *params)
+{
+    if (!params)
+        return FASTBN_ERROR_NULL;
+    return is_dtype(params->dtype) ? FASTBN_OK : FASTBN_ERROR_DTYPE;
+}
+
+static int is_empty(const fastbn_shape *shape) { return shape->n == 0 || shape->c == 0 || shape->s == 0; }
+
+static fastbn_status check_array(const fastbn_shape *shape, struct fbn_array a)
+{
+    if (is_empty(shape))
+        return FASTBN_OK;
+    if (!a.data)
+        return FASTBN_ERROR_NULL;
+    return shape->s == 1 && shape->c > 1 && a.stride_c != 1 ? FASTBN_ERROR_STRIDE : FASTBN_OK;
+}
+
+#define RETURN_IF_ERROR(expression)            \
+    do {                                       \
+        fastbn_status status_ = (expression);  \
+        if (status_ != FASTBN_OK)              \
+            return status_;                    \
+    } while (0)
+
+/* ---- a job ---- */
+
+static struct fbn_array input(fastbn_input a) { return (struct fbn_array){(char *)a.data, a.stride_n, a.stride_c}; }
+
+static struct fbn_array output(fastbn_output a) { return (struct fbn_array){a.data, a.stride_n, a.stride_c}; }
+
+static int is_packed(const fastbn_shape *shape, struct fbn_array a)
+{
+    return !a.data || ((shape->c == 1 || a.stride_c == shape->s) && (shape->n == 1 || a.stride_n == shape->c * shape->s));
+}
+
+static fastbn_status open_job(struct fbn_job *job, const fastbn_shape *shape, const struct fbn_op *op)
+{
+    memset(job, 0, sizeof *job);
+    RETURN_IF_ERROR(fbn_kernels_active(&job->kernels));
+    job->op = op;
+    job->typed = &job->kernels->typed[shape->dtype];
+    job->size = shape->dtype == FASTBN_FLOAT32 ? (int64_t)sizeof(float) : (int64_t)sizeof(double);
+    job->entries = shape->n * shape->s;
+    return FASTBN_OK;
+}
+
+/* Once the arrays are known. */
+static void plan_job(struct fbn_job *job, const fastbn_shape *shape)
+{
+    int sums = is_packed(shape, job->x) && is_packed(shape, job->dy);
+    int out = is_packed(shape, job->in) && is_packed(shape, job->y) && (!job->gradient || sums);
+    job->sums_plan = fbn_plan_make(shape->n, shape->c, shape->s, sums);
+    job->out_plan = fbn_plan_make(shape->n, shape->c, shape->s, out);
+    if (job->op->prepare && job->x.data)
+        job->samples = fbn_plan_samples(&job->sums_plan, job->x.stride_n, job->offset);
+}
+
+/* ---- parameters, as doubles ---- */
+
+static void load_params(double *to, const void *from, fastbn_dtype dtype, int64_t c, double missing)
+{
+    if (!from)
+        for (int64_t f = 0; f < c; f++)
+            to[f] = missing;
+    else if (dtype == FASTBN_FLOAT32)
+        for (int64_t f = 0; f < c; f++)
+            to[f] = ((const float *)from)[f];
+    else
+        memcpy(to, from, (size_t)c * sizeof *to);
+}
+
+static void store_params(void *to, const double *from, fastbn_dtype dtype, int64_t c)
+{
+    if (!to)
+        return;
+    if (dtype == FASTBN_FLOAT32)
+        for (int64_t f = 0; f < c; f++)
+            ((float *)to)[f] = (float)from[f];
+    else
+        memcpy(to, from, (size_t)c * sizeof *from);
+}
+
+static void fill(double *to, double value, int64_t c)
+{
+    for (int64_t f = 0; to && f < c; f++)
+        to[f] = value;
+}
+
+/* ---- moments ---- */
+
+struct call {
+    const fastbn_params *params;
+    const void *mean, *var; /* of the inference */
+    void *dgamma, *dbeta;
+    int threads;
+};
+
+static void run(struct fbn_job *job, void *call_) { fbn_schedule(job, ((struct call *)call_)->threads); }
+
+fastbn_status fastbn_moments(const fastbn_shape *shape, fastbn_input x, double *mean, double *m2, int num_threads)
+{
+    struct fbn_job job;
+    struct call call = {.threads = num_threads};
+    RETURN_IF_ERROR(check_shape(shape));
+    if (shape->c > 0 && (!mean || !m2))
+        return FASTBN_ERROR_NULL;
+    RETURN_IF_ERROR(check_array(shape, input(x)));
+    RETURN_IF_ERROR(open_job(&job, shape, &fbn_op_moments));
+    if (is_empty(shape)) {
+        fill(mean, 0.0, shape->c);
+        fill(m2, 0.0, shape->c);
+        return FASTBN_OK;
+    }
+    job.x = input(x);
+    job.mean = mean;
+    job.m2 = m2;
+    plan_job(&job, shape);
+    return fbn_with_scratch(&job, run, &call);
+}
+
+/* ---- inference ---- */
+
+static void run_inference(struct fbn_job *job, void *call_)
+{
+    const struct call *call = call_;
+    const fastbn_params *params = call->params;
+    int64_t c = job->sums_plan.c;
+    load_params(job->mean, call->mean, params->dtype, c, 0.0);
+    load_params(job->var, call->var, params->dtype, c, 1.0);
+    load_params(job->gamma, params->gamma, params->dtype, c, 1.0);
+    load_params(job->beta, params->beta, params->dtype, c, 0.0);
+    fbn_schedule(job, call->threads);
+}
+
+fastbn_status fastbn_inference(const fastbn_shape *shape, fastbn_input x, const void *mean, const void *var,
+                               const fastbn_params *params, double eps, fastbn_output y, int num_threads)
+{
+    struct fbn_job job;
+    struct call call = {.params = params, .mean = mean, .var = var, .threads = num_threads};
+    RETURN_IF_ERROR(check_shape(shape));
+    RETURN_IF_ERROR(check_params(params));
+    if (shape->c > 0 && (!mean || !var))
+        return FASTBN_ERROR_NULL;
+    RETURN_IF_ERROR(check_array(shape, input(x)));
+    RETURN_IF_ERROR(check_array(shape, output(y)));
+    RETURN_IF_ERROR(open_job(&job, shape, &fbn_op_inference));
+    if (is_empty(shape))
+        return FASTBN_OK;
+    job.x = job.in = input(x);
+    job.y = output(y);
+    job.eps = eps;
+    plan_job(&job, shape);
+    return fbn_with_scratch(&job, run_inference, &call);
+}
+
+/* ---- training ---- */
+
+static void run_training(struct fbn_job *job, void *call_)
+{
+    const struct call *call = call_;
+    const fastbn_params *params = call->params;
+    load_params(job->gamma, params->gamma, params->dtype, job->sums_plan.c, 1.0);
+    load_params(job->beta, params->beta, params->dtype, job->sums_plan.c, 0.0);
+    fbn_schedule(job, call->threads);
+}
+
+fastbn_status fastbn_training(const fastbn_shape *shape, fastbn_input x, const fastbn_params *params, double eps,
+                              fastbn_output y, double *mean, double *var, double *rstd, int num_threads)
+{
+    struct fbn_job job;
+    struct call call = {.params = params, .threads = num_threads};
+    RETURN_IF_ERROR(check_shape(shape));
+    RETURN_IF_ERROR(check_params(params));
+    if (shape->c > 0 && (!mean || !var || !rstd))
+        return FASTBN_ERROR_NULL;
+    RETURN_IF_ERROR(check_array(shape, input(x)));
+    RETURN_IF_ERROR(check_array(shape, output(y)));
+    RETURN_IF_ERROR(open_job(&job, shape, &fbn_op_training));
+    if (is_empty(shape)) {
+        fill(mean, 0.0, shape->c);
+        fill(var, NAN, shape->c);
+        fill(rstd, NAN, shape->c);
+        return FASTBN_OK;
+    }
+    job.x = job.in = input(x);
+    job.y = output(y);
+    job.eps = eps;
+    job.mean = mean;
+    job.var = var;
+    job.rstd = rstd;
+    plan_job(&job, shape);
+    return fbn_with_scratch(&job, run_training, &call);
+}
+
+/* ---- backward ---- */
+
+static void run_backward(struct fbn_job *job, void *call_)
+{
+    const struct call *call = call_;
+    const fastbn_params *params = call->params;
+    int64_t c = job->sums_plan.c;
+    load_params(job->gamma, params->gamma, params->dtype, c, 1.0);
+    fbn_schedule(job, call->threads);
+    store_params(call->dgamma, job->dgamma, params->dtype, c);
+    store_params(call->dbeta, job->dbeta, params->dtype, c);
+}
+
+static const struct fbn_op *backward_op(int frozen, int wants_dx, int wants_sums)
+{
+    if (!wants_dx)
+        return &fbn_op_gradient_sums;
+    if (!frozen)
+        return &fbn_op_gradient;
+    return wants_sums ? &fbn_op_frozen : &fbn_op_frozen_dx;
+}
+
+static void backward_of_nothing(const fastbn_shape *shape, struct call *call)
+{
+    const double zero = 0.0;
+    int64_t size = call->params->dtype == FASTBN_FLOAT32 ? 4 : 8;
+    for (int64_t f = 0; f < shape->c; f++) {
+        store_params(call->dgamma ? (char *)call->dgamma + f * size : NULL, &zero, call->params->dtype, 1);
+        store_params(call->dbeta ? (char *)call->dbeta + f * size : NULL, &zero, call->params->dtype, 1);
+    }
+}
+
+fastbn_status fastbn_backward(const fastbn_shape *shape, fastbn_input x, fastbn_input dy, const fastbn_params *params,
+                              const double *mean, const double *rstd, int frozen, fastbn_output dx, void *dgamma,
+                              void *dbeta, int num_threads)
+{
+    struct fbn_job job;
+    struct call call = {.params = params, .dgamma = dgamma, .dbeta = dbeta, .threads = num_threads};
+    int wants_dx = dx.data != NULL, wants_sums = dgamma || dbeta;
+    RETURN_IF_ERROR(check_shape(shape));
+    RETURN_IF_ERROR(check_params(params));
+    if (shape->c > 0 && (!mean || !rstd))
+        return FASTBN_ERROR_NULL;
+    RETURN_IF_ERROR(check_array(shape, input(dy)));
+    if (wants_dx)
+        RETURN_IF_ERROR(check_array(shape, output(dx)));
+    if (!frozen || dgamma)
+        RETURN_IF_ERROR(check_array(shape, input(x)));
+    RETURN_IF_ERROR(open_job(&job, shape, backward_op(frozen, wants_dx, wants_sums)));
+    if (is_empty(shape)) {
+        backward_of_nothing(shape, &call);
+        return FASTBN_OK;
+    }
+    if (!wants_dx && !wants_sums)
+        return FASTBN_OK;
+    job.x = input(x.data ? x : dy); /* frozen without x: sum(dy) alone is used */
+    job.dy = job.in = input(dy);
+    job.y = output(dx);
+    job.gradient = wants_dx && !frozen;
+    job.mean = (double *)mean; /* only read */
+    job.rstd = (double *)rstd;
+    plan_job(&job, shape);
+    return fbn_with_scratch(&job, run_backward, &call);
+}

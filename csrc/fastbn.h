@@ -1,0 +1,140 @@
+/* fastbn.h - batch normalization on the CPU: the public C interface.
+ *
+ * Every array is seen as (n, c, s): n outer entries, c features, s inner entries. The s inner entries of one
+ * (outer, feature) pair are adjacent in memory; the strides of n and c are free and count elements.
+ *   s == 1    "rows": a table (N, C) or a channels-last tensor. The features of a row are adjacent: stride_c == 1.
+ *   s  > 1    "planes": a channels-first tensor, (N, C, H*W).
+ * The statistics of a feature run over its n * s entries.
+ *
+ * With mean, var (biased: divided by n * s) and rstd = 1 / sqrt(var + eps):
+ *   forward    y  = (x - mean) * rstd * gamma + beta
+ *   backward   dbeta = sum(dy),  dgamma = rstd * sum(dy * (x - mean)),
+ *              dx = gamma * rstd * (dy - dbeta / N - (x - mean) * rstd * dgamma / N),  N = n * s
+ *   frozen     (constant statistics)  dx = gamma * rstd * dy
+ * Ioffe and Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing Internal Covariate
+ * Shift", 2015 (arXiv:1502.03167).
+ *
+ * The numeric contract
+ * 1. Same bits for any number of threads, any instruction set, any run: equal bytes for every value that is not
+ *    NaN, equal places for NaN. The work is cut by shape alone; partial sums are stored by their place and added in
+ *    that order; sums across lanes use 16 float or 8 double lanes and a halving tree on every machine; the
+ *    kernels use + - * / sqrt, compare, select and conversions, never a fused multiply-add.
+ *    Bits may depend on (n, c, s), and on whether a table with few features is packed (fastbn_wants_packed).
+ * 2. Accuracy does not depend on the mean. Sums are taken of x - p and (x - p)^2, where the pivot p is the mean of a
+ *    few entries of the feature, in short float32 chains that are added up in double. A feature for which
+ *    p turns out to be far from the mean (compared with the standard deviation), or whose squares overflow or vanish,
+ *    is computed again in double about its mean.
+ *    Mean: within 1 float32 ulp of max(|mean|, std). Variance: relative error <= 1e-6. For mean / std up to 1e6.
+ * 3. The mean is applied in two parts, hi = float(mean) and lo = mean - hi: y = (x - hi) * a + (beta - lo * a). A
+ *    constant feature gives exactly beta.
+ * 4. NaN and Inf stay in their feature. Subnormals are kept. The floating-point environment is never written.
+ *
+ * Every function checks its arguments first, returns a status, never prints, keeps no memory, and may be called from several
+ * threads at once, also inside a parallel region of the caller (then it runs on the calling thread). num_threads
+ * <= 0 means "as many as the settings allow"; a positive number only lowers that.
+ */
+#ifndef FASTBN_H
+#define FASTBN_H
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define FASTBN_ABI_VERSION 1
+
+typedef enum fastbn_status {
+    FASTBN_OK = 0,
+    FASTBN_ERROR_NULL = 1,            /* a required pointer is NULL */
+    FASTBN_ERROR_SHAPE = 2,           /* a negative size, or more than 2^62 elements */
+    FASTBN_ERROR_STRIDE = 3,          /* s == 1 and the features of a row are not adjacent */
+    FASTBN_ERROR_DTYPE = 4,           /* not a member of fastbn_dtype */
+    FASTBN_ERROR_MEMORY = 5,          /* scratch memory could not be allocated */
+    FASTBN_ERROR_ISA_UNKNOWN = 6,     /* the name (or FASTBN_ISA) is no instruction set of this library */
+    FASTBN_ERROR_ISA_UNSUPPORTED = 7  /* known, but not built or not offered by this processor */
+} fastbn_status;
+
+typedef enum fastbn_dtype { FASTBN_FLOAT32 = 0, FASTBN_FLOAT64 = 1 } fastbn_dtype;
+
+/* The shape and type of the data. */
+typedef struct fastbn_shape {
+    int64_t n, c, s;
+    fastbn_dtype dtype;
+} fastbn_shape;
+
+/* Where an array of that shape lies; strides in elements. Aligned to the element, not more. */
+typedef struct fastbn_input {
+    const void *data;
+    int64_t stride_n, stride_c;
+} fastbn_input;
+
+typedef struct fastbn_output {
+    void *data;
+    int64_t stride_n, stride_c;
+} fastbn_output;
+
+/* gamma and beta, c entries of type dtype each; NULL stands for ones and for zeros. */
+typedef struct fastbn_params {
+    const void *gamma, *beta;
+    fastbn_dtype dtype;
+} fastbn_params;
+
+/* Count is n * s. mean: c doubles; m2: c doubles, the sum of squared deviations from the mean (var = m2 / count). An
+ * empty feature has mean 0 and m2 0. */
+fastbn_status fastbn_moments(const fastbn_shape *shape, fastbn_input x, double *mean, double *m2, int num_threads);
+
+/* y = (x - mean) / sqrt(var + eps) * gamma + beta; mean and var have the type of the parameters. y may be x. */
+fastbn_status fastbn_inference(const fastbn_shape *shape, fastbn_input x, const void *mean, const void *var,
+                               const fastbn_params *params, double eps, fastbn_output y, int num_threads);
+
+/* Normalizes with the statistics of x itself and returns them: mean, var (biased), rstd, c doubles each. y may be x.
+ * With n * s == 0 nothing is written to y; mean is 0, var and rstd are NaN. */
+fastbn_status fastbn_training(const fastbn_shape *shape, fastbn_input x, const fastbn_params *params, double eps,
+                              fastbn_output y, double *mean, double *var, double *rstd, int num_threads);
+
+/* Gradients, from the mean and rstd of the forward call. frozen != 0: those were constants (running statistics).
+ * dx.data, dgamma, dbeta: NULL where not wanted, and then not computed; x.data may be NULL when frozen and dgamma is NULL.
+ * dgamma and dbeta have the type params->dtype. params->beta is not used. dx may be dy. */
+fastbn_status fastbn_backward(const fastbn_shape *shape, fastbn_input x, fastbn_input dy, const fastbn_params *params,
+                              const double *mean, const double *rstd, int frozen, fastbn_output dx, void *dgamma,
+                              void *dbeta, int num_threads);
+
+/* The exponential moving average, c entries: running = momentum * running + (1 - momentum) * batch, where the batch
+ * variance is first multiplied by var_scale (N / (N - ddof)). running_mean, running_var: of type dtype. */
+fastbn_status fastbn_update_running(int64_t c, const double *mean, const double *var, double momentum, double var_scale,
+                                    void *running_mean, void *running_var, fastbn_dtype dtype);
+
+/* 1 where an array of this shape is processed as one packed table (stride_c == s, stride_n == c * s); other strides give
+ * the right result too, more slowly and perhaps with other last bits. */
+int fastbn_wants_packed(const fastbn_shape *shape);
+
+const char *fastbn_version(void);
+int fastbn_abi_version(void);
+const char *fastbn_status_text(fastbn_status status);
+
+/* Instruction sets. The names, best first, are "avx512", "avx2", "neon", "generic"; index 0, 1, ... until NULL. */
+const char *fastbn_isa_name(int index);
+int fastbn_isa_built(const char *name);
+int fastbn_isa_supported(const char *name);
+/* The one in use; chosen at first use: FASTBN_ISA, else the best. *name is NULL after an error. */
+fastbn_status fastbn_isa_active(const char **name);
+/* NULL goes back to the choice of first use. */
+fastbn_status fastbn_set_isa(const char *name);
+
+/* Threads that a call may use: the smallest of the runtime's maximum at the time of the call, fastbn_set_num_threads (0: no
+ * limit; FASTBN_NUM_THREADS is its first value) and the argument of the call. 1 after a fork, and without OpenMP. */
+int fastbn_get_num_threads(void);
+void fastbn_set_num_threads(int num_threads);
+/* In a forked child, where threads are off since the OpenMP pool may not have survived: switch them on again. */
+void fastbn_rearm_threads(void);
+/* "libgomp", "libomp", ... by the compiler that built it; NULL without OpenMP. */
+const char *fastbn_openmp(void);
+
+/* Bytes of the data cache of a level (1, 2, 3), as used for planning; 0 where unknown. */
+int64_t fastbn_cache_bytes(int level);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

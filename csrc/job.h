@@ -1,0 +1,90 @@
+/* job.h - one call in progress: its arrays, its plans, its scratch memory, and the steps that a schedule puts in order. */
+#ifndef FBN_JOB_H
+#define FBN_JOB_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "fastbn.h"
+#include "kernels.h"
+#include "plan.h"
+
+struct fbn_array {
+    char *data; /* NULL: absent */
+    int64_t stride_n, stride_c;
+};
+
+struct fbn_job;
+
+/* What differs between the operations. Each step works on the features [first, end). */
+struct fbn_op {
+    /* The pivots, by feature. NULL: this operation takes no sums. */
+    void (*prepare)(struct fbn_job *job, int64_t first, int64_t end);
+    /* From the sums to statistics. Sets bad[] and returns how many features must be computed again in double; after that it is
+     * called with again = 1 and looks at the bad ones only. */
+    int64_t (*finish)(struct fbn_job *job, int64_t first, int64_t end, int again);
+    /* The parameters of the second pass. NULL: there is none. */
+    void (*params)(struct fbn_job *job, int64_t first, int64_t end);
+};
+
+enum { FBN_MOST_PARAMS = 4 };
+
+struct fbn_job {
+    const struct fbn_op *op;
+    const struct fbn_kernels *kernels;
+    const struct fbn_typed *typed;
+    int64_t size;                        /* bytes of an element */
+    struct fbn_array x, dy;              /* what the sums are taken of */
+    struct fbn_array in, y;              /* of the second pass: x or dy, and y or dx */
+    struct fbn_plan sums_plan, out_plan; /* of the first and of the second pass */
+    int64_t entries;                     /* of a feature */
+    double eps;
+    int gradient;                        /* the second pass reads x and dy, not just `in` */
+    int stream;                          /* it stores past the caches */
+    int64_t offset[FBN_PIVOT_SAMPLES];
+    int samples;
+
+    /* By feature. */
+    double *sum_u, *sum_v;                  /* totals of the chunks */
+    double *mean, *m2, *var, *rstd;         /* statistics, or those of the forward call */
+    double *gamma, *beta;                   /* parameters */
+    double *dgamma, *dbeta, *mean_dy, *slope; /* of the gradient */
+    unsigned char *bad;
+    void *pivot, *par[FBN_MOST_PARAMS];
+    /* By column, where a plan has more columns than features; else the arrays above. */
+    void *pivot_columns, *par_columns[FBN_MOST_PARAMS];
+    double *partial; /* by chunk */
+};
+
+/* sums.c: the first pass. */
+void fbn_sum_chunks(struct fbn_job *job, int64_t first, int64_t end, int64_t chunk, int64_t chunk_end, int again);
+void fbn_total_sums(struct fbn_job *job, int64_t first, int64_t end);
+void fbn_spread_pivots(struct fbn_job *job, int64_t first, int64_t end);
+
+/* apply.c: the second pass. A stretch is a range of rows of the table, or of pieces of all planes in memory order. */
+int64_t fbn_stretches(const struct fbn_job *job);
+void fbn_spread_params(struct fbn_job *job, int64_t first, int64_t end);
+void fbn_apply_features(struct fbn_job *job, int64_t first, int64_t end);
+void fbn_apply_stretch(struct fbn_job *job, int64_t begin, int64_t end);
+
+/* schedule.c: all steps in a good order on a team of threads. */
+void fbn_schedule(struct fbn_job *job, int num_threads);
+
+/* scratch.c: gives every array of the job that is NULL a place, and calls `run`. */
+fastbn_status fbn_with_scratch(struct fbn_job *job, void (*run)(struct fbn_job *job, void *context), void *context);
+
+/* ops.c */
+extern const struct fbn_op fbn_op_moments, fbn_op_training, fbn_op_inference;
+extern const struct fbn_op fbn_op_gradient, fbn_op_gradient_sums, fbn_op_frozen, fbn_op_frozen_dx;
+
+/* columns.c: values of features repeated for the columns of a plan. */
+int fbn_more_columns(const struct fbn_plan *plan);
+void fbn_spread(const struct fbn_plan *plan, int64_t size, const void *value, void *columns, int64_t first,
+                int64_t end);
+
+static inline char *fbn_at(struct fbn_array a, int64_t size, int64_t n, int64_t c, int64_t i)
+{
+    return a.data ? a.data + (n * a.stride_n + c * a.stride_c + i) * size : NULL;
+}
+
+#endif

@@ -1,0 +1,68 @@
+/* kernels.h - the table of kernels, one per instruction set.
+ *
+ * A kernel works on one piece of an array and knows nothing of threads, cutting or dtypes other than its own; pointers are void
+ * here so that the code above the table is written once for all types. Strides count elements. "planes" kernels see
+ * `planes` runs of `len` adjacent entries of ONE feature, stride apart; "rows" kernels see `rows` rows of `width` adjacent
+ * columns, each column with parameters of its own.
+ */
+#ifndef FBN_KERNELS_H
+#define FBN_KERNELS_H
+
+#include <stdint.h>
+
+/* Entries of a feature whose mean is the pivot. */
+#define FBN_PIVOT_SAMPLES 8
+
+/* Rows that a rows kernel sums up in float32 before it adds to its double totals. */
+#define FBN_ROW_BLOCK 128
+
+/* sum over entries of (u, v): u = x - p, v = (x - p)^2 without dy; u = dy, v = dy * (x - p) with it. */
+typedef void fbn_planes_sums(const void *x, int64_t x_stride, const void *dy, int64_t dy_stride, int64_t planes,
+                             int64_t len, const void *pivot, double sums[2]);
+/* The same for each column; adds to sum_u and sum_v. */
+typedef void fbn_rows_sums(const void *x, int64_t x_stride, const void *dy, int64_t dy_stride, int64_t rows,
+                           int64_t width, const void *pivot, double *sum_u, double *sum_v);
+
+/* y = (x - par[0]) * par[1] + par[2]. stream: 64-byte stores past the caches where y allows. */
+typedef void fbn_affine(const void *x, int64_t x_stride, void *y, int64_t y_stride, int64_t count, int64_t len,
+                        const void *const par[3], int stream);
+
+/* dx = ((dy - par[1]) - (x - par[0]) * par[2]) * par[3]. */
+typedef void fbn_gradient(const void *x, int64_t x_stride, const void *dy, int64_t dy_stride, void *dx,
+                          int64_t dx_stride, int64_t count, int64_t len, const void *const par[4], int stream);
+
+/* The kernels of one data type. */
+struct fbn_typed {
+    fbn_planes_sums *planes_sums, *planes_sums_wide; /* wide: double arithmetic whatever the type */
+    fbn_rows_sums *rows_sums, *rows_sums_wide;
+    fbn_affine *planes_affine, *rows_affine;
+    fbn_gradient *planes_gradient, *rows_gradient;
+    /* pivot[f] = mean of the entries at x[offset[i] + f * stride_c], i < count. */
+    void (*pivots)(const void *x, int64_t stride_c, const int64_t *offset, int count, int64_t c, void *pivot);
+    /* mean and m2 from the sums about the pivots; bad[f] = 1 where they must be computed again in double. Returns how many. */
+    int64_t (*finish_moments)(int64_t c, double entries, const void *pivot, const double *sum_u, const double *sum_v,
+                              double *mean, double *m2, unsigned char *bad);
+    /* dbeta = sum(dy) and dgamma = rstd * sum(dy * (x - mean)) from the sums about the pivots; bad and the result as above. */
+    int64_t (*finish_gradient)(int64_t c, const void *pivot, const double *mean, const double *rstd,
+                               const double *sum_u, const double *sum_v, double *dgamma, double *dbeta,
+                               unsigned char *bad);
+    void (*round)(int64_t c, const double *value, void *rounded);
+    /* par[0..2] of fbn_affine. gamma, beta: doubles. */
+    void (*affine_params)(int64_t c, const double *mean, const double *rstd, const double *gamma, const double *beta,
+                          void *const par[3]);
+    /* par[0..3] of fbn_gradient, from mean(dy) and rstd^2 * mean(dy * (x - mean)). */
+    void (*gradient_params)(int64_t c, const double *mean, const double *rstd, const double *gamma,
+                            const double *mean_dy, const double *slope, void *const par[4]);
+};
+
+struct fbn_kernels {
+    const char *isa;
+    struct fbn_typed typed[2]; /* by fastbn_dtype */
+    /* rstd = 1 / sqrt(var + eps) */
+    void (*rstd)(int64_t c, const double *var, double eps, double *rstd);
+    void (*stream_fence)(void);
+};
+
+extern const struct fbn_kernels fbn_kernels_generic, fbn_kernels_avx2, fbn_kernels_avx512, fbn_kernels_neon;
+
+#endif

@@ -1,0 +1,6 @@
+/* kernels_generic.c - the kernels for the instruction set generic. Compiled with its flags, which no other file gets. */
+#include "vec/vec_generic.h"
+
+#define FBN_ISA "generic"
+#define FBN_TABLE fbn_kernels_generic
+#include "kernels/table.inc"

@@ -1,0 +1,110 @@
+/* plan.c - see plan.h. The constants were measured; changing one may change last bits of results. */
+#include "plan.h"
+
+enum {
+    LANES = 16,
+    SMALL_S = 16,         /* planes smaller than this are columns of a table */
+    SMALL_S_ROWS = 8,     /* given at least this many rows */
+    WIDE_ENOUGH = 256,    /* columns that a folded table should have */
+    NEVER_FOLD = 1024,    /* columns from which an odd width costs nothing */
+    PIECE = 16384,        /* entries */
+    CHUNK = 65536,        /* entries of a feature, at least */
+    MOST_CHUNKS = 64,
+    PARTIALS = 131072     /* pairs of sums that a table may store */
+};
+
+static int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+static int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+
+static int64_t lanes_gcd(int64_t a)
+{
+    int64_t g = LANES;
+    while (a % g)
+        g /= 2;
+    return g;
+}
+
+/* Rows of the array that make one row of the table. */
+static int64_t fold_of(int64_t n, int64_t columns)
+{
+    int64_t base = LANES / lanes_gcd(columns);
+    if (columns >= NEVER_FOLD || (columns >= WIDE_ENOUGH && base == 1))
+        return 1;
+    int64_t fold = base * divide_up(WIDE_ENOUGH, base * columns);
+    if (n / fold >= 8)
+        return fold;
+    return n / base >= 2 ? base : 1;
+}
+
+static int is_table(int64_t n, int64_t c, int64_t s, int packed)
+{
+    if (s == 1)
+        return 1;
+    return packed && c > 1 && s < SMALL_S && n >= SMALL_S_ROWS;
+}
+
+static void cut_table(struct fbn_plan *plan, int packed)
+{
+    int64_t columns = plan->c * plan->s;
+    plan->layout = FBN_ROWS;
+    plan->fold = packed ? fold_of(plan->n, columns) : 1;
+    plan->width = plan->fold * columns;
+    plan->rows = plan->n / plan->fold;
+    plan->rest = plan->n % plan->fold * columns;
+    int64_t chunks = least(MOST_CHUNKS, most(1, PARTIALS / plan->width));
+    plan->chunk = divide_up(most(1, divide_up(plan->rows, chunks)), FBN_ROW_BLOCK) * FBN_ROW_BLOCK;
+    plan->chunks = most(1, divide_up(plan->rows, plan->chunk));
+    plan->unit = plan->fold > 1 ? plan->c : plan->s == 1 ? 4 * LANES : LANES;
+}
+
+static void cut_planes(struct fbn_plan *plan)
+{
+    plan->layout = FBN_PLANES;
+    plan->piece = least(most(1, plan->s), PIECE);
+    plan->pieces = divide_up(plan->s, plan->piece);
+    int64_t all = plan->n * plan->pieces;
+    plan->chunk = most(divide_up(CHUNK, plan->piece), divide_up(all, MOST_CHUNKS));
+    plan->chunks = most(1, divide_up(all, plan->chunk));
+    plan->unit = 1;
+}
+
+struct fbn_plan fbn_plan_make(int64_t n, int64_t c, int64_t s, int packed)
+{
+    struct fbn_plan plan = {.n = n, .c = c, .s = s};
+    if (c == 1 && packed) {
+        plan.n = 1;
+        plan.s = n * s;
+    }
+    if (plan.c > 1 && is_table(plan.n, plan.c, plan.s, packed))
+        cut_table(&plan, packed);
+    else
+        cut_planes(&plan);
+    return plan;
+}
+
+int fastbn_wants_packed(const fastbn_shape *shape)
+{
+    if (shape->n < 1 || shape->c < 1 || shape->s < 1)
+        return 0;
+    struct fbn_plan plan = fbn_plan_make(shape->n, shape->c, shape->s, 1);
+    return plan.n != shape->n || (plan.layout == FBN_ROWS && (plan.fold > 1 || plan.s > 1));
+}
+
+int64_t fbn_plan_partials(const struct fbn_plan *plan)
+{
+    return 2 * plan->chunks * (plan->layout == FBN_ROWS ? plan->width : plan->c);
+}
+
+int fbn_plan_samples(const struct fbn_plan *plan, int64_t stride_n, int64_t offset[FBN_PIVOT_SAMPLES])
+{
+    int64_t entries = plan->n * plan->s;
+    int count = (int)least(entries, FBN_PIVOT_SAMPLES);
+    for (int i = 0; i < count; i++) {
+        int64_t at = entries / count * i;
+        offset[i] = at / plan->s * stride_n + at % plan->s;
+    }
+    return count;
+}

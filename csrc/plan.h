@@ -1,0 +1,47 @@
+/* plan.h - from a shape to the way it is cut. Nothing here knows of threads: equal shapes are cut alike everywhere, which is what makes the
+ * bits equal.
+ */
+#ifndef FBN_PLAN_H
+#define FBN_PLAN_H
+
+#include <stdint.h>
+
+#include "fastbn.h"
+#include "kernels.h"
+
+enum fbn_layout {
+    FBN_PLANES, /* a feature is n runs of s adjacent entries */
+    FBN_ROWS    /* a table: each column belongs to one feature */
+};
+
+/*
+ * Rows. The table has `rows` rows of `width` columns, and a short last one of `rest` columns. Two tricks make it wide:
+ *   few columns  `fold` rows of the array make one row of the table, so that C = 3 fills vectors as C = 512 does;
+ *   small s      (n, c, s) with s of 2..15 or so is a table of c * s columns.
+ * Column j belongs to feature (j % (c * s)) / s. Both need a packed array.
+ * A chunk is `chunk` rows.
+ *
+ * Planes. A plane of s entries is cut into `pieces` pieces of `piece` entries. A chunk is `chunk` pieces, counted through
+ * the planes of one feature.
+ *
+ * The sums of a chunk are stored by its place; chunks are added in order.
+ */
+struct fbn_plan {
+    enum fbn_layout layout;
+    int64_t n, c, s;
+    int64_t fold, width, rows, rest;
+    int64_t piece, pieces;
+    int64_t chunk, chunks;
+    int64_t unit; /* features that only go together, counted from 0; c where all do */
+};
+
+/* packed: stride_c == s and stride_n == c * s. */
+struct fbn_plan fbn_plan_make(int64_t n, int64_t c, int64_t s, int packed);
+
+/* Doubles of storage that the sums of all chunks take. */
+int64_t fbn_plan_partials(const struct fbn_plan *plan);
+
+/* Where the pivot's samples lie, from the first entry of a feature: `count` offsets, spread evenly over its entries. */
+int fbn_plan_samples(const struct fbn_plan *plan, int64_t stride_n, int64_t offset[FBN_PIVOT_SAMPLES]);
+
+#endif

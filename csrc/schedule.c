@@ -1,0 +1,229 @@
+/* schedule.c - the steps of a call in a good order. Two orders give the same bits:
+ *
+ *   by features  a thread owns a range of features and takes them group by group through all steps, while the data of a group is in its
+ *                cache. Nobody waits for anybody. Where there are enough features to share out evenly.
+ *   by phases    all threads together take each step over everything, with a barrier after it. The second pass of a
+ *                table walks backwards, so that it starts on what the caches still hold.
+ */
+#include <string.h>
+
+#include "cache.h"
+#include "job.h"
+#include "parallel.h"
+
+enum { ROWS_BACKWARDS = FBN_ROW_BLOCK, SHORT_RUN = 1024 /* bytes */ };
+
+struct schedule {
+    struct fbn_job *job;
+    int by_features;
+    int64_t group; /* features that a cache holds */
+};
+
+/* Features that must stay together in both passes. Units are powers of two, or all features. */
+static int64_t unit_of(const struct fbn_job *job)
+{
+    return job->sums_plan.unit > job->out_plan.unit ? job->sums_plan.unit : job->out_plan.unit;
+}
+
+static int64_t units(const struct fbn_job *job) { return (job->sums_plan.c + unit_of(job) - 1) / unit_of(job); }
+
+/* The share of thread t: [share(t), share(t + 1)). */
+static int64_t share(int64_t all, int thread, int threads)
+{
+    return all / threads * thread + all % threads * thread / threads;
+}
+
+/* ---- one range of features through all steps ---- */
+
+static void pivots_again(struct fbn_job *job, int64_t first, int64_t end)
+{
+    double *about = job->sum_u; /* totals were used up */
+    for (int64_t f = first; f < end; f++) {
+        double m = job->mean[f];
+        about[f] = m - m == 0.0 ? m : 0.0;
+    }
+    job->typed->round(end - first, about + first, (char *)job->pivot + first * job->size);
+    fbn_spread_pivots(job, first, end);
+}
+
+static int64_t take_sums(struct fbn_job *job, int64_t first, int64_t end, int again)
+{
+    fbn_sum_chunks(job, first, end, 0, job->sums_plan.chunks, again);
+    fbn_total_sums(job, first, end);
+    return job->op->finish(job, first, end, again);
+}
+
+static void all_steps(struct fbn_job *job, int64_t first, int64_t end)
+{
+    if (job->op->prepare) {
+        job->op->prepare(job, first, end);
+        fbn_spread_pivots(job, first, end);
+        if (take_sums(job, first, end, 0) > 0) {
+            pivots_again(job, first, end);
+            take_sums(job, first, end, 1);
+        }
+    }
+    if (job->op->params) {
+        job->op->params(job, first, end);
+        fbn_spread_params(job, first, end);
+        if (job->y.data)
+            fbn_apply_features(job, first, end);
+    }
+}
+
+static void work_by_features(const struct schedule *schedule, int thread, int threads)
+{
+    struct fbn_job *job = schedule->job;
+    int64_t c = job->sums_plan.c, all = units(job), unit = unit_of(job);
+    int64_t first = share(all, thread, threads) * unit, last = share(all, thread + 1, threads) * unit;
+    if (last > c)
+        last = c;
+    for (; first < last; first += schedule->group) {
+        int64_t end = last - first < schedule->group ? last : first + schedule->group;
+        all_steps(job, first, end);
+    }
+}
+
+/* ---- everything, step by step ---- */
+
+static void sum_phase(struct fbn_job *job, int thread, int threads, int again)
+{
+    const struct fbn_plan *plan = &job->sums_plan;
+    if (plan->layout == FBN_ROWS) {
+        fbn_sum_chunks(job, 0, plan->c, share(plan->chunks, thread, threads), share(plan->chunks, thread + 1, threads),
+                       again);
+        return;
+    }
+    int64_t end = share(plan->c * plan->chunks, thread + 1, threads);
+    for (int64_t q = share(plan->c * plan->chunks, thread, threads); q < end; q++)
+        fbn_sum_chunks(job, q / plan->chunks, q / plan->chunks + 1, q % plan->chunks, q % plan->chunks + 1, again);
+}
+
+static void apply_phase(struct fbn_job *job, int thread, int threads)
+{
+    int64_t all = fbn_stretches(job), begin = share(all, thread, threads), end = share(all, thread + 1, threads);
+    int64_t step = job->out_plan.layout == FBN_ROWS && job->op->prepare ? ROWS_BACKWARDS : all;
+    while (begin < end) {
+        int64_t from = end - begin < step ? begin : end - step;
+        fbn_apply_stretch(job, from, end);
+        end = from;
+    }
+}
+
+static void finish_phase(struct fbn_job *job, int64_t first, int64_t end, int again)
+{
+    fbn_total_sums(job, first, end);
+    job->op->finish(job, first, end, again);
+    if (job->op->params) {
+        job->op->params(job, first, end);
+        fbn_spread_params(job, first, end);
+    }
+}
+
+static void work_by_phases(const struct schedule *schedule, int thread, int threads)
+{
+    struct fbn_job *job = schedule->job;
+    int64_t c = job->sums_plan.c, first = share(c, thread, threads), end = share(c, thread + 1, threads);
+    if (job->op->prepare) {
+        job->op->prepare(job, first, end);
+        fbn_spread_pivots(job, first, end);
+        fbn_barrier(threads);
+        sum_phase(job, thread, threads, 0);
+        fbn_barrier(threads);
+        finish_phase(job, first, end, 0);
+        fbn_barrier(threads);
+        int again = memchr(job->bad, 1, (size_t)c) != NULL;
+        if (again) {
+            pivots_again(job, first, end);
+            fbn_barrier(threads);
+            sum_phase(job, thread, threads, 1);
+            fbn_barrier(threads);
+            finish_phase(job, first, end, 1);
+            fbn_barrier(threads);
+        }
+    } else {
+        job->op->params(job, first, end);
+        fbn_spread_params(job, first, end);
+        fbn_barrier(threads);
+    }
+    if (job->y.data)
+        apply_phase(job, thread, threads);
+}
+
+/* ---- which of the two ---- */
+
+static int64_t bytes_of_feature(const struct fbn_job *job)
+{
+    int64_t arrays = job->op->prepare ? 1 + (job->dy.data != NULL) : 1;
+    return arrays * job->entries * job->size;
+}
+
+static int shares_are_even(int64_t all, int threads)
+{
+    int64_t largest = (all + threads - 1) / threads;
+    return 10 * largest * threads <= 11 * all;
+}
+
+/* Tables go by features only while a thread's columns fit its second-level cache: beyond that, reading parts of rows costs more
+ * than the barriers. */
+static int goes_by_features(const struct fbn_job *job, int threads)
+{
+    const struct fbn_plan *plan = &job->sums_plan;
+    if (!job->op->prepare)
+        return 0;
+    if (threads == 1)
+        return plan->layout == FBN_PLANES;
+    if (plan->layout == FBN_PLANES)
+        return shares_are_even(plan->c, threads);
+    int64_t bytes = bytes_of_feature(job) * plan->c;
+    return units(job) >= threads && (bytes <= threads * fbn_level2_bytes() || plan->chunks < threads);
+}
+
+static int64_t features_in_cache(const struct fbn_job *job)
+{
+    if (job->sums_plan.layout == FBN_ROWS || job->out_plan.layout == FBN_ROWS)
+        return job->sums_plan.c;
+    int64_t bytes = bytes_of_feature(job), group = bytes > 0 ? fbn_level2_bytes() / 2 / bytes : 1;
+    return group > 1 ? group : 1;
+}
+
+static int64_t tasks(const struct fbn_job *job)
+{
+    const struct fbn_plan *plan = &job->sums_plan;
+    int64_t chunks = plan->layout == FBN_ROWS ? plan->chunks : plan->c * plan->chunks;
+    int64_t stretches = job->y.data ? fbn_stretches(job) : 1;
+    if (!job->op->prepare)
+        return stretches;
+    int64_t most = chunks > units(job) ? chunks : units(job);
+    return most > stretches ? most : stretches;
+}
+
+/* Past the caches where all the arrays together do not fit the last one; not in place, where y's lines were just read, nor in
+ * short runs, whose ends share lines. */
+static int streams(const struct fbn_job *job, int64_t bytes)
+{
+    const struct fbn_plan *plan = &job->out_plan;
+    int64_t run = (plan->layout == FBN_ROWS ? plan->width : plan->s) * job->size;
+    return job->y.data && bytes > fbn_last_level_bytes() && run >= SHORT_RUN && job->y.data != job->x.data &&
+           job->y.data != job->dy.data;
+}
+
+static void work(void *schedule_, int thread, int threads)
+{
+    const struct schedule *schedule = schedule_;
+    if (schedule->by_features)
+        work_by_features(schedule, thread, threads);
+    else
+        work_by_phases(schedule, thread, threads);
+    if (schedule->job->stream)
+        schedule->job->kernels->stream_fence();
+}
+
+void fbn_schedule(struct fbn_job *job, int num_threads)
+{
+    int64_t bytes = (bytes_of_feature(job) + (job->y.data ? job->entries * job->size : 0)) * job->sums_plan.c;
+    int threads = fbn_team_for(num_threads, bytes, tasks(job));
+    job->stream = streams(job, bytes);
+    struct schedule schedule = {job, goes_by_features(job, threads), features_in_cache(job)};
+    fbn_run(threads, work, &schedule);
+}

@@ -1,0 +1,80 @@
+/* scratch.c - memory for one call: a small block on the stack, else one allocation, gone when the call returns.
+ *
+ * By feature some hundred bytes; by column of a table that has more columns than features up to five elements; and the sums of the
+ * chunks, fbn_plan_partials() doubles.
+ */
+#include <stdlib.h>
+
+#include "job.h"
+
+enum { LINE = 64, ON_STACK = 16 * 1024 };
+
+struct arena {
+    char *base; /* NULL: only counts */
+    size_t used;
+};
+
+static void *take(struct arena *arena, int64_t count, size_t size)
+{
+    void *place = arena->base ? arena->base + arena->used : NULL;
+    arena->used += ((size_t)count * size + LINE - 1) / LINE * LINE;
+    return place;
+}
+
+/* Takes what the caller has not provided. */
+static void take_doubles(struct arena *arena, double **array, int64_t c, const double *provided)
+{
+    if (!provided)
+        *array = take(arena, c, sizeof **array);
+}
+
+static void lay_out_features(struct fbn_job *job, const struct fbn_job *given, struct arena *arena)
+{
+    int64_t c = job->sums_plan.c;
+    double **arrays[] = {&job->sum_u, &job->sum_v, &job->mean,   &job->m2,    &job->var,     &job->rstd,
+                         &job->gamma, &job->beta,  &job->dgamma, &job->dbeta, &job->mean_dy, &job->slope};
+    double *provided[] = {given->sum_u, given->sum_v, given->mean,   given->m2,    given->var,     given->rstd,
+                          given->gamma, given->beta,  given->dgamma, given->dbeta, given->mean_dy, given->slope};
+    for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++)
+        take_doubles(arena, arrays[i], c, provided[i]);
+    job->bad = take(arena, c, 1);
+    job->pivot = take(arena, c, (size_t)job->size);
+    for (int i = 0; i < FBN_MOST_PARAMS; i++)
+        job->par[i] = take(arena, c, (size_t)job->size);
+}
+
+static void lay_out_columns(struct fbn_job *job, struct arena *arena)
+{
+    size_t size = (size_t)job->size;
+    job->pivot_columns = fbn_more_columns(&job->sums_plan) ? take(arena, job->sums_plan.width, size) : job->pivot;
+    for (int i = 0; i < FBN_MOST_PARAMS; i++)
+        job->par_columns[i] =
+            fbn_more_columns(&job->out_plan) ? take(arena, job->out_plan.width, size) : job->par[i];
+    job->partial = job->op->prepare ? take(arena, fbn_plan_partials(&job->sums_plan), sizeof(double)) : NULL;
+}
+
+static size_t lay_out(struct fbn_job *job, const struct fbn_job *given, char *base)
+{
+    struct arena arena = {base, 0};
+    lay_out_features(job, given, &arena);
+    lay_out_columns(job, &arena);
+    return arena.used;
+}
+
+static char *aligned(char *p) { return p + (LINE - (uintptr_t)p % LINE) % LINE; }
+
+fastbn_status fbn_with_scratch(struct fbn_job *job, void (*run)(struct fbn_job *job, void *context), void *context)
+{
+    const struct fbn_job given = *job;
+    char small[ON_STACK + LINE], *large = NULL;
+    size_t bytes = lay_out(job, &given, NULL);
+    if (bytes > ON_STACK) {
+        large = malloc(bytes + LINE);
+        if (!large)
+            return FASTBN_ERROR_MEMORY;
+    }
+    lay_out(job, &given, aligned(large ? large : small));
+    run(job, context);
+    free(large);
+    return FASTBN_OK;
+}

@@ -1,0 +1,119 @@
+/* vec_avx2.h - 16 floats in two ymm registers, 8 doubles in two. See vec_portable.h for what each operation means. */
+#ifndef FBN_VEC_H
+#define FBN_VEC_H
+
+#include <immintrin.h>
+#include <stdint.h>
+
+typedef struct { __m256 a, b; } f32x16;
+typedef struct { __m256d a, b; } f64x8;
+
+/* All ones in the first n of 8 (of 4) lanes; n may be negative or too large. */
+static inline __m256i fbn_mask32(int64_t n)
+{
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+static inline __m256i fbn_mask64(int64_t n)
+{
+    return _mm256_cmpgt_epi64(_mm256_set1_epi64x(n), _mm256_setr_epi64x(0, 1, 2, 3));
+}
+/* A masked load that never forms a pointer past the end of the array: with no lane left it reads from the start. */
+static inline __m256 fbn_part32(const float *p, int64_t skip, int64_t n, __m256 fill)
+{
+    __m256i mask = fbn_mask32(n - skip);
+    __m256 v = _mm256_maskload_ps(n > skip ? p + skip : p, mask);
+    return _mm256_blendv_ps(fill, v, _mm256_castsi256_ps(mask));
+}
+static inline __m256d fbn_part64(const double *p, int64_t skip, int64_t n, __m256d fill)
+{
+    __m256i mask = fbn_mask64(n - skip);
+    __m256d v = _mm256_maskload_pd(n > skip ? p + skip : p, mask);
+    return _mm256_blendv_pd(fill, v, _mm256_castsi256_pd(mask));
+}
+
+static inline f32x16 f32x16_set(float a) { return (f32x16){_mm256_set1_ps(a), _mm256_set1_ps(a)}; }
+static inline f32x16 f32x16_load(const float *p) { return (f32x16){_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+static inline f32x16 f32x16_load_part(const float *p, int64_t n, f32x16 fill)
+{
+    return (f32x16){fbn_part32(p, 0, n, fill.a), fbn_part32(p, 8, n, fill.b)};
+}
+static inline void f32x16_store(float *p, f32x16 v)
+{
+    _mm256_storeu_ps(p, v.a);
+    _mm256_storeu_ps(p + 8, v.b);
+}
+static inline void f32x16_store_part(float *p, int64_t n, f32x16 v)
+{
+    _mm256_maskstore_ps(p, fbn_mask32(n), v.a);
+    if (n > 8)
+        _mm256_maskstore_ps(p + 8, fbn_mask32(n - 8), v.b);
+}
+static inline void f32x16_stream(float *p, f32x16 v)
+{
+    _mm256_stream_ps(p, v.a);
+    _mm256_stream_ps(p + 8, v.b);
+}
+static inline f32x16 f32x16_add(f32x16 x, f32x16 y)
+{
+    return (f32x16){_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)};
+}
+static inline f32x16 f32x16_sub(f32x16 x, f32x16 y)
+{
+    return (f32x16){_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)};
+}
+static inline f32x16 f32x16_mul(f32x16 x, f32x16 y)
+{
+    return (f32x16){_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)};
+}
+
+static inline f64x8 f64x8_set(double a) { return (f64x8){_mm256_set1_pd(a), _mm256_set1_pd(a)}; }
+static inline f64x8 f64x8_load(const double *p) { return (f64x8){_mm256_loadu_pd(p), _mm256_loadu_pd(p + 4)}; }
+static inline f64x8 f64x8_load_part(const double *p, int64_t n, f64x8 fill)
+{
+    return (f64x8){fbn_part64(p, 0, n, fill.a), fbn_part64(p, 4, n, fill.b)};
+}
+static inline void f64x8_store(double *p, f64x8 v)
+{
+    _mm256_storeu_pd(p, v.a);
+    _mm256_storeu_pd(p + 4, v.b);
+}
+static inline void f64x8_store_part(double *p, int64_t n, f64x8 v)
+{
+    _mm256_maskstore_pd(p, fbn_mask64(n), v.a);
+    if (n > 4)
+        _mm256_maskstore_pd(p + 4, fbn_mask64(n - 4), v.b);
+}
+static inline void f64x8_stream(double *p, f64x8 v)
+{
+    _mm256_stream_pd(p, v.a);
+    _mm256_stream_pd(p + 4, v.b);
+}
+static inline f64x8 f64x8_add(f64x8 x, f64x8 y)
+{
+    return (f64x8){_mm256_add_pd(x.a, y.a), _mm256_add_pd(x.b, y.b)};
+}
+static inline f64x8 f64x8_sub(f64x8 x, f64x8 y)
+{
+    return (f64x8){_mm256_sub_pd(x.a, y.a), _mm256_sub_pd(x.b, y.b)};
+}
+static inline f64x8 f64x8_mul(f64x8 x, f64x8 y)
+{
+    return (f64x8){_mm256_mul_pd(x.a, y.a), _mm256_mul_pd(x.b, y.b)};
+}
+
+static inline f64x8 f64x8_of_f32(__m256 v)
+{
+    return (f64x8){_mm256_cvtps_pd(_mm256_castps256_ps128(v)), _mm256_cvtps_pd(_mm256_extractf128_ps(v, 1))};
+}
+static inline f64x8 f64x8_widen(const float *p) { return f64x8_of_f32(_mm256_loadu_ps(p)); }
+static inline f64x8 f64x8_widen_part(const float *p, int64_t n, f64x8 fill)
+{
+    f64x8 v = f64x8_of_f32(fbn_part32(p, 0, n, _mm256_setzero_ps()));
+    return (f64x8){_mm256_blendv_pd(fill.a, v.a, _mm256_castsi256_pd(fbn_mask64(n))),
+                   _mm256_blendv_pd(fill.b, v.b, _mm256_castsi256_pd(fbn_mask64(n - 4)))};
+}
+static inline f64x8 f32x16_fold(f32x16 v) { return f64x8_add(f64x8_of_f32(v.a), f64x8_of_f32(v.b)); }
+
+static inline void fbn_stream_fence(void) { _mm_sfence(); }
+
+#endif

@@ -1,0 +1,53 @@
+/* vec_avx512.h - 16 floats in one zmm register, 8 doubles in one. See vec_portable.h for what each operation means. */
+#ifndef FBN_VEC_H
+#define FBN_VEC_H
+
+#include <immintrin.h>
+#include <stdint.h>
+
+typedef __m512 f32x16;
+typedef __m512d f64x8;
+
+static inline __mmask16 fbn_mask16(int64_t n) { return (__mmask16)((1u << n) - 1u); }
+static inline __mmask8 fbn_mask8(int64_t n) { return (__mmask8)((1u << n) - 1u); }
+
+static inline f32x16 f32x16_set(float a) { return _mm512_set1_ps(a); }
+static inline f32x16 f32x16_load(const float *p) { return _mm512_loadu_ps(p); }
+static inline f32x16 f32x16_load_part(const float *p, int64_t n, f32x16 fill)
+{
+    return _mm512_mask_loadu_ps(fill, fbn_mask16(n), p);
+}
+static inline void f32x16_store(float *p, f32x16 v) { _mm512_storeu_ps(p, v); }
+static inline void f32x16_store_part(float *p, int64_t n, f32x16 v) { _mm512_mask_storeu_ps(p, fbn_mask16(n), v); }
+static inline void f32x16_stream(float *p, f32x16 v) { _mm512_stream_ps(p, v); }
+static inline f32x16 f32x16_add(f32x16 a, f32x16 b) { return _mm512_add_ps(a, b); }
+static inline f32x16 f32x16_sub(f32x16 a, f32x16 b) { return _mm512_sub_ps(a, b); }
+static inline f32x16 f32x16_mul(f32x16 a, f32x16 b) { return _mm512_mul_ps(a, b); }
+
+static inline f64x8 f64x8_set(double a) { return _mm512_set1_pd(a); }
+static inline f64x8 f64x8_load(const double *p) { return _mm512_loadu_pd(p); }
+static inline f64x8 f64x8_load_part(const double *p, int64_t n, f64x8 fill)
+{
+    return _mm512_mask_loadu_pd(fill, fbn_mask8(n), p);
+}
+static inline void f64x8_store(double *p, f64x8 v) { _mm512_storeu_pd(p, v); }
+static inline void f64x8_store_part(double *p, int64_t n, f64x8 v) { _mm512_mask_storeu_pd(p, fbn_mask8(n), v); }
+static inline void f64x8_stream(double *p, f64x8 v) { _mm512_stream_pd(p, v); }
+static inline f64x8 f64x8_add(f64x8 a, f64x8 b) { return _mm512_add_pd(a, b); }
+static inline f64x8 f64x8_sub(f64x8 a, f64x8 b) { return _mm512_sub_pd(a, b); }
+static inline f64x8 f64x8_mul(f64x8 a, f64x8 b) { return _mm512_mul_pd(a, b); }
+
+static inline f64x8 f64x8_widen(const float *p) { return _mm512_cvtps_pd(_mm256_loadu_ps(p)); }
+static inline f64x8 f64x8_widen_part(const float *p, int64_t n, f64x8 fill)
+{
+    return _mm512_mask_cvtps_pd(fill, fbn_mask8(n), _mm256_maskz_loadu_ps(fbn_mask8(n), p));
+}
+static inline f64x8 f32x16_fold(f32x16 v)
+{
+    __m256 high = _mm512_extractf32x8_ps(v, 1);
+    return _mm512_add_pd(_mm512_cvtps_pd(_mm512_castps512_ps256(v)), _mm512_cvtps_pd(high));
+}
+
+static inline void fbn_stream_fence(void) { _mm_sfence(); }
+
+#endif

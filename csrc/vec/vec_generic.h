@@ -1,0 +1,95 @@
+/* vec_generic.h - for any machine: four 16-byte vectors of the GNU extension (gcc, clang), which become SSE2 on x86-64 and
+ * what there is elsewhere. Other compilers take vec_portable.h, whose head says what each operation means. */
+#if !defined(__GNUC__) || defined(FBN_PORTABLE_VEC)
+#include "vec_portable.h"
+#else
+#ifndef FBN_VEC_H
+#define FBN_VEC_H
+
+#include <stdint.h>
+#include <string.h>
+
+typedef float fbn_f4 __attribute__((vector_size(16)));
+typedef double fbn_d2 __attribute__((vector_size(16)));
+typedef struct { fbn_f4 a, b, c, d; } f32x16;
+typedef struct { fbn_d2 a, b, c, d; } f64x8;
+
+static inline fbn_f4 fbn_f4_load(const float *p)
+{
+    fbn_f4 v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+static inline fbn_d2 fbn_d2_load(const double *p)
+{
+    fbn_d2 v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+static inline fbn_d2 fbn_d2_widen(const float *p) { return (fbn_d2){p[0], p[1]}; }
+
+static inline f32x16 f32x16_set(float a)
+{
+    fbn_f4 v = {a, a, a, a};
+    return (f32x16){v, v, v, v};
+}
+static inline f32x16 f32x16_load(const float *p)
+{
+    return (f32x16){fbn_f4_load(p), fbn_f4_load(p + 4), fbn_f4_load(p + 8), fbn_f4_load(p + 12)};
+}
+static inline void f32x16_store(float *p, f32x16 v) { memcpy(p, &v, sizeof v); }
+static inline f32x16 f32x16_load_part(const float *p, int64_t n, f32x16 fill)
+{
+    memcpy(&fill, p, (size_t)n * sizeof *p);
+    return fill;
+}
+static inline void f32x16_store_part(float *p, int64_t n, f32x16 v) { memcpy(p, &v, (size_t)n * sizeof *p); }
+static inline void f32x16_stream(float *p, f32x16 v) { f32x16_store(p, v); }
+static inline f32x16 f32x16_add(f32x16 x, f32x16 y) { return (f32x16){x.a + y.a, x.b + y.b, x.c + y.c, x.d + y.d}; }
+static inline f32x16 f32x16_sub(f32x16 x, f32x16 y) { return (f32x16){x.a - y.a, x.b - y.b, x.c - y.c, x.d - y.d}; }
+static inline f32x16 f32x16_mul(f32x16 x, f32x16 y) { return (f32x16){x.a * y.a, x.b * y.b, x.c * y.c, x.d * y.d}; }
+
+static inline f64x8 f64x8_set(double a)
+{
+    fbn_d2 v = {a, a};
+    return (f64x8){v, v, v, v};
+}
+static inline f64x8 f64x8_load(const double *p)
+{
+    return (f64x8){fbn_d2_load(p), fbn_d2_load(p + 2), fbn_d2_load(p + 4), fbn_d2_load(p + 6)};
+}
+static inline void f64x8_store(double *p, f64x8 v) { memcpy(p, &v, sizeof v); }
+static inline f64x8 f64x8_load_part(const double *p, int64_t n, f64x8 fill)
+{
+    memcpy(&fill, p, (size_t)n * sizeof *p);
+    return fill;
+}
+static inline void f64x8_store_part(double *p, int64_t n, f64x8 v) { memcpy(p, &v, (size_t)n * sizeof *p); }
+static inline void f64x8_stream(double *p, f64x8 v) { f64x8_store(p, v); }
+static inline f64x8 f64x8_add(f64x8 x, f64x8 y) { return (f64x8){x.a + y.a, x.b + y.b, x.c + y.c, x.d + y.d}; }
+static inline f64x8 f64x8_sub(f64x8 x, f64x8 y) { return (f64x8){x.a - y.a, x.b - y.b, x.c - y.c, x.d - y.d}; }
+static inline f64x8 f64x8_mul(f64x8 x, f64x8 y) { return (f64x8){x.a * y.a, x.b * y.b, x.c * y.c, x.d * y.d}; }
+
+static inline f64x8 f64x8_widen(const float *p)
+{
+    return (f64x8){fbn_d2_widen(p), fbn_d2_widen(p + 2), fbn_d2_widen(p + 4), fbn_d2_widen(p + 6)};
+}
+static inline f64x8 f64x8_widen_part(const float *p, int64_t n, f64x8 fill)
+{
+    double lanes[8];
+    f64x8_store(lanes, fill);
+    for (int64_t i = 0; i < n; i++)
+        lanes[i] = p[i];
+    return f64x8_load(lanes);
+}
+static inline f64x8 f32x16_fold(f32x16 v)
+{
+    float lanes[16];
+    f32x16_store(lanes, v);
+    return f64x8_add(f64x8_widen(lanes), f64x8_widen(lanes + 8));
+}
+
+static inline void fbn_stream_fence(void) {}
+
+#endif
+#endif

@@ -1,0 +1,123 @@
+/* vec_neon.h - 16 floats in four q registers, 8 doubles in four. See vec_portable.h for what each operation means. AArch64 has no masked
+ * loads: parts go through a small array. Its non-temporal stores come in pairs that no intrinsic names; ordinary ones do. */
+#ifndef FBN_VEC_H
+#define FBN_VEC_H
+
+#include <arm_neon.h>
+#include <stdint.h>
+
+typedef struct { float32x4_t a, b, c, d; } f32x16;
+typedef struct { float64x2_t a, b, c, d; } f64x8;
+
+static inline f32x16 f32x16_set(float x)
+{
+    float32x4_t v = vdupq_n_f32(x);
+    return (f32x16){v, v, v, v};
+}
+static inline f32x16 f32x16_load(const float *p)
+{
+    return (f32x16){vld1q_f32(p), vld1q_f32(p + 4), vld1q_f32(p + 8), vld1q_f32(p + 12)};
+}
+static inline void f32x16_store(float *p, f32x16 v)
+{
+    vst1q_f32(p, v.a);
+    vst1q_f32(p + 4, v.b);
+    vst1q_f32(p + 8, v.c);
+    vst1q_f32(p + 12, v.d);
+}
+static inline f32x16 f32x16_load_part(const float *p, int64_t n, f32x16 fill)
+{
+    float lanes[16];
+    f32x16_store(lanes, fill);
+    for (int64_t i = 0; i < n; i++)
+        lanes[i] = p[i];
+    return f32x16_load(lanes);
+}
+static inline void f32x16_store_part(float *p, int64_t n, f32x16 v)
+{
+    float lanes[16];
+    f32x16_store(lanes, v);
+    for (int64_t i = 0; i < n; i++)
+        p[i] = lanes[i];
+}
+static inline void f32x16_stream(float *p, f32x16 v) { f32x16_store(p, v); }
+static inline f32x16 f32x16_add(f32x16 x, f32x16 y)
+{
+    return (f32x16){vaddq_f32(x.a, y.a), vaddq_f32(x.b, y.b), vaddq_f32(x.c, y.c), vaddq_f32(x.d, y.d)};
+}
+static inline f32x16 f32x16_sub(f32x16 x, f32x16 y)
+{
+    return (f32x16){vsubq_f32(x.a, y.a), vsubq_f32(x.b, y.b), vsubq_f32(x.c, y.c), vsubq_f32(x.d, y.d)};
+}
+static inline f32x16 f32x16_mul(f32x16 x, f32x16 y)
+{
+    return (f32x16){vmulq_f32(x.a, y.a), vmulq_f32(x.b, y.b), vmulq_f32(x.c, y.c), vmulq_f32(x.d, y.d)};
+}
+
+static inline f64x8 f64x8_set(double x)
+{
+    float64x2_t v = vdupq_n_f64(x);
+    return (f64x8){v, v, v, v};
+}
+static inline f64x8 f64x8_load(const double *p)
+{
+    return (f64x8){vld1q_f64(p), vld1q_f64(p + 2), vld1q_f64(p + 4), vld1q_f64(p + 6)};
+}
+static inline void f64x8_store(double *p, f64x8 v)
+{
+    vst1q_f64(p, v.a);
+    vst1q_f64(p + 2, v.b);
+    vst1q_f64(p + 4, v.c);
+    vst1q_f64(p + 6, v.d);
+}
+static inline f64x8 f64x8_load_part(const double *p, int64_t n, f64x8 fill)
+{
+    double lanes[8];
+    f64x8_store(lanes, fill);
+    for (int64_t i = 0; i < n; i++)
+        lanes[i] = p[i];
+    return f64x8_load(lanes);
+}
+static inline void f64x8_store_part(double *p, int64_t n, f64x8 v)
+{
+    double lanes[8];
+    f64x8_store(lanes, v);
+    for (int64_t i = 0; i < n; i++)
+        p[i] = lanes[i];
+}
+static inline void f64x8_stream(double *p, f64x8 v) { f64x8_store(p, v); }
+static inline f64x8 f64x8_add(f64x8 x, f64x8 y)
+{
+    return (f64x8){vaddq_f64(x.a, y.a), vaddq_f64(x.b, y.b), vaddq_f64(x.c, y.c), vaddq_f64(x.d, y.d)};
+}
+static inline f64x8 f64x8_sub(f64x8 x, f64x8 y)
+{
+    return (f64x8){vsubq_f64(x.a, y.a), vsubq_f64(x.b, y.b), vsubq_f64(x.c, y.c), vsubq_f64(x.d, y.d)};
+}
+static inline f64x8 f64x8_mul(f64x8 x, f64x8 y)
+{
+    return (f64x8){vmulq_f64(x.a, y.a), vmulq_f64(x.b, y.b), vmulq_f64(x.c, y.c), vmulq_f64(x.d, y.d)};
+}
+
+static inline f64x8 f64x8_of_f32(float32x4_t low, float32x4_t high)
+{
+    return (f64x8){vcvt_f64_f32(vget_low_f32(low)), vcvt_high_f64_f32(low), vcvt_f64_f32(vget_low_f32(high)),
+                   vcvt_high_f64_f32(high)};
+}
+static inline f64x8 f64x8_widen(const float *p) { return f64x8_of_f32(vld1q_f32(p), vld1q_f32(p + 4)); }
+static inline f64x8 f64x8_widen_part(const float *p, int64_t n, f64x8 fill)
+{
+    double lanes[8];
+    f64x8_store(lanes, fill);
+    for (int64_t i = 0; i < n; i++)
+        lanes[i] = p[i];
+    return f64x8_load(lanes);
+}
+static inline f64x8 f32x16_fold(f32x16 v)
+{
+    return f64x8_add(f64x8_of_f32(v.a, v.b), f64x8_of_f32(v.c, v.d));
+}
+
+static inline void fbn_stream_fence(void) {}
+
+#endif

@@ -1,0 +1,63 @@
+/* vec_portable.h - the operations in plain C loops, for compilers without GNU vector extensions. It is what the other headers mean:
+ *
+ *   set        every lane holds a
+ *   load       16 floats (8 doubles) from p, aligned to the element
+ *   load_part  the first n lanes from p (1 <= n <= lanes), the others from fill; reads nothing past p + n
+ *   store, store_part
+ *   stream     a store past the caches where the machine has one; p aligned to 64 bytes
+ *   add, sub, mul
+ *   widen      8 floats as doubles, exactly; widen_part likewise with n and fill
+ *   fold       lane i + lane i + 8, as doubles: the first step of the halving tree
+ *   fbn_stream_fence  orders stream stores before what follows
+ */
+#ifndef FBN_VEC_H
+#define FBN_VEC_H
+
+#include <stdint.h>
+
+typedef struct { float v[16]; } f32x16;
+typedef struct { double v[8]; } f64x8;
+
+#define FBN_LANES(count, expression)  \
+    for (int i = 0; i < (count); i++) \
+    (expression)
+
+#define FBN_PORTABLE(V, T, W)                                                                   \
+    static inline V V##_set(T a) { V r; FBN_LANES(W, r.v[i] = a); return r; }                  \
+    static inline V V##_load(const T *p) { V r; FBN_LANES(W, r.v[i] = p[i]); return r; }       \
+    static inline V V##_load_part(const T *p, int64_t n, V fill)                               \
+    {                                                                                          \
+        FBN_LANES((int)n, fill.v[i] = p[i]);                                                   \
+        return fill;                                                                           \
+    }                                                                                          \
+    static inline void V##_store(T *p, V a) { FBN_LANES(W, p[i] = a.v[i]); }                   \
+    static inline void V##_store_part(T *p, int64_t n, V a) { FBN_LANES((int)n, p[i] = a.v[i]); } \
+    static inline void V##_stream(T *p, V a) { V##_store(p, a); }                              \
+    static inline V V##_add(V a, V b) { FBN_LANES(W, a.v[i] += b.v[i]); return a; }            \
+    static inline V V##_sub(V a, V b) { FBN_LANES(W, a.v[i] -= b.v[i]); return a; }            \
+    static inline V V##_mul(V a, V b) { FBN_LANES(W, a.v[i] *= b.v[i]); return a; }
+
+FBN_PORTABLE(f32x16, float, 16)
+FBN_PORTABLE(f64x8, double, 8)
+
+static inline f64x8 f64x8_widen(const float *p)
+{
+    f64x8 r;
+    FBN_LANES(8, r.v[i] = p[i]);
+    return r;
+}
+static inline f64x8 f64x8_widen_part(const float *p, int64_t n, f64x8 fill)
+{
+    FBN_LANES((int)n, fill.v[i] = p[i]);
+    return fill;
+}
+static inline f64x8 f32x16_fold(f32x16 a)
+{
+    f64x8 r;
+    FBN_LANES(8, r.v[i] = (double)a.v[i] + (double)a.v[i + 8]);
+    return r;
+}
+
+static inline void fbn_stream_fence(void) {}
+
+#endif

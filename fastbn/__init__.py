@@ -1,0 +1,22 @@
+"""fastbn: batch normalization for NumPy arrays on the CPU.
+
+BatchNorm is the layer; batch_norm_inference, batch_norm_training, batch_norm_backward and moments are the functions it is
+made of. See README.md, and csrc/fastbn.h for the numeric contract.
+"""
+import os as _os
+
+from . import _core
+from ._config import get_config, get_num_threads, rearm_threads, set_num_threads, show_config
+from ._functional import batch_norm_backward, batch_norm_inference, batch_norm_training, moments
+from ._layer import BatchNorm
+from ._moments import Moments
+
+__version__ = _core.version()
+
+__all__ = ["BatchNorm", "Moments", "batch_norm_backward", "batch_norm_inference", "batch_norm_training", "get_config",
+           "get_include", "get_num_threads", "moments", "rearm_threads", "set_num_threads", "show_config"]
+
+
+def get_include():
+    """The folder that holds fastbn.h, for the include path of a C compiler."""
+    return _os.path.join(_os.path.dirname(_os.path.abspath(__file__)), "include")

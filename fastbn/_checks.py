@@ -1,0 +1,144 @@
+"""Checks of arguments, shared by the functions and the layer. Each names the argument, what was seen, what was expected, and the
+likely cause; nothing has changed when one of them raises.
+"""
+import math
+import numbers
+
+import numpy as np
+
+DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
+
+
+def as_data(x, name):
+    """x as an aligned ndarray of native float32 or float64; without a copy where it is one. Raises TypeError, ValueError."""
+    if isinstance(x, (np.ma.MaskedArray, np.matrix)):
+        raise TypeError(f"{name} is a {type(x).__name__}, whose mask or two-dimensional rules would be lost: pass a plain "
+                        f"array, for example {'x.filled(...)' if isinstance(x, np.ma.MaskedArray) else 'np.asarray(x)'}")
+    a = np.asarray(x)
+    native = a.dtype.newbyteorder("=")
+    if native not in DTYPES:
+        raise TypeError(f"{name} has dtype {a.dtype}, expected float32 or float64{_dtype_advice(a.dtype, name)}")
+    if a.dtype != native or not a.dtype.isnative or not a.flags.aligned:
+        a = a.astype(native)
+    return a
+
+
+def _dtype_advice(dtype, name):
+    if dtype.kind in "iub":
+        return f": integers have no fractions to normalize to; convert with {name}.astype(np.float32)"
+    if dtype.kind == "O":
+        return ": is it a ragged list?"
+    return f": convert with {name}.astype(np.float32)" if dtype.kind == "f" else ""
+
+
+def batch(x, name="x"):
+    """as_data with a batch axis and a feature axis."""
+    a = as_data(x, name)
+    if a.ndim < 2:
+        raise ValueError(f"{name} has shape {a.shape}, expected at least 2 dimensions, a batch axis and a feature axis: "
+                         f"for a single sample pass {name}[None]")
+    return a
+
+
+def features(x, axes, c, owner="the layer"):
+    """Checks that x has c features along `axes`."""
+    found = math.prod(x.shape[i] for i in axes)
+    if found == c:
+        return
+    axis = axes[0] if len(axes) == 1 else axes
+    others = [i for i in range(x.ndim) if x.shape[i] == c]
+    cause = ""
+    if x.ndim - 1 in others and axis != x.ndim - 1:
+        cause = ": is the input channels-last? pass axis=-1"
+    elif others:
+        cause = f": are the features on axis {others[-1]}? pass axis={others[-1]}"
+    raise ValueError(f"axis {axis} of x has {found} entries and {owner} {c} features (x has shape {x.shape}){cause}")
+
+
+def parameter(value, name, c, dtype=None):
+    """value as a contiguous, aligned array of shape (c,) with the dtype, or its own float32 or float64. None stays None."""
+    if value is None:
+        return None
+    a = as_data(value, name)
+    if a.shape != (c,):
+        raise ValueError(f"{name} has shape {a.shape}, expected ({c},): one entry for each feature")
+    return np.ascontiguousarray(a, dtype)
+
+
+def epsilon(eps):
+    eps = _real(eps, "eps")
+    if not 0.0 < eps < math.inf:
+        raise ValueError(f"eps is {eps}, expected a finite number above 0: it keeps 1 / sqrt(var + eps) finite")
+    return eps
+
+
+def _real(value, name):
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (numbers.Real, np.floating)):
+        raise TypeError(f"{name} is {value!r}, expected a number")
+    return float(value)
+
+
+def momentum(value):
+    """None or a number in [0, 1]."""
+    if value is None:
+        return None
+    value = _real(value, "momentum")
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"momentum is {value}, expected a number from 0 to 1 (the weight of the old average) or None (the "
+                         "cumulative average)")
+    return value
+
+
+def threads(num_threads):
+    """The C core's number: 0 for None."""
+    if num_threads is None:
+        return 0
+    if isinstance(num_threads, (bool, np.bool_)) or not isinstance(num_threads, (int, np.integer)):
+        raise TypeError(f"num_threads is {num_threads!r}, expected a positive int or None")
+    if num_threads < 1:
+        raise ValueError(f"num_threads is {num_threads}, expected at least 1, or None for the settings' number")
+    return min(int(num_threads), 2**31 - 1)
+
+
+def output(out, like, inputs, arrangement):
+    """Checks `out` for a result with the shape and dtype of `like` and gives its (n, c, s) view.
+
+    inputs: {name: array} that are read while out is written; out may be one of them, but not overlap one in part.
+    """
+    if not isinstance(out, np.ndarray) or isinstance(out, (np.ma.MaskedArray, np.matrix)):
+        raise TypeError(f"out is a {type(out).__name__}, expected a NumPy array")
+    if out.shape != like.shape:
+        raise ValueError(f"out has shape {out.shape}, expected {like.shape}, the shape of the input")
+    if out.dtype != like.dtype or not out.dtype.isnative:
+        raise ValueError(f"out has dtype {out.dtype}, expected {like.dtype}, the dtype of the input")
+    if not out.flags.writeable:
+        raise ValueError("out is read-only")
+    if not out.flags.aligned:
+        raise ValueError("out is not aligned to its dtype: pass a copy of it")
+    view = arrangement.view(np.asarray(out))
+    if view is None or _overlaps_itself(view):
+        raise ValueError(f"out has strides {out.strides}, a layout that cannot be written in place for axis "
+                         f"{arrangement.order[arrangement.first]}: pass a contiguous array")
+    for name, a in inputs.items():
+        refuse_overlap(out, a, name)
+    return view
+
+
+def refuse_overlap(out, a, name):
+    if a is None or not np.may_share_memory(out, a):
+        return
+    same = (out.__array_interface__["data"][0] == a.__array_interface__["data"][0] and out.shape == a.shape
+            and out.strides == a.strides and out.dtype == a.dtype)
+    if not same and np.shares_memory(out, a):
+        raise ValueError(f"out and {name} overlap: pass {name} itself to compute in place, or memory of its own")
+
+
+def _overlaps_itself(view):
+    if view.size == 0:
+        return False
+    reach = view.itemsize
+    for stride, size in sorted((abs(stride), size) for stride, size in zip(view.strides, view.shape) if size > 1):
+        if stride < reach:
+            return True
+        reach = stride * size
+    return False

@@ -1,0 +1,62 @@
+# The C interface of fastbn for Cython. See include/fastbn.h for what each function does.
+from libc.stdint cimport int64_t
+
+cdef extern from "fastbn.h" nogil:
+    ctypedef enum fastbn_status:
+        FASTBN_OK
+        FASTBN_ERROR_NULL
+        FASTBN_ERROR_SHAPE
+        FASTBN_ERROR_STRIDE
+        FASTBN_ERROR_DTYPE
+        FASTBN_ERROR_MEMORY
+        FASTBN_ERROR_ISA_UNKNOWN
+        FASTBN_ERROR_ISA_UNSUPPORTED
+
+    ctypedef enum fastbn_dtype:
+        FASTBN_FLOAT32
+        FASTBN_FLOAT64
+
+    ctypedef struct fastbn_shape:
+        int64_t n, c, s
+        fastbn_dtype dtype
+
+    ctypedef struct fastbn_input:
+        const void *data
+        int64_t stride_n, stride_c
+
+    ctypedef struct fastbn_output:
+        void *data
+        int64_t stride_n, stride_c
+
+    ctypedef struct fastbn_params:
+        const void *gamma
+        const void *beta
+        fastbn_dtype dtype
+
+    fastbn_status fastbn_moments(const fastbn_shape *shape, fastbn_input x, double *mean, double *m2, int num_threads)
+    fastbn_status fastbn_inference(const fastbn_shape *shape, fastbn_input x, const void *mean, const void *var,
+                                   const fastbn_params *params, double eps, fastbn_output y, int num_threads)
+    fastbn_status fastbn_training(const fastbn_shape *shape, fastbn_input x, const fastbn_params *params, double eps,
+                                  fastbn_output y, double *mean, double *var, double *rstd, int num_threads)
+    fastbn_status fastbn_backward(const fastbn_shape *shape, fastbn_input x, fastbn_input dy,
+                                  const fastbn_params *params, const double *mean, const double *rstd, int frozen,
+                                  fastbn_output dx, void *dgamma, void *dbeta, int num_threads)
+    fastbn_status fastbn_update_running(int64_t c, const double *mean, const double *var, double momentum,
+                                        double var_scale, void *running_mean, void *running_var, fastbn_dtype dtype)
+    int fastbn_wants_packed(const fastbn_shape *shape)
+
+    const char *fastbn_version()
+    int fastbn_abi_version()
+    const char *fastbn_status_text(fastbn_status status)
+
+    const char *fastbn_isa_name(int index)
+    int fastbn_isa_built(const char *name)
+    int fastbn_isa_supported(const char *name)
+    fastbn_status fastbn_isa_active(const char **name)
+    fastbn_status fastbn_set_isa(const char *name)
+
+    int fastbn_get_num_threads()
+    void fastbn_set_num_threads(int num_threads)
+    void fastbn_rearm_threads()
+    const char *fastbn_openmp()
+    int64_t fastbn_cache_bytes(int level)

@@ -1,0 +1,208 @@
+"""Batch normalization as functions of arrays: inference, training, backward, moments.
+
+Formulas: Ioffe and Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing Internal Covariate Shift", 2015
+(arXiv:1502.03167), algorithms 1 and 2. How they are computed: csrc/fastbn.h.
+"""
+import numpy as np
+
+from . import _checks, _core
+from ._canonical import arrange, normalize_axes
+from ._moments import Moments
+
+_MOMENTS = {np.dtype(np.float32): _core.moments_f32, np.dtype(np.float64): _core.moments_f64}
+_INFERENCE = {np.dtype(np.float32): _core.inference_f32, np.dtype(np.float64): _core.inference_f64}
+_TRAINING = {np.dtype(np.float32): _core.training_f32, np.dtype(np.float64): _core.training_f64}
+_BACKWARD = {np.dtype(np.float32): _core.backward_f32, np.dtype(np.float64): _core.backward_f64}
+
+_RESULTS = ("dx", "dgamma", "dbeta")
+
+
+class Saved:
+    """What a forward call leaves for the backward call.
+
+    mean, var, rstd: float64 arrays of shape (C,); var is the biased variance, rstd = 1 / sqrt(var + eps). It refers to x
+    (without copying it: keep x unchanged until backward) and holds a copy of gamma.
+    """
+
+    __slots__ = ("mean", "var", "rstd", "x", "axes", "gamma", "param_dtype", "frozen")
+
+    def __init__(self, x, axes, gamma, *, mean, var, rstd, frozen):
+        self.x, self.axes, self.frozen = x, axes, frozen
+        self.mean, self.var, self.rstd = mean, var, rstd
+        self.gamma = None if gamma is None else gamma.astype(np.float64)
+        self.param_dtype = x.dtype if gamma is None else gamma.dtype
+
+    def forget_input(self):
+        """After a forward call that wrote over x."""
+        self.x = None
+
+    def __repr__(self):
+        kind = "frozen" if self.frozen else "batch"
+        return f"Saved({kind} statistics of {self.mean.size} features)"
+
+
+def _wide(parameter):
+    return None if parameter is None else parameter.astype(np.float64, copy=False)
+
+
+def _prepare(x, axis, params):
+    """Checks x and the parameters. Gives x as an array, its feature axes, the number of features, the parameters."""
+    x = _checks.batch(x)
+    axes = normalize_axes(axis, x.ndim)
+    c = int(np.prod([x.shape[i] for i in axes]))
+    checked = {}
+    for name, value in params.items():
+        if value is not None and np.shape(value) != (c,):
+            _checks.features(x, axes, np.size(value), name) if np.ndim(value) == 1 else None
+        checked[name] = _checks.parameter(value, name, c)
+    return x, axes, c, checked
+
+
+def _target(out, x, axes, inputs):
+    """(arrangement, the array to return, its (n, c, s) view)."""
+    if out is None:
+        arrangement = arrange(x, axes)
+        return arrangement, *arrangement.empty(x.dtype)
+    like = out if isinstance(out, np.ndarray) and out.shape == x.shape else x
+    arrangement = arrange(like, axes)
+    return arrangement, out, _checks.output(out, x, inputs, arrangement)
+
+
+def batch_norm_inference(x, mean, var, gamma=None, beta=None, *, eps=1e-5, axis=1, out=None, num_threads=None,
+                         return_saved=False):
+    """Normalizes x with given statistics: y = (x - mean) / sqrt(var + eps) * gamma + beta.
+
+    x: array with a feature axis, float32 or float64, at least 2 dimensions; lists and objects with __array__ are converted.
+    mean, var: statistics of shape (C,), float32 or float64, for example the moving averages; var is used as it is.
+    gamma, beta: scale and shift of shape (C,); None stands for ones and for zeros.
+    eps: added to the variance; above 0.
+    axis: the feature axis, or a tuple of them (then C is the product of their sizes, in ascending order of the axes).
+    out: array of x's shape and dtype to write to; it may be x. It is returned.
+    num_threads: at most so many threads; it can only lower the settings.
+    return_saved: also return what batch_norm_backward needs, with the statistics as constants.
+
+    Returns y, of x's shape and dtype; with return_saved (y, saved).
+    Raises TypeError (integers, masked arrays, matrices), ValueError (shapes, eps, axis, out; overlapping memory).
+    Source: Ioffe and Szegedy 2015, algorithm 2.
+    """
+    x, axes, c, p = _prepare(x, axis, {"mean": mean, "var": var, "gamma": gamma, "beta": beta})
+    for name in ("mean", "var"):
+        if p[name] is None:
+            raise ValueError(f"{name} is None, expected an array of shape ({c},)")
+    eps, threads = _checks.epsilon(eps), _checks.threads(num_threads)
+    arrangement, y, target = _target(out, x, axes, {"x": x, **p})
+    source = arrangement.readable(x)
+    mean, var = _wide(p["mean"]), _wide(p["var"])
+    saved = None
+    if return_saved:
+        with np.errstate(all="ignore"):
+            rstd = 1.0 / np.sqrt(var + eps)
+        saved = Saved(x, axes, p["gamma"], mean=mean.copy(), var=var.copy(), rstd=rstd, frozen=True)
+        if np.may_share_memory(y, x):
+            saved.forget_input()
+    if x.size:
+        _INFERENCE[x.dtype](source, mean, var, _wide(p["gamma"]), _wide(p["beta"]), eps, target, threads)
+    return (y, saved) if return_saved else y
+
+
+def batch_norm_training(x, gamma=None, beta=None, *, eps=1e-5, axis=1, out=None, num_threads=None):
+    """Normalizes x with its own statistics: y = (x - mean) * rstd * gamma + beta, rstd = 1 / sqrt(var + eps).
+
+    mean and var (biased) are taken of each feature over all other axes. The arguments are those of batch_norm_inference. With
+    out=x the input is gone, and batch_norm_backward raises RuntimeError.
+
+    Returns (y, saved): y of x's shape and dtype; saved.mean, saved.var, saved.rstd are float64 arrays of shape (C,), and
+    batch_norm_backward takes it. For an empty batch mean is 0, var and rstd are NaN.
+    Raises TypeError, ValueError as batch_norm_inference does.
+    Source: Ioffe and Szegedy 2015, algorithm 1.
+    """
+    x, axes, c, p = _prepare(x, axis, {"gamma": gamma, "beta": beta})
+    eps, threads = _checks.epsilon(eps), _checks.threads(num_threads)
+    arrangement, y, target = _target(out, x, axes, {"x": x, **p})
+    source = arrangement.readable(x)
+    mean, var, rstd = np.zeros(c), np.full(c, np.nan), np.full(c, np.nan)
+    if x.size:
+        _TRAINING[x.dtype](source, _wide(p["gamma"]), _wide(p["beta"]), eps, target, mean, var, rstd, threads)
+    saved = Saved(x, axes, p["gamma"], mean=mean, var=var, rstd=rstd, frozen=False)
+    if out is not None and np.may_share_memory(y, x):
+        saved.forget_input()
+    return y, saved
+
+
+def batch_norm_backward(dy, saved, *, out=None, needs=_RESULTS, num_threads=None):
+    """Gradients of a loss with respect to x, gamma and beta, from its gradient dy with respect to y.
+
+    With N entries of each feature:
+        dbeta  = sum(dy)
+        dgamma = sum(dy * (x - mean)) * rstd
+        dx     = gamma * rstd * (dy - dbeta / N - (x - mean) * rstd * dgamma / N)
+    and where the statistics were constants (saved by batch_norm_inference) dx = gamma * rstd * dy.
+
+    dy: array of x's shape; converted to x's dtype.
+    saved: what the forward call returned.
+    out: array for dx, of x's shape and dtype; it may be dy. It is returned as dx.
+    needs: which of "dx", "dgamma", "dbeta" to compute; the others are None.
+    num_threads: at most so many threads.
+
+    Returns (dx, dgamma, dbeta): dx has x's dtype; dgamma and dbeta, of shape (C,), that of gamma, or x's where gamma was None.
+    Raises TypeError, ValueError (a dy of another shape, unknown names in needs, out), RuntimeError (x was overwritten).
+    Source: Ioffe and Szegedy 2015, section 3.
+    """
+    needs = _needed(needs)
+    if not isinstance(saved, Saved):
+        raise TypeError(f"saved is a {type(saved).__name__}, expected what batch_norm_training or "
+                        "batch_norm_inference(..., return_saved=True) returned")
+    if saved.x is None:
+        raise RuntimeError("x was overwritten by the forward call (out=x), and the gradient needs it: pass another out=")
+    x, threads = saved.x, _checks.threads(num_threads)
+    dy = _checks.as_data(dy, "dy")
+    if dy.shape != x.shape:
+        raise ValueError(f"dy has shape {dy.shape}, expected {x.shape}, the shape of x in the forward call")
+    dy = dy.astype(x.dtype, copy=False)
+    if out is not None and "dx" not in needs:
+        raise ValueError(f"out is given, but needs is {tuple(needs)}: dx is not computed")
+    dx = target = None
+    arrangement = arrange(x, saved.axes)
+    if "dx" in needs:
+        arrangement, dx, target = _target(out, x, saved.axes, {"dy": dy, "x": x})
+    c = saved.mean.size
+    dgamma = np.zeros(c) if "dgamma" in needs else None
+    dbeta = np.zeros(c) if "dbeta" in needs else None
+    if x.size and needs:
+        uses_x = dgamma is not None or not saved.frozen
+        _BACKWARD[x.dtype](arrangement.readable(x) if uses_x else None, arrangement.readable(dy), saved.gamma,
+                           saved.mean, saved.rstd, saved.frozen, target, dgamma, dbeta, threads)
+    return dx, _as_parameter(dgamma, saved), _as_parameter(dbeta, saved)
+
+
+def _as_parameter(gradient, saved):
+    with np.errstate(over="ignore"):
+        return None if gradient is None else gradient.astype(saved.param_dtype, copy=False)
+
+
+def _needed(needs):
+    names = (needs,) if isinstance(needs, str) else tuple(needs)
+    unknown = [name for name in names if name not in _RESULTS]
+    if unknown:
+        raise ValueError(f"needs contains {unknown[0]!r}, expected some of {', '.join(_RESULTS)}")
+    return set(names)
+
+
+def moments(x, *, axis=1, num_threads=None):
+    """The statistics of each feature of x, in a form that can be merged: count, mean, sum of squared deviations.
+
+    x, axis, num_threads: as for batch_norm_inference.
+
+    Returns a Moments. Its mean is within 1 float32 ulp of max(|mean|, std), its variance within 1e-6 (relative), for mean / std
+    up to 1e6. The moments of nothing have count 0, mean 0 and variance NaN.
+    Raises TypeError, ValueError.
+
+    The statistics of a whole data set, batch by batch:
+        total = sum(fastbn.moments(x) for x in batches)
+    """
+    x, axes, c, _ = _prepare(x, axis, {})
+    threads = _checks.threads(num_threads)
+    mean, m2 = np.zeros(c), np.zeros(c)
+    if x.size:
+        _MOMENTS[x.dtype](arrange(x, axes).readable(x), mean, m2, threads)
+    return Moments(x.size // c if c else 0, mean, m2)

@@ -1,0 +1,315 @@
+"""BatchNorm, the layer: gamma, beta, and the moving averages."""
+import os
+import warnings
+
+import numpy as np
+
+from . import _checks, _core, _state
+from ._canonical import normalize_axes
+from ._functional import batch_norm_backward, batch_norm_inference, batch_norm_training
+
+_UPDATE_RUNNING = {np.dtype(np.float32): _core.update_running_f32, np.dtype(np.float64): _core.update_running_f64}
+
+
+class BatchNorm(_core.LayerBase):
+    """Batch normalization over a feature axis, with learned scale and shift.
+
+    Training: y = (x - mean) / sqrt(var + eps) * gamma + beta with the mean and the biased variance of each feature over the
+    batch, and
+        running_mean = momentum * running_mean + (1 - momentum) * mean
+        running_var  = momentum * running_var  + (1 - momentum) * var * N / (N - ddof)
+    Inference (after eval()): the same formula with running_mean and running_var.
+
+    num_features: C, the size of the feature axis.
+    axis: the feature axis: 1 for (N, C) and channels-first data, -1 for channels-last; or a tuple of axes.
+    eps: added to the variance; above 0.
+    momentum: the weight that the OLD average keeps, as in ONNX, Keras and Flax. The default 0.9 is PyTorch's default 0.1. None: the
+        average of all batches so far, each with the same weight.
+    ddof: 1: the running variance takes the unbiased variance, as in PyTorch; 0: the biased one, as in Keras and Flax.
+    center, scale: whether there is a beta, a gamma.
+    track_running_stats: False: no moving averages; inference uses the statistics of its batch too.
+    dtype: float32 or float64, of the parameters and the moving averages. The data may be either.
+
+    Attributes: gamma, beta, running_mean, running_var (arrays of shape (C,), or None), num_batches_tracked, dgamma, dbeta (set by
+    backward), training, num_features, dtype, eps, momentum, axis, ddof. A layer starts in training mode.
+
+    A layer in inference mode may be called from many threads at once.
+    Raises TypeError, ValueError for arguments out of range; warns where momentum < 0.5, since PyTorch's momentum means the opposite.
+    Source: Ioffe and Szegedy 2015 (arXiv:1502.03167).
+    """
+
+    def __init__(self, num_features, *, axis=1, eps=1e-5, momentum=0.9, ddof=1, center=True, scale=True,
+                 track_running_stats=True, dtype=np.float32):
+        self._set_num_features(_positive(num_features))
+        self.axis, self.eps, self.momentum, self.ddof = axis, eps, momentum, ddof
+        self.dtype = _layer_dtype(dtype)
+        self._center, self._scale, self._tracks = bool(center), bool(scale), bool(track_running_stats)
+        self._set_arrays(
+            gamma=np.ones(num_features, self.dtype) if scale else None,
+            beta=np.zeros(num_features, self.dtype) if center else None,
+            mean=np.zeros(num_features, self.dtype) if track_running_stats else None,
+            var=np.ones(num_features, self.dtype) if track_running_stats else None)
+        self.num_batches_tracked = 0 if track_running_stats else None
+        self.dgamma = self.dbeta = None
+        self._saved = None
+        self._keeps_input = False
+        self._warned_single = False
+        self._enable_fast_path(type(self).forward is BatchNorm.forward)
+
+    # ---- settings ----
+
+    @property
+    def axis(self):
+        return self._axis
+
+    @axis.setter
+    def axis(self, value):
+        ndim = 1 + max((abs(i) for i in (value if isinstance(value, (tuple, list)) else [value])
+                        if isinstance(i, (int, np.integer))), default=0)
+        normalize_axes(value, ndim)
+        self._axis = tuple(value) if isinstance(value, (tuple, list)) else int(value)
+        self._set_axis(self._axis if isinstance(self._axis, int) else None)
+
+    @property
+    def eps(self):
+        return self._get_eps()
+
+    @eps.setter
+    def eps(self, value):
+        self._set_eps(_checks.epsilon(value))
+
+    @property
+    def momentum(self):
+        return self._momentum
+
+    @momentum.setter
+    def momentum(self, value):
+        self._momentum = _checks.momentum(value)
+        if self._momentum is not None and self._momentum < 0.5:
+            warnings.warn(f"momentum={self._momentum} is the weight of the old average, which hardly keeps anything: PyTorch's "
+                          f"momentum is the weight of the new batch; its {self._momentum} is "
+                          f"{1 - self._momentum:g} here", UserWarning, stacklevel=3)
+
+    @property
+    def ddof(self):
+        return self._ddof
+
+    @ddof.setter
+    def ddof(self, value):
+        if value not in (0, 1):
+            raise ValueError(f"ddof is {value!r}, expected 1 (unbiased running variance) or 0 (biased)")
+        self._ddof = int(value)
+
+    # ---- parameters and moving averages ----
+
+    gamma = property(lambda self: self._get_gamma(), lambda self, value: self._assign("gamma", value, self._scale))
+    beta = property(lambda self: self._get_beta(), lambda self, value: self._assign("beta", value, self._center))
+    running_mean = property(lambda self: self._get_mean(), lambda self, value: self._assign("mean", value, self._tracks))
+    running_var = property(lambda self: self._get_var(), lambda self, value: self._assign("var", value, self._tracks))
+
+    def _assign(self, name, value, exists):
+        if not exists:
+            switch = {"gamma": "scale", "beta": "center"}.get(name, "track_running_stats")
+            raise ValueError(f"this layer has no {_state.PUBLIC_NAMES[name]}: it was made with {switch}=False")
+        if value is None:
+            raise ValueError(f"{_state.PUBLIC_NAMES[name]} cannot be None: expected an array of shape "
+                             f"({self.num_features},)")
+        array = _checks.parameter(value, _state.PUBLIC_NAMES[name], self.num_features, self.dtype)
+        self._set_arrays(**{name: array if array.flags.writeable else array.copy()})
+
+    def parameters(self):
+        """[(name, value, gradient), ...] for gamma and beta, those that the layer has; gradient is None before backward."""
+        triples = [("gamma", self.gamma, self.dgamma), ("beta", self.beta, self.dbeta)]
+        return [triple for triple in triples if triple[1] is not None]
+
+    def reset_running_stats(self):
+        """Sets the moving averages back to mean 0 and variance 1, and the batch counter to 0."""
+        if self._tracks:
+            self.running_mean[:] = 0
+            self.running_var[:] = 1
+            self.num_batches_tracked = 0
+
+    def update(self, moments):
+        """Takes `moments`, a Moments of C features, as the running statistics: those of a whole data set, say.
+
+        The running variance is moments.var(ddof) with the layer's ddof. Raises TypeError, ValueError, RuntimeError (no running statistics).
+        """
+        from ._moments import Moments
+
+        if not isinstance(moments, Moments):
+            raise TypeError(f"moments is a {type(moments).__name__}, expected fastbn.Moments")
+        if not self._tracks:
+            raise RuntimeError("this layer has no running statistics: it was made with track_running_stats=False")
+        if moments.mean.size != self.num_features:
+            raise ValueError(f"moments has {moments.mean.size} features and the layer {self.num_features}")
+        if moments.count <= self.ddof:
+            raise ValueError(f"moments has count {moments.count}, expected more than ddof={self.ddof}")
+        with np.errstate(over="ignore"):
+            self.running_mean[:] = moments.mean
+            self.running_var[:] = moments.var(self.ddof)
+
+    # ---- modes ----
+
+    def train(self, mode=True):
+        """Training mode, or with mode=False inference mode. Returns the layer."""
+        self.training = bool(mode)
+        self._keeps_input = False
+        return self
+
+    def eval(self, *, backward=False):
+        """Inference mode. backward=True: forward calls keep what backward needs, the statistics being constants. Returns the layer."""
+        self.train(False)
+        self._keeps_input = bool(backward)
+        return self
+
+    # ---- forward and backward ----
+
+    def forward(self, x, *, out=None):
+        """Normalizes x; in training mode also updates the moving averages. bn(x) is the same.
+
+        x: float32 or float64 array with C entries on the layer's axis, at least 2 dimensions. out: array of x's shape and dtype
+        to write to, which may be x. Returns y, of x's shape and dtype.
+        An empty batch changes nothing. With one value per feature, training gives y = beta, leaves the moving averages alone and warns once.
+        Raises TypeError, ValueError.
+        """
+        if not self.training and not self._keeps_input:
+            y = self._infer(x, out)
+            if y is not None:
+                return y
+        x = _checks.batch(x)
+        axes = normalize_axes(self.axis, x.ndim)
+        _checks.features(x, axes, self.num_features)
+        if out is not None:
+            self._refuse_state_as(out)
+        if self.training or not self._tracks:
+            return self._normalize_by_batch(x, axes, out)
+        result = batch_norm_inference(x, self.running_mean, self.running_var, self.gamma, self.beta, eps=self.eps,
+                                      axis=axes, out=out, return_saved=self._keeps_input)
+        if not self._keeps_input:
+            return result
+        y, self._saved = result
+        return y
+
+    def _normalize_by_batch(self, x, axes, out):
+        y, saved = batch_norm_training(x, self.gamma, self.beta, eps=self.eps, axis=axes, out=out)
+        if self.training or self._keeps_input:
+            self._saved = saved
+        if self.training:
+            self._update_running_stats(saved, x.size // self.num_features)
+        return y
+
+    def _refuse_state_as(self, out):
+        if isinstance(out, np.ndarray):
+            for name, a in (("running_mean", self.running_mean), ("running_var", self.running_var)):
+                if a is not None and np.shares_memory(out, a):
+                    raise ValueError(f"out and {name} overlap: pass memory of its own")
+
+    def _update_running_stats(self, saved, count):
+        if count == 1 and not self._warned_single:
+            self._warned_single = True
+            warnings.warn("one value per feature: its variance is 0 and y is beta; the moving averages stay as they are",
+                          UserWarning, stacklevel=4)
+        if count <= 1 or not self._tracks:
+            return
+        seen = self.num_batches_tracked
+        momentum = seen / (seen + 1) if self.momentum is None else self.momentum
+        _UPDATE_RUNNING[self.dtype](saved.mean, saved.var, momentum, count / (count - self.ddof), self.running_mean,
+                                    self.running_var)
+        self.num_batches_tracked = seen + 1
+
+    def backward(self, dy, *, out=None):
+        """The gradient dx of the last forward call; sets dgamma and dbeta (overwrites them).
+
+        dy: array of y's shape. out: array for dx, which may be dy. Lets go of the forward call's input: one backward for each forward.
+        Formulas: fastbn.batch_norm_backward. Raises RuntimeError (no forward call to go back through), TypeError, ValueError.
+        """
+        if self._saved is None:
+            raise RuntimeError("backward without a forward call: call forward first (in inference mode after "
+                               "eval(backward=True)), once for each backward")
+        needs = ["dx"] + ["dgamma"] * self._scale + ["dbeta"] * self._center
+        dx, dgamma, dbeta = batch_norm_backward(dy, self._saved, out=out, needs=needs)
+        self._saved = None
+        self.dgamma = None if dgamma is None else dgamma.astype(self.dtype, copy=False)
+        self.dbeta = None if dbeta is None else dbeta.astype(self.dtype, copy=False)
+        return dx
+
+    # ---- state ----
+
+    def state_dict(self):
+        """Copies of gamma, beta, running_mean, running_var and num_batches_tracked, those that the layer has, by name."""
+        return _state.copies(self)
+
+    def load_state_dict(self, state):
+        """Fills the layer from a dict as state_dict gives. Raises TypeError, ValueError and changes nothing where it does not fit."""
+        _state.fill(self, state)
+        return self
+
+    def save(self, path):
+        """Writes state_dict() to a .npz file, without pickle. Raises OSError."""
+        _state.save(self, os.fspath(path))
+
+    def load(self, path):
+        """Fills the layer from a file that save wrote, and returns it. Raises OSError, ValueError (corrupt, or of another layer)."""
+        _state.fill(self, _state.read(os.fspath(path)))
+        return self
+
+    # ---- copies ----
+
+    def __reduce__(self):
+        return _rebuild, (type(self), self._settings()), self.__getstate__()
+
+    def _settings(self):
+        return {"num_features": self.num_features, "axis": self.axis, "eps": self.eps, "ddof": self.ddof,
+                "center": self._center, "scale": self._scale, "track_running_stats": self._tracks, "dtype": self.dtype}
+
+    def __getstate__(self):
+        """Everything but the context of the last forward call, which belongs to this layer's own backward."""
+        own = {key: value for key, value in self.__dict__.items() if key != "_saved"}
+        return own, self.training, _state.arrays(self)
+
+    def __setstate__(self, state):
+        own, training, arrays = state
+        self.__dict__.update(own)
+        self.training = training
+        self._set_arrays(**arrays)
+
+    def __copy__(self):
+        """A layer of its own: it does not share arrays with this one."""
+        return self.__deepcopy__({})
+
+    def __deepcopy__(self, memo):
+        import copy
+
+        twin = _rebuild(type(self), self._settings())
+        memo[id(self)] = twin
+        twin.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        return twin
+
+    def __repr__(self):
+        parts = [str(self.num_features), f"axis={self.axis}", f"eps={self.eps:g}", f"momentum={self.momentum}",
+                 f"ddof={self.ddof}"]
+        parts += [f"{name}=False" for name, on in (("center", self._center), ("scale", self._scale),
+                                                   ("track_running_stats", self._tracks)) if not on]
+        parts.append(f"dtype={self.dtype.name}")
+        return f"BatchNorm({', '.join(parts)})"
+
+
+def _rebuild(cls, settings):
+    layer = cls.__new__(cls)
+    BatchNorm.__init__(layer, **settings)
+    return layer
+
+
+def _positive(num_features):
+    if isinstance(num_features, (bool, np.bool_)) or not isinstance(num_features, (int, np.integer)):
+        raise TypeError(f"num_features is {num_features!r}, expected an int")
+    if num_features < 1:
+        raise ValueError(f"num_features is {num_features}, expected at least 1")
+    return int(num_features)
+
+
+def _layer_dtype(dtype):
+    dtype = np.dtype(dtype)
+    if dtype not in _checks.DTYPES:
+        raise TypeError(f"dtype is {dtype}, expected float32 or float64")
+    return dtype

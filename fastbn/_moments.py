@@ -1,0 +1,73 @@
+"""Count, mean and sum of squared deviations of each feature, mergeable."""
+import numbers
+
+import numpy as np
+
+
+class Moments:
+    """Statistics of some entries of C features, which can be merged with those of others.
+
+    count: entries of each feature, an int.
+    mean, M2: float64 arrays of shape (C,): the mean, and the sum of (x - mean)^2.
+
+    The moments of two sets of entries give those of their union, as if all had been seen at once:
+        delta = mean_b - mean_a
+        mean  = mean_a + delta * n_b / n
+        M2    = M2_a + M2_b + delta^2 * n_a * n_b / n
+    Source: Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances", 1979.
+    """
+
+    __slots__ = ("count", "mean", "M2")
+
+    def __init__(self, count, mean, M2):
+        """Raises TypeError, ValueError where count is no natural number or the arrays are not of one shape (C,)."""
+        if isinstance(count, bool) or not isinstance(count, (int, np.integer)):
+            raise TypeError(f"count is {count!r}, expected an int")
+        if count < 0:
+            raise ValueError(f"count is {count}, expected 0 or more")
+        mean, M2 = np.array(mean, np.float64), np.array(M2, np.float64)
+        if mean.ndim != 1 or mean.shape != M2.shape:
+            raise ValueError(f"mean has shape {mean.shape} and M2 {M2.shape}, expected one shape (C,)")
+        self.count, self.mean, self.M2 = int(count), mean, M2
+
+    def var(self, ddof=0):
+        """The variance M2 / (count - ddof), shape (C,), float64; NaN where count <= ddof."""
+        if self.count <= ddof:
+            return np.full(self.mean.shape, np.nan)
+        return self.M2 / (self.count - ddof)
+
+    def merge(self, other):
+        """The moments of the entries of both, a new object. Raises TypeError, ValueError (another number of features)."""
+        if not isinstance(other, Moments):
+            raise TypeError(f"other is a {type(other).__name__}, expected Moments")
+        if self.mean.shape != other.mean.shape:
+            raise ValueError(f"other has {other.mean.size} features, expected {self.mean.size}")
+        if not self.count or not other.count:
+            whole = self if self.count else other
+            return Moments(whole.count, whole.mean, whole.M2)
+        count = self.count + other.count
+        with np.errstate(all="ignore"):
+            delta = other.mean - self.mean
+            mean = self.mean + delta * (other.count / count)
+            M2 = self.M2 + other.M2 + delta * delta * (self.count * (other.count / count))
+        return Moments(count, mean, M2)
+
+    def __add__(self, other):
+        return self.merge(other) if isinstance(other, Moments) else NotImplemented
+
+    def __radd__(self, other):
+        """So that sum() over moments works: it starts from 0."""
+        if isinstance(other, numbers.Integral) and other == 0:
+            return Moments(self.count, self.mean, self.M2)
+        return NotImplemented
+
+    def __eq__(self, other):
+        if not isinstance(other, Moments):
+            return NotImplemented
+        return (self.count == other.count and np.array_equal(self.mean, other.mean, equal_nan=True)
+                and np.array_equal(self.M2, other.M2, equal_nan=True))
+
+    __hash__ = None
+
+    def __repr__(self):
+        return f"Moments(count={self.count}, mean={self.mean!r}, M2={self.M2!r})"

@@ -1,0 +1,77 @@
+"""The state of a layer in and out: dicts and .npz files."""
+import os
+import zipfile
+import zlib
+
+import numpy as np
+
+from . import _checks
+
+# By the name under which the layer's base keeps it.
+PUBLIC_NAMES = {"gamma": "gamma", "beta": "beta", "mean": "running_mean", "var": "running_var"}
+
+
+def arrays(layer):
+    """The layer's own arrays by internal name, those that it has."""
+    found = {name: getattr(layer, public) for name, public in PUBLIC_NAMES.items()}
+    return {name: a for name, a in found.items() if a is not None}
+
+
+def copies(layer):
+    state = {PUBLIC_NAMES[name]: a.copy() for name, a in arrays(layer).items()}
+    if layer.num_batches_tracked is not None:
+        state["num_batches_tracked"] = np.array(layer.num_batches_tracked, np.int64)
+    return state
+
+
+def _counter(value):
+    a = np.asarray(value)
+    if a.ndim != 0 or a.dtype.kind not in "iu" or a < 0:
+        raise ValueError(f"num_batches_tracked is {value!r}, expected a whole number, 0 or more")
+    return int(a)
+
+
+def _check_names(layer, state):
+    if not hasattr(state, "keys"):
+        raise TypeError(f"state is a {type(state).__name__}, expected a dict as state_dict() gives")
+    expected, found = set(copies(layer)), set(state.keys())
+    for problem, names in (("lacks", expected - found), ("has unexpected", found - expected)):
+        if names:
+            raise ValueError(f"state {problem} {', '.join(sorted(map(str, names)))}; expected exactly "
+                             f"{', '.join(sorted(expected))}: was it saved from a layer with other switches?")
+
+
+def fill(layer, state):
+    """Everything is checked before the first array is written."""
+    _check_names(layer, state)
+    checked = {name: _checks.parameter(state[PUBLIC_NAMES[name]], PUBLIC_NAMES[name], layer.num_features)
+               for name in arrays(layer)}
+    counter = _counter(state["num_batches_tracked"]) if "num_batches_tracked" in state else None
+    for name, a in arrays(layer).items():
+        with np.errstate(over="ignore"):
+            a[:] = checked[name]
+    layer.num_batches_tracked = counter
+
+
+def save(layer, path):
+    """Into a file beside it, then renamed: a failure leaves the old file as it was."""
+    temporary = f"{path}.{os.getpid()}.part"
+    try:
+        with open(temporary, "wb") as file:
+            np.savez(file, **copies(layer))
+        os.replace(temporary, path)
+    except BaseException:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+        raise
+
+
+def read(path):
+    """The dict in a file. A file that is none raises ValueError, one that cannot be opened OSError."""
+    with open(path, "rb") as file:
+        try:
+            with np.load(file, allow_pickle=False) as archive:
+                return {name: archive[name] for name in archive.files}
+        except (ValueError, KeyError, EOFError, OSError, AttributeError, TypeError, NotImplementedError,
+                zipfile.BadZipFile, zlib.error) as error:
+            raise ValueError(f"{path} is no .npz file that fastbn wrote, or it is damaged ({error})") from error
