@@ -1,15 +1,43 @@
 /* apply.c - the second pass: y or dx. Elementwise: its order is free.
  *
  * A schedule takes it by features, each while the caches still hold it, or by stretches of memory.
+ *
+ * A packed table whose rows are whole cache lines is flat: since NumPy's arrays start 16, 32 or 48 bytes off a line, its rows
+ * are counted from the first line boundary of y, `head` elements in, with the columns rotated by as much. So every store of
+ * every row is aligned, which a store past the caches must be. The columns' parameters go on for a line beyond the width,
+ * which makes the rotation a pointer.
  */
 #include "job.h"
 
+enum { LINE = 64 };
+
+static int is_flat(const struct fbn_job *job)
+{
+    const struct fbn_plan *plan = &job->out_plan;
+    int64_t row = plan->c * plan->s;
+    int packed = job->y.stride_n == row && job->in.stride_n == row && (!job->gradient || job->x.stride_n == row);
+    return plan->layout == FBN_ROWS && job->y.data && packed && plan->width * job->size % LINE == 0;
+}
+
+void fbn_find_head(struct fbn_job *job)
+{
+    job->head = is_flat(job) ? (int64_t)(-(uintptr_t)job->y.data % LINE) / job->size : -1;
+}
+
+/* 0 where the features' own arrays serve as the columns. */
+int64_t fbn_param_columns(const struct fbn_job *job)
+{
+    const struct fbn_plan *plan = &job->out_plan;
+    if (job->head > 0)
+        return plan->width + LINE / job->size;
+    return fbn_more_columns(plan) ? plan->width : 0;
+}
+
 void fbn_spread_params(struct fbn_job *job, int64_t first, int64_t end)
 {
-    if (!fbn_more_columns(&job->out_plan))
-        return;
-    for (int i = 0; i < (job->gradient ? 4 : 3); i++)
-        fbn_spread(&job->out_plan, job->size, job->par[i], job->par_columns[i], first, end);
+    int64_t columns = fbn_param_columns(job);
+    for (int i = 0; columns > 0 && i < (job->gradient ? 4 : 3); i++)
+        fbn_spread(&job->out_plan, job->size, job->par[i], job->par_columns[i], columns, first, end);
 }
 
 /* The parameters from feature or column `at` on. */
@@ -32,20 +60,25 @@ static void apply_planes(struct fbn_job *job, int64_t f, int64_t n, int64_t coun
         job->typed->planes_affine(fbn_at(job->in, job->size, n, f, i), job->in.stride_n, y, job->y.stride_n, count, len, par, job->stream);
 }
 
-/* `count` rows of the table from `row` on, columns [column, column + width). */
-static void apply_rows(struct fbn_job *job, int64_t row, int64_t count, int64_t column, int64_t width)
+static const char *moved(struct fbn_array a, int64_t size, int64_t elements)
 {
-    const struct fbn_plan *plan = &job->out_plan;
+    return a.data ? a.data + elements * size : NULL;
+}
+
+/* `count` rows of `width` columns, from `at` elements after the start of the array's row `at_row` on; the first is column `column`. */
+static void apply_rows(struct fbn_job *job, int64_t at_row, int64_t at, int64_t count, int64_t column, int64_t width)
+{
+    const int64_t fold = job->out_plan.fold, size = job->size;
     const void *par[FBN_MOST_PARAMS];
     params_at(job, job->par_columns, column, par);
-    int64_t n = row * plan->fold;
-    char *y = fbn_at(job->y, job->size, n, 0, column);
+    char *y = (char *)moved(job->y, size, at_row * job->y.stride_n + at);
+    const char *in = moved(job->in, size, at_row * job->in.stride_n + at);
+    const char *x = moved(job->x, size, at_row * job->x.stride_n + at);
     if (job->gradient)
-        job->typed->rows_gradient(fbn_at(job->x, job->size, n, 0, column), job->x.stride_n * plan->fold, fbn_at(job->dy, job->size, n, 0, column),
-                                  job->dy.stride_n * plan->fold, y, job->y.stride_n * plan->fold, count, width, par,
-                                  job->stream);
+        job->typed->rows_gradient(x, job->x.stride_n * fold, in, job->in.stride_n * fold, y, job->y.stride_n * fold,
+                                  count, width, par, job->stream);
     else
-        job->typed->rows_affine(fbn_at(job->in, job->size, n, 0, column), job->in.stride_n * plan->fold, y, job->y.stride_n * plan->fold, count, width, par,
+        job->typed->rows_affine(in, job->in.stride_n * fold, y, job->y.stride_n * fold, count, width, par,
                                 job->stream);
 }
 
@@ -56,16 +89,22 @@ void fbn_apply_features(struct fbn_job *job, int64_t first, int64_t end)
         for (int64_t f = first; f < end; f++)
             apply_planes(job, f, 0, plan->n, 0, plan->s);
     } else if (plan->fold == 1) {
-        apply_rows(job, 0, plan->rows, first * plan->s, (end - first) * plan->s);
+        apply_rows(job, 0, first * plan->s, plan->rows, first * plan->s, (end - first) * plan->s);
     } else {
         fbn_apply_stretch(job, 0, fbn_stretches(job));
     }
 }
 
+/* A flat table's stretch 0 is what lies before its first line boundary. */
 int64_t fbn_stretches(const struct fbn_job *job)
 {
     const struct fbn_plan *plan = &job->out_plan;
-    return plan->layout == FBN_ROWS ? plan->rows + (plan->rest > 0) : plan->n * plan->c * plan->pieces;
+    if (plan->layout == FBN_PLANES)
+        return plan->n * plan->c * plan->pieces;
+    if (job->head < 0)
+        return plan->rows + (plan->rest > 0);
+    int64_t beyond = plan->n * plan->c * plan->s - job->head;
+    return 1 + (beyond > 0 ? (beyond + plan->width - 1) / plan->width : 0);
 }
 
 static void apply_pieces(struct fbn_job *job, int64_t begin, int64_t end)
@@ -78,6 +117,29 @@ static void apply_pieces(struct fbn_job *job, int64_t begin, int64_t end)
     }
 }
 
+/* Whole rows, then what is left of a row. */
+static void apply_elements(struct fbn_job *job, int64_t begin, int64_t end, int64_t column)
+{
+    int64_t width = job->out_plan.width, rows = (end - begin) / width, rest = (end - begin) % width;
+    if (rows > 0)
+        apply_rows(job, 0, begin, rows, column, width);
+    if (rest > 0)
+        apply_rows(job, 0, begin + rows * width, 1, column, rest);
+}
+
+static void apply_flat(struct fbn_job *job, int64_t begin, int64_t end)
+{
+    const struct fbn_plan *plan = &job->out_plan;
+    int64_t all = plan->n * plan->c * plan->s, head = job->head < all ? job->head : all;
+    if (begin == 0) {
+        apply_elements(job, 0, head, 0);
+        begin = 1;
+    }
+    int64_t from = head + (begin - 1) * plan->width, to = head + (end - 1) * plan->width;
+    if (begin < end)
+        apply_elements(job, from, to < all ? to : all, head);
+}
+
 void fbn_apply_stretch(struct fbn_job *job, int64_t begin, int64_t end)
 {
     const struct fbn_plan *plan = &job->out_plan;
@@ -85,9 +147,13 @@ void fbn_apply_stretch(struct fbn_job *job, int64_t begin, int64_t end)
         apply_pieces(job, begin, end);
         return;
     }
+    if (job->head >= 0) {
+        apply_flat(job, begin, end);
+        return;
+    }
     int64_t full = end < plan->rows ? end : plan->rows;
     if (begin < full)
-        apply_rows(job, begin, full - begin, 0, plan->width);
+        apply_rows(job, begin * plan->fold, 0, full - begin, 0, plan->width);
     if (end > plan->rows)
-        apply_rows(job, plan->rows, 1, 0, plan->rest);
+        apply_rows(job, plan->rows * plan->fold, 0, 1, 0, plan->rest);
 }

@@ -5,23 +5,24 @@
 
 int fbn_more_columns(const struct fbn_plan *plan) { return plan->layout == FBN_ROWS && plan->width != plan->c; }
 
-static void repeat(char *to, const char *value, int64_t size, int64_t times)
+/* The columns below `limit` of the features [first, end), once. */
+static void spread_once(char *to, const char *from, int64_t size, int64_t s, int64_t first, int64_t end, int64_t limit)
 {
-    for (int64_t i = 0; i < times; i++)
-        memcpy(to + i * size, value, (size_t)size);
+    if (s == 1) {
+        int64_t last = end < limit ? end : limit;
+        if (first < last)
+            memcpy(to + first * size, from + first * size, (size_t)((last - first) * size));
+        return;
+    }
+    for (int64_t f = first; f < end; f++)
+        for (int64_t j = f * s; j < (f + 1) * s && j < limit; j++)
+            memcpy(to + j * size, from + f * size, (size_t)size);
 }
 
-void fbn_spread(const struct fbn_plan *plan, int64_t size, const void *value, void *columns, int64_t first, int64_t end)
+void fbn_spread(const struct fbn_plan *plan, int64_t size, const void *value, void *columns, int64_t count, int64_t first,
+                int64_t end)
 {
-    const char *from = value;
-    char *to = columns;
     int64_t period = plan->c * plan->s;
-    for (int64_t k = 0; k < plan->fold; k++) {
-        char *row = to + k * period * size;
-        if (plan->s == 1)
-            memcpy(row + first * size, from + first * size, (size_t)((end - first) * size));
-        else
-            for (int64_t f = first; f < end; f++)
-                repeat(row + f * plan->s * size, from + f * size, size, plan->s);
-    }
+    for (int64_t j = 0; j < count; j += period)
+        spread_once((char *)columns + j * size, value, size, plan->s, first, end, count - j < period ? count - j : period);
 }

@@ -41,6 +41,7 @@ struct fbn_job {
     double eps;
     int gradient;                        /* the second pass reads x and dy, not just `in` */
     int stream;                          /* it stores past the caches */
+    int64_t head;                        /* of a flat table, see apply.c; else -1 */
     int64_t offset[FBN_PIVOT_SAMPLES];
     int samples;
 
@@ -61,7 +62,9 @@ void fbn_sum_chunks(struct fbn_job *job, int64_t first, int64_t end, int64_t chu
 void fbn_total_sums(struct fbn_job *job, int64_t first, int64_t end);
 void fbn_spread_pivots(struct fbn_job *job, int64_t first, int64_t end);
 
-/* apply.c: the second pass. A stretch is a range of rows of the table, or of pieces of all planes in memory order. */
+/* apply.c: the second pass. A stretch is a row of the table, or a piece of a plane; they are counted in memory order. */
+int64_t fbn_param_columns(const struct fbn_job *job);
+void fbn_find_head(struct fbn_job *job);
 int64_t fbn_stretches(const struct fbn_job *job);
 void fbn_spread_params(struct fbn_job *job, int64_t first, int64_t end);
 void fbn_apply_features(struct fbn_job *job, int64_t first, int64_t end);
@@ -79,7 +82,8 @@ extern const struct fbn_op fbn_op_gradient, fbn_op_gradient_sums, fbn_op_frozen,
 
 /* columns.c: values of features repeated for the columns of a plan. */
 int fbn_more_columns(const struct fbn_plan *plan);
-void fbn_spread(const struct fbn_plan *plan, int64_t size, const void *value, void *columns, int64_t first,
+/* Writes those of the first `count` columns that belong to the features [first, end). */
+void fbn_spread(const struct fbn_plan *plan, int64_t size, const void *value, void *columns, int64_t count, int64_t first,
                 int64_t end);
 
 static inline char *fbn_at(struct fbn_array a, int64_t size, int64_t n, int64_t c, int64_t i)

@@ -47,9 +47,9 @@ static void lay_out_columns(struct fbn_job *job, struct arena *arena)
 {
     size_t size = (size_t)job->size;
     job->pivot_columns = fbn_more_columns(&job->sums_plan) ? take(arena, job->sums_plan.width, size) : job->pivot;
+    int64_t columns = fbn_param_columns(job);
     for (int i = 0; i < FBN_MOST_PARAMS; i++)
-        job->par_columns[i] =
-            fbn_more_columns(&job->out_plan) ? take(arena, job->out_plan.width, size) : job->par[i];
+        job->par_columns[i] = columns > 0 ? take(arena, columns, size) : job->par[i];
     job->partial = job->op->prepare ? take(arena, fbn_plan_partials(&job->sums_plan), sizeof(double)) : NULL;
 }
 

@@ -10,7 +10,8 @@
 void fbn_spread_pivots(struct fbn_job *job, int64_t first, int64_t end)
 {
     if (fbn_more_columns(&job->sums_plan))
-        fbn_spread(&job->sums_plan, job->size, job->pivot, job->pivot_columns, first, end);
+        fbn_spread(&job->sums_plan, job->size, job->pivot, job->pivot_columns, job->sums_plan.width, first,
+                   end);
 }
 
 /* A table's storage: for each chunk, width sums u, then width sums v. */

@@ -4,6 +4,7 @@ The axes are put in the order in which they lie in memory. Those outside the fea
 shape exists where the axes of each group follow each other without gaps and the innermost one is contiguous; any other
 array is copied once. A Fortran-ordered table, for example, is (1, C, N).
 """
+import functools
 import math
 from typing import NamedTuple
 
@@ -20,20 +21,19 @@ class Arrangement(NamedTuple):
     packed: tuple    # (n, c, s)
     first: int       # place of the first feature axis in `order`
     last: int        # one after the last
+    in_order: bool   # `order` is 0, 1, 2, ...
 
     def view(self, a):
         """a as (n, c, s), or None where that takes a copy."""
+        if a.flags.c_contiguous and self.in_order:
+            return a.reshape(self.packed)
         a = a.transpose(self.order)
         if not _is_viewable(a, self.first, self.last):
             return None
         view = a.reshape(self.packed)
-        return view if self._suits(view) else None
-
-    def _suits(self, view):
-        n, c, s = self.packed
-        if s == 1 and c > 1 and view.strides[1] != view.itemsize:
-            return False
-        return True
+        _, c, s = self.packed
+        features_adjoin = s > 1 or c == 1 or view.strides[1] == view.itemsize or view.size == 0
+        return view if features_adjoin else None
 
     def contiguous(self, a):
         """A packed copy of a as (n, c, s)."""
@@ -49,7 +49,7 @@ class Arrangement(NamedTuple):
     def empty(self, dtype):
         """A new array of `shape` whose memory lies in `order`, and its view as (n, c, s)."""
         canonical = np.empty(self.packed, dtype)
-        if self.order == tuple(range(len(self.order))):
+        if self.in_order:
             return canonical.reshape(self.shape), canonical
         a = canonical.reshape([self.shape[i] for i in self.order])
         return a.transpose(np.argsort(self.order)), canonical
@@ -73,6 +73,8 @@ def _is_viewable(a, first, last):
 
 def normalize_axes(axis, ndim, name="x"):
     """`axis` as a tuple of different, ascending, non-negative numbers. Raises TypeError, ValueError."""
+    if type(axis) is int and -ndim <= axis < ndim:
+        return (axis % ndim,)
     axes = axis if isinstance(axis, (tuple, list)) else (axis,)
     if not axes:
         raise ValueError("axis is empty: name the feature axis, for example axis=1")
@@ -97,7 +99,13 @@ def _memory_order(a):
 
 def arrange(like, axes):
     """The arrangement that suits the memory of the array `like`; axes as from normalize_axes."""
-    order = tuple(range(like.ndim)) if like.flags.c_contiguous else _memory_order(like)
+    if like.flags.c_contiguous:
+        return _arrange(like.shape, tuple(range(like.ndim)), axes)
+    return _arrange(like.shape, tuple(_memory_order(like)), axes)
+
+
+@functools.lru_cache(maxsize=256)
+def _arrange(shape, order, axes):
     if len(axes) == 1:
         first = order.index(axes[0])
         outer, inner = tuple(order[:first]), tuple(order[first + 1:])
@@ -105,5 +113,6 @@ def arrange(like, axes):
         last = max(order.index(i) for i in axes)
         outer = tuple(i for i in order[:last] if i not in axes)
         inner = tuple(order[last + 1:])
-    sizes = [math.prod(like.shape[i] for i in group) for group in (outer, axes, inner)]
-    return Arrangement(like.shape, (*outer, *axes, *inner), tuple(sizes), len(outer), len(outer) + len(axes))
+    sizes = tuple(math.prod(shape[i] for i in group) for group in (outer, axes, inner))
+    order = (*outer, *axes, *inner)
+    return Arrangement(shape, order, sizes, len(outer), len(outer) + len(axes), order == tuple(range(len(shape))))

@@ -6,11 +6,13 @@ import numbers
 
 import numpy as np
 
-DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
+DTYPES = _FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 
 
 def as_data(x, name):
     """x as an aligned ndarray of native float32 or float64; without a copy where it is one. Raises TypeError, ValueError."""
+    if type(x) is np.ndarray and (x.dtype is _FLOAT32 or x.dtype is _FLOAT64) and x.flags.aligned:
+        return x
     if isinstance(x, (np.ma.MaskedArray, np.matrix)):
         raise TypeError(f"{name} is a {type(x).__name__}, whose mask or two-dimensional rules would be lost: pass a plain "
                         f"array, for example {'x.filled(...)' if isinstance(x, np.ma.MaskedArray) else 'np.asarray(x)'}")
@@ -42,7 +44,7 @@ def batch(x, name="x"):
 
 def features(x, axes, c, owner="the layer"):
     """Checks that x has c features along `axes`."""
-    found = math.prod(x.shape[i] for i in axes)
+    found = x.shape[axes[0]] if len(axes) == 1 else math.prod(x.shape[i] for i in axes)
     if found == c:
         return
     axis = axes[0] if len(axes) == 1 else axes
@@ -62,6 +64,8 @@ def parameter(value, name, c, dtype=None):
     a = as_data(value, name)
     if a.shape != (c,):
         raise ValueError(f"{name} has shape {a.shape}, expected ({c},): one entry for each feature")
+    if a.flags.c_contiguous and (dtype is None or a.dtype is dtype):
+        return a
     return np.ascontiguousarray(a, dtype)
 
 

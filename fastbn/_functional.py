@@ -3,6 +3,8 @@
 Formulas: Ioffe and Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing Internal Covariate Shift", 2015
 (arXiv:1502.03167), algorithms 1 and 2. How they are computed: csrc/fastbn.h.
 """
+import math
+
 import numpy as np
 
 from . import _checks, _core
@@ -14,6 +16,7 @@ _INFERENCE = {np.dtype(np.float32): _core.inference_f32, np.dtype(np.float64): _
 _TRAINING = {np.dtype(np.float32): _core.training_f32, np.dtype(np.float64): _core.training_f64}
 _BACKWARD = {np.dtype(np.float32): _core.backward_f32, np.dtype(np.float64): _core.backward_f64}
 
+_FLOAT64 = np.dtype(np.float64)
 _RESULTS = ("dx", "dgamma", "dbeta")
 
 
@@ -42,18 +45,18 @@ class Saved:
 
 
 def _wide(parameter):
-    return None if parameter is None else parameter.astype(np.float64, copy=False)
+    return None if parameter is None else parameter.astype(_FLOAT64, copy=False)
 
 
 def _prepare(x, axis, params):
     """Checks x and the parameters. Gives x as an array, its feature axes, the number of features, the parameters."""
     x = _checks.batch(x)
     axes = normalize_axes(axis, x.ndim)
-    c = int(np.prod([x.shape[i] for i in axes]))
+    c = x.shape[axes[0]] if len(axes) == 1 else math.prod(x.shape[i] for i in axes)
     checked = {}
     for name, value in params.items():
-        if value is not None and np.shape(value) != (c,):
-            _checks.features(x, axes, np.size(value), name) if np.ndim(value) == 1 else None
+        if np.ndim(value) == 1:
+            _checks.features(x, axes, len(value), name)
         checked[name] = _checks.parameter(value, name, c)
     return x, axes, c, checked
 
@@ -120,9 +123,11 @@ def batch_norm_training(x, gamma=None, beta=None, *, eps=1e-5, axis=1, out=None,
     eps, threads = _checks.epsilon(eps), _checks.threads(num_threads)
     arrangement, y, target = _target(out, x, axes, {"x": x, **p})
     source = arrangement.readable(x)
-    mean, var, rstd = np.zeros(c), np.full(c, np.nan), np.full(c, np.nan)
+    mean, var, rstd = np.empty(c), np.empty(c), np.empty(c)
     if x.size:
         _TRAINING[x.dtype](source, _wide(p["gamma"]), _wide(p["beta"]), eps, target, mean, var, rstd, threads)
+    else:
+        mean[:], var[:], rstd[:] = 0, np.nan, np.nan
     saved = Saved(x, axes, p["gamma"], mean=mean, var=var, rstd=rstd, frozen=False)
     if out is not None and np.may_share_memory(y, x):
         saved.forget_input()
@@ -176,8 +181,10 @@ def batch_norm_backward(dy, saved, *, out=None, needs=_RESULTS, num_threads=None
 
 
 def _as_parameter(gradient, saved):
+    if gradient is None or saved.param_dtype is _FLOAT64:
+        return gradient
     with np.errstate(over="ignore"):
-        return None if gradient is None else gradient.astype(saved.param_dtype, copy=False)
+        return gradient.astype(saved.param_dtype)
 
 
 def _needed(needs):

@@ -1,0 +1,123 @@
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, Self, TextIO, overload
+
+import numpy as np
+import numpy.typing as npt
+
+_Array = npt.NDArray[Any]
+_Axis = int | tuple[int, ...]
+
+__version__: str
+
+class Moments:
+    count: int
+    mean: npt.NDArray[np.float64]
+    M2: npt.NDArray[np.float64]
+    def __init__(self, count: int, mean: npt.ArrayLike, M2: npt.ArrayLike) -> None: ...
+    def var(self, ddof: int = 0) -> npt.NDArray[np.float64]: ...
+    def merge(self, other: Moments) -> Moments: ...
+    def __add__(self, other: Moments) -> Moments: ...
+    def __radd__(self, other: Literal[0]) -> Moments: ...
+    def __eq__(self, other: object) -> bool: ...
+
+class _Saved:
+    mean: npt.NDArray[np.float64]
+    var: npt.NDArray[np.float64]
+    rstd: npt.NDArray[np.float64]
+
+class BatchNorm:
+    gamma: _Array | None
+    beta: _Array | None
+    running_mean: _Array | None
+    running_var: _Array | None
+    num_batches_tracked: int | None
+    dgamma: _Array | None
+    dbeta: _Array | None
+    training: bool
+    axis: _Axis
+    eps: float
+    momentum: float | None
+    ddof: int
+    dtype: np.dtype[Any]
+    @property
+    def num_features(self) -> int: ...
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        axis: _Axis = 1,
+        eps: float = 1e-5,
+        momentum: float | None = 0.9,
+        ddof: int = 1,
+        center: bool = True,
+        scale: bool = True,
+        track_running_stats: bool = True,
+        dtype: npt.DTypeLike = ...,
+    ) -> None: ...
+    def train(self, mode: bool = True) -> Self: ...
+    def eval(self, *, backward: bool = False) -> Self: ...
+    def __call__(self, x: npt.ArrayLike, *, out: _Array | None = None) -> _Array: ...
+    def forward(self, x: npt.ArrayLike, *, out: _Array | None = None) -> _Array: ...
+    def backward(self, dy: npt.ArrayLike, *, out: _Array | None = None) -> _Array: ...
+    def parameters(self) -> list[tuple[str, _Array, _Array | None]]: ...
+    def reset_running_stats(self) -> None: ...
+    def update(self, moments: Moments) -> None: ...
+    def state_dict(self) -> dict[str, _Array]: ...
+    def load_state_dict(self, state: Mapping[str, npt.ArrayLike]) -> Self: ...
+    def save(self, path: str | os.PathLike[str]) -> None: ...
+    def load(self, path: str | os.PathLike[str]) -> Self: ...
+
+@overload
+def batch_norm_inference(
+    x: npt.ArrayLike,
+    mean: npt.ArrayLike,
+    var: npt.ArrayLike,
+    gamma: npt.ArrayLike | None = None,
+    beta: npt.ArrayLike | None = None,
+    *,
+    eps: float = 1e-5,
+    axis: _Axis = 1,
+    out: _Array | None = None,
+    num_threads: int | None = None,
+    return_saved: Literal[False] = False,
+) -> _Array: ...
+@overload
+def batch_norm_inference(
+    x: npt.ArrayLike,
+    mean: npt.ArrayLike,
+    var: npt.ArrayLike,
+    gamma: npt.ArrayLike | None = None,
+    beta: npt.ArrayLike | None = None,
+    *,
+    eps: float = 1e-5,
+    axis: _Axis = 1,
+    out: _Array | None = None,
+    num_threads: int | None = None,
+    return_saved: Literal[True],
+) -> tuple[_Array, _Saved]: ...
+def batch_norm_training(
+    x: npt.ArrayLike,
+    gamma: npt.ArrayLike | None = None,
+    beta: npt.ArrayLike | None = None,
+    *,
+    eps: float = 1e-5,
+    axis: _Axis = 1,
+    out: _Array | None = None,
+    num_threads: int | None = None,
+) -> tuple[_Array, _Saved]: ...
+def batch_norm_backward(
+    dy: npt.ArrayLike,
+    saved: _Saved,
+    *,
+    out: _Array | None = None,
+    needs: str | Iterable[str] = ...,
+    num_threads: int | None = None,
+) -> tuple[_Array | None, _Array | None, _Array | None]: ...
+def moments(x: npt.ArrayLike, *, axis: _Axis = 1, num_threads: int | None = None) -> Moments: ...
+def get_config() -> dict[str, Any]: ...
+def show_config(file: TextIO | None = None) -> None: ...
+def get_include() -> str: ...
+def get_num_threads() -> int: ...
+def set_num_threads(num_threads: int | None) -> None: ...
+def rearm_threads() -> None: ...
