@@ -10,11 +10,8 @@
 
 #include <stdint.h>
 
-/* Entries of a feature whose mean is the pivot. */
-#define FBN_PIVOT_SAMPLES 8
-
-/* Rows that a rows kernel sums up in float32 before it adds to its double totals. */
-#define FBN_ROW_BLOCK 128
+/* The most entries of a feature that are sampled for its pivot. */
+#define FBN_PIVOT_SAMPLES 16
 
 /* sum over entries of (u, v): u = x - p, v = (x - p)^2 without dy; u = dy, v = dy * (x - p) with it. */
 typedef void fbn_planes_sums(const void *x, int64_t x_stride, const void *dy, int64_t dy_stride, int64_t planes,

@@ -3,14 +3,16 @@
 
 enum {
     LANES = 16,
-    SMALL_S = 16,         /* planes smaller than this are columns of a table */
+    SMALL_S = 64,         /* planes smaller than this are columns of a table */
     SMALL_S_ROWS = 8,     /* given at least this many rows */
     WIDE_ENOUGH = 256,    /* columns that a folded table should have */
     NEVER_FOLD = 1024,    /* columns from which an odd width costs nothing */
     PIECE = 16384,        /* entries */
+    ROW_STEP = 128,       /* a chunk of a table is a multiple of so many rows */
     CHUNK = 65536,        /* entries of a feature, at least */
     MOST_CHUNKS = 64,
-    PARTIALS = 131072     /* pairs of sums that a table may store */
+    PARTIALS = 131072,    /* pairs of sums that a table may store */
+    FEW_ENTRIES = 256     /* of a feature: fewer samples, which would be a good part of them */
 };
 
 static int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -55,7 +57,7 @@ static void cut_table(struct fbn_plan *plan, int packed)
     plan->rows = plan->n / plan->fold;
     plan->rest = plan->n % plan->fold * columns;
     int64_t chunks = least(MOST_CHUNKS, most(1, PARTIALS / plan->width));
-    plan->chunk = divide_up(most(1, divide_up(plan->rows, chunks)), FBN_ROW_BLOCK) * FBN_ROW_BLOCK;
+    plan->chunk = divide_up(most(1, divide_up(plan->rows, chunks)), ROW_STEP) * ROW_STEP;
     plan->chunks = most(1, divide_up(plan->rows, plan->chunk));
     plan->unit = plan->fold > 1 ? plan->c : plan->s == 1 ? 4 * LANES : LANES;
 }
@@ -98,12 +100,16 @@ int64_t fbn_plan_partials(const struct fbn_plan *plan)
     return 2 * plan->chunks * (plan->layout == FBN_ROWS ? plan->width : plan->c);
 }
 
+/* Spread evenly, but for a shift of its own for each (multiples of the golden ratio): samples at equal distances would all
+ * fall on the same phase of periodic data. */
 int fbn_plan_samples(const struct fbn_plan *plan, int64_t stride_n, int64_t offset[FBN_PIVOT_SAMPLES])
 {
     int64_t entries = plan->n * plan->s;
-    int count = (int)least(entries, FBN_PIVOT_SAMPLES);
+    int count = (int)least(entries, entries < FEW_ENTRIES ? FBN_PIVOT_SAMPLES / 2 : FBN_PIVOT_SAMPLES);
+    int64_t distance = entries / count;
     for (int i = 0; i < count; i++) {
-        int64_t at = entries / count * i;
+        int64_t shift = (int64_t)((uint64_t)distance % 65536 * (40503u * (unsigned)i % 65536) / 65536);
+        int64_t at = distance * i + shift;
         offset[i] = at / plan->s * stride_n + at % plan->s;
     }
     return count;

@@ -17,7 +17,7 @@ enum fbn_layout {
 /*
  * Rows. The table has `rows` rows of `width` columns, and a short last one of `rest` columns. Two tricks make it wide:
  *   few columns  `fold` rows of the array make one row of the table, so that C = 3 fills vectors as C = 512 does;
- *   small s      (n, c, s) with s of 2..15 or so is a table of c * s columns.
+ *   small s      (n, c, s) with s below 64 is a table of c * s columns.
  * Column j belongs to feature (j % (c * s)) / s. Both need a packed array.
  * A chunk is `chunk` rows.
  *
@@ -41,7 +41,7 @@ struct fbn_plan fbn_plan_make(int64_t n, int64_t c, int64_t s, int packed);
 /* Doubles of storage that the sums of all chunks take. */
 int64_t fbn_plan_partials(const struct fbn_plan *plan);
 
-/* Where the pivot's samples lie, from the first entry of a feature: `count` offsets, spread evenly over its entries. */
+/* Where the pivot's samples lie, from the first entry of a feature; how many they are. */
 int fbn_plan_samples(const struct fbn_plan *plan, int64_t stride_n, int64_t offset[FBN_PIVOT_SAMPLES]);
 
 #endif

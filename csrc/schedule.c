@@ -11,7 +11,7 @@
 #include "job.h"
 #include "parallel.h"
 
-enum { ROWS_BACKWARDS = FBN_ROW_BLOCK, SHORT_RUN = 1024 /* bytes */ };
+enum { ROWS_BACKWARDS = 128, SHORT_RUN = 1024 /* bytes */ };
 
 struct schedule {
     struct fbn_job *job;

@@ -1,7 +1,7 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False, cdivision=True
 """The C core for Python: typed memoryviews in, status codes out as exceptions; nothing else.
 
-Data are memoryviews of shape (n, c, s), see csrc/fastbn.h; _canonical.py makes them. There is a function for each data type
+Data are memoryviews of shape (n, c, s), see csrc/fastbn.h, whose last axis is contiguous; _canonical.py makes them. There is a function for each data type
 instead of a fused one, whose dispatch costs more than a small call.
 """
 import os
@@ -67,14 +67,16 @@ cdef fastbn_dtype dtype_of(real *unused) noexcept:
     return FASTBN_FLOAT32 if real is float else FASTBN_FLOAT64
 
 
-cdef fastbn_shape shape_of(const real[:, :, ::1] a) noexcept:
+cdef fastbn_shape shape_of(const real[:, :, :] a) except *:
     cdef fastbn_shape shape
+    if a.shape[2] > 1 and a.strides[2] != sizeof(real):
+        raise ValueError("the last axis of x is not contiguous")
     shape.n, shape.c, shape.s = a.shape[0], a.shape[1], a.shape[2]
     shape.dtype = dtype_of(<real *> NULL)
     return shape
 
 
-cdef fastbn_input as_input(const real[:, :, ::1] a) noexcept:
+cdef fastbn_input as_input(const real[:, :, :] a) noexcept:
     cdef fastbn_input array
     array.data, array.stride_n, array.stride_c = NULL, 0, 0
     if a is not None:
@@ -83,7 +85,7 @@ cdef fastbn_input as_input(const real[:, :, ::1] a) noexcept:
     return array
 
 
-cdef fastbn_output as_output(real[:, :, ::1] a) noexcept:
+cdef fastbn_output as_output(real[:, :, :] a) noexcept:
     cdef fastbn_output array
     array.data, array.stride_n, array.stride_c = NULL, 0, 0
     if a is not None:
@@ -109,7 +111,7 @@ def wants_packed(int64_t n, int64_t c, int64_t s):
 
 # ---- the operations; parameters and statistics are float64 ----
 
-cdef int run_moments(const real[:, :, ::1] x, double[::1] mean, double[::1] m2, int threads) except -1:
+cdef int run_moments(const real[:, :, :] x, double[::1] mean, double[::1] m2, int threads) except -1:
     cdef fastbn_shape shape = shape_of(x)
     cdef fastbn_input source = as_input(x)
     cdef fastbn_status status
@@ -118,16 +120,16 @@ cdef int run_moments(const real[:, :, ::1] x, double[::1] mean, double[::1] m2, 
     return check(status)
 
 
-def moments_f32(const float[:, :, ::1] x not None, double[::1] mean not None, double[::1] m2 not None, int threads):
+def moments_f32(const float[:, :, :] x not None, double[::1] mean not None, double[::1] m2 not None, int threads):
     run_moments(x, mean, m2, threads)
 
 
-def moments_f64(const double[:, :, ::1] x not None, double[::1] mean not None, double[::1] m2 not None, int threads):
+def moments_f64(const double[:, :, :] x not None, double[::1] mean not None, double[::1] m2 not None, int threads):
     run_moments(x, mean, m2, threads)
 
 
-cdef int run_inference(const real[:, :, ::1] x, const double[::1] mean, const double[::1] var,
-                       const double[::1] gamma, const double[::1] beta, double eps, real[:, :, ::1] y,
+cdef int run_inference(const real[:, :, :] x, const double[::1] mean, const double[::1] var,
+                       const double[::1] gamma, const double[::1] beta, double eps, real[:, :, :] y,
                        int threads) except -1:
     cdef fastbn_shape shape = shape_of(x)
     cdef fastbn_input source = as_input(x)
@@ -139,20 +141,20 @@ cdef int run_inference(const real[:, :, ::1] x, const double[::1] mean, const do
     return check(status)
 
 
-def inference_f32(const float[:, :, ::1] x not None, const double[::1] mean not None, const double[::1] var not None,
-                  const double[::1] gamma, const double[::1] beta, double eps, float[:, :, ::1] y not None,
+def inference_f32(const float[:, :, :] x not None, const double[::1] mean not None, const double[::1] var not None,
+                  const double[::1] gamma, const double[::1] beta, double eps, float[:, :, :] y not None,
                   int threads):
     run_inference(x, mean, var, gamma, beta, eps, y, threads)
 
 
-def inference_f64(const double[:, :, ::1] x not None, const double[::1] mean not None, const double[::1] var not None,
-                  const double[::1] gamma, const double[::1] beta, double eps, double[:, :, ::1] y not None,
+def inference_f64(const double[:, :, :] x not None, const double[::1] mean not None, const double[::1] var not None,
+                  const double[::1] gamma, const double[::1] beta, double eps, double[:, :, :] y not None,
                   int threads):
     run_inference(x, mean, var, gamma, beta, eps, y, threads)
 
 
-cdef int run_training(const real[:, :, ::1] x, const double[::1] gamma, const double[::1] beta, double eps,
-                      real[:, :, ::1] y, double[::1] mean, double[::1] var, double[::1] rstd,
+cdef int run_training(const real[:, :, :] x, const double[::1] gamma, const double[::1] beta, double eps,
+                      real[:, :, :] y, double[::1] mean, double[::1] var, double[::1] rstd,
                       int threads) except -1:
     cdef fastbn_shape shape = shape_of(x)
     cdef fastbn_input source = as_input(x)
@@ -164,20 +166,20 @@ cdef int run_training(const real[:, :, ::1] x, const double[::1] gamma, const do
     return check(status)
 
 
-def training_f32(const float[:, :, ::1] x not None, const double[::1] gamma, const double[::1] beta, double eps,
-                 float[:, :, ::1] y not None, double[::1] mean not None, double[::1] var not None,
+def training_f32(const float[:, :, :] x not None, const double[::1] gamma, const double[::1] beta, double eps,
+                 float[:, :, :] y not None, double[::1] mean not None, double[::1] var not None,
                  double[::1] rstd not None, int threads):
     run_training(x, gamma, beta, eps, y, mean, var, rstd, threads)
 
 
-def training_f64(const double[:, :, ::1] x not None, const double[::1] gamma, const double[::1] beta, double eps,
-                 double[:, :, ::1] y not None, double[::1] mean not None, double[::1] var not None,
+def training_f64(const double[:, :, :] x not None, const double[::1] gamma, const double[::1] beta, double eps,
+                 double[:, :, :] y not None, double[::1] mean not None, double[::1] var not None,
                  double[::1] rstd not None, int threads):
     run_training(x, gamma, beta, eps, y, mean, var, rstd, threads)
 
 
-cdef int run_backward(const real[:, :, ::1] x, const real[:, :, ::1] dy, const double[::1] gamma,
-                      const double[::1] mean, const double[::1] rstd, bint frozen, real[:, :, ::1] dx,
+cdef int run_backward(const real[:, :, :] x, const real[:, :, :] dy, const double[::1] gamma,
+                      const double[::1] mean, const double[::1] rstd, bint frozen, real[:, :, :] dx,
                       double[::1] dgamma, double[::1] dbeta, int threads) except -1:
     cdef fastbn_shape shape = shape_of(dy)
     cdef fastbn_input source = as_input(x)
@@ -193,15 +195,15 @@ cdef int run_backward(const real[:, :, ::1] x, const real[:, :, ::1] dy, const d
     return check(status)
 
 
-def backward_f32(const float[:, :, ::1] x, const float[:, :, ::1] dy not None, const double[::1] gamma,
+def backward_f32(const float[:, :, :] x, const float[:, :, :] dy not None, const double[::1] gamma,
                  const double[::1] mean not None, const double[::1] rstd not None, bint frozen,
-                 float[:, :, ::1] dx, double[::1] dgamma, double[::1] dbeta, int threads):
+                 float[:, :, :] dx, double[::1] dgamma, double[::1] dbeta, int threads):
     run_backward(x, dy, gamma, mean, rstd, frozen, dx, dgamma, dbeta, threads)
 
 
-def backward_f64(const double[:, :, ::1] x, const double[:, :, ::1] dy not None, const double[::1] gamma,
+def backward_f64(const double[:, :, :] x, const double[:, :, :] dy not None, const double[::1] gamma,
                  const double[::1] mean not None, const double[::1] rstd not None, bint frozen,
-                 double[:, :, ::1] dx, double[::1] dgamma, double[::1] dbeta, int threads):
+                 double[:, :, :] dx, double[::1] dgamma, double[::1] dbeta, int threads):
     run_backward(x, dy, gamma, mean, rstd, frozen, dx, dgamma, dbeta, threads)
 
 
@@ -244,6 +246,7 @@ cdef class LayerBase:
     cdef object gamma_array, beta_array, mean_array, var_array
     cdef readonly Py_ssize_t num_features
     cdef public bint training
+    cdef bint keeps_input  # for a backward through the inference
     cdef double eps_value
     cdef int axis_number   # meaningful where it is one axis
     cdef bint takes_fast_path, one_axis, is_double
@@ -257,12 +260,14 @@ cdef class LayerBase:
         """y, or None where the general way must be taken."""
         cdef cnp.ndarray source, target
         cdef int ndim, axis, kind
-        if not self.takes_fast_path or not self.one_axis or self.training or self.mean_array is None or not is_plain(x):
+        if not self.takes_fast_path or self.training or self.keeps_input or self.mean_array is None or not is_plain(x):
             return None
         source = <cnp.ndarray> x
         kind, ndim, axis = cnp.PyArray_TYPE(source), cnp.PyArray_NDIM(source), self.axis_number
         if axis < 0:
             axis += ndim
+        if not self.one_axis:
+            return None
         if (kind != cnp.NPY_FLOAT32 and kind != cnp.NPY_FLOAT64) or ndim < 2 or axis < 0 or axis >= ndim:
             return None
         if cnp.PyArray_DIM(source, axis) != self.num_features:
@@ -328,8 +333,15 @@ cdef class LayerBase:
         self.num_features = c
 
     def _set_axis(self, axis):
+        """None where there are several."""
         self.one_axis = axis is not None
         self.axis_number = axis if axis is not None else 0
+
+    def _set_keeps_input(self, bint on):
+        self.keeps_input = on
+
+    def _get_keeps_input(self):
+        return self.keeps_input
 
     def _set_eps(self, double eps):
         self.eps_value = eps

@@ -24,20 +24,35 @@ class Saved:
     """What a forward call leaves for the backward call.
 
     mean, var, rstd: float64 arrays of shape (C,); var is the biased variance, rstd = 1 / sqrt(var + eps). It refers to x
-    (without copying it: keep x unchanged until backward) and holds a copy of gamma.
+    (without copying it: keep x unchanged until backward) and holds copies of gamma and beta. After a forward call in place it
+    refers to y instead, from which the normalized x comes back as (y - beta) / gamma.
     """
 
-    __slots__ = ("mean", "var", "rstd", "x", "axes", "gamma", "param_dtype", "frozen")
+    __slots__ = ("mean", "var", "rstd", "x", "axes", "gamma", "beta", "param_dtype", "frozen", "holds_y")
 
-    def __init__(self, x, axes, gamma, *, mean, var, rstd, frozen):
-        self.x, self.axes, self.frozen = x, axes, frozen
+    def __init__(self, x, axes, gamma, beta, *, mean, var, rstd, frozen, in_place):
+        self.x, self.axes, self.frozen, self.holds_y = x, axes, frozen, in_place
         self.mean, self.var, self.rstd = mean, var, rstd
-        self.gamma = None if gamma is None else gamma.astype(np.float64)
+        self.gamma = None if gamma is None else gamma.astype(_FLOAT64)
+        self.beta = None if beta is None else beta.astype(_FLOAT64)
         self.param_dtype = x.dtype if gamma is None else gamma.dtype
 
-    def forget_input(self):
-        """After a forward call that wrote over x."""
-        self.x = None
+    def about_input(self):
+        """(gamma, mean, rstd) of the gradient's formulas with the array in `x`.
+
+        With y = h * gamma + beta in it, h = (y - beta) / gamma plays the part of (x - mean) * rstd: mean = beta, rstd = 1 / gamma,
+        and the factor gamma * rstd of dx stays what it was where gamma is replaced by gamma^2 * rstd.
+        """
+        if not self.holds_y:
+            return self.gamma, self.mean, self.rstd
+        gamma = np.ones_like(self.mean) if self.gamma is None else self.gamma
+        if not gamma.all():
+            zero = int(np.flatnonzero(gamma == 0)[0])
+            raise RuntimeError(f"x was overwritten by the forward call (out=x) and cannot be recovered from y, since gamma "
+                               f"is 0 for feature {zero}: pass another out= in the forward call")
+        beta = np.zeros_like(self.mean) if self.beta is None else self.beta
+        with np.errstate(all="ignore"):
+            return gamma * gamma * self.rstd, beta, 1.0 / gamma
 
     def __repr__(self):
         kind = "frozen" if self.frozen else "batch"
@@ -55,10 +70,17 @@ def _prepare(x, axis, params):
     c = x.shape[axes[0]] if len(axes) == 1 else math.prod(x.shape[i] for i in axes)
     checked = {}
     for name, value in params.items():
-        if np.ndim(value) == 1:
-            _checks.features(x, axes, len(value), name)
+        if value is not None:
+            value = _checks.as_data(value, name)
+            if value.ndim == 1:
+                _checks.features(x, axes, value.size, name)
         checked[name] = _checks.parameter(value, name, c)
     return x, axes, c, checked
+
+
+def _is_in_place(out, x):
+    """Of an `out` that was checked: it is x or apart from it."""
+    return out is not None and x.size > 0 and np.may_share_memory(out, x) and _checks.share_memory(out, x)
 
 
 def _target(out, x, axes, inputs):
@@ -100,9 +122,8 @@ def batch_norm_inference(x, mean, var, gamma=None, beta=None, *, eps=1e-5, axis=
     if return_saved:
         with np.errstate(all="ignore"):
             rstd = 1.0 / np.sqrt(var + eps)
-        saved = Saved(x, axes, p["gamma"], mean=mean.copy(), var=var.copy(), rstd=rstd, frozen=True)
-        if np.may_share_memory(y, x):
-            saved.forget_input()
+        saved = Saved(x, axes, p["gamma"], p["beta"], mean=mean.copy(), var=var.copy(), rstd=rstd, frozen=True,
+                      in_place=_is_in_place(out, x))
     if x.size:
         _INFERENCE[x.dtype](source, mean, var, _wide(p["gamma"]), _wide(p["beta"]), eps, target, threads)
     return (y, saved) if return_saved else y
@@ -112,7 +133,8 @@ def batch_norm_training(x, gamma=None, beta=None, *, eps=1e-5, axis=1, out=None,
     """Normalizes x with its own statistics: y = (x - mean) * rstd * gamma + beta, rstd = 1 / sqrt(var + eps).
 
     mean and var (biased) are taken of each feature over all other axes. The arguments are those of batch_norm_inference. With
-    out=x the input is gone, and batch_norm_backward raises RuntimeError.
+    out=x the input is gone; batch_norm_backward then recovers what it needs from y (keep that unchanged until then), to y's
+    rounding divided by gamma, and raises RuntimeError where a gamma is 0.
 
     Returns (y, saved): y of x's shape and dtype; saved.mean, saved.var, saved.rstd are float64 arrays of shape (C,), and
     batch_norm_backward takes it. For an empty batch mean is 0, var and rstd are NaN.
@@ -128,9 +150,8 @@ def batch_norm_training(x, gamma=None, beta=None, *, eps=1e-5, axis=1, out=None,
         _TRAINING[x.dtype](source, _wide(p["gamma"]), _wide(p["beta"]), eps, target, mean, var, rstd, threads)
     else:
         mean[:], var[:], rstd[:] = 0, np.nan, np.nan
-    saved = Saved(x, axes, p["gamma"], mean=mean, var=var, rstd=rstd, frozen=False)
-    if out is not None and np.may_share_memory(y, x):
-        saved.forget_input()
+    saved = Saved(x, axes, p["gamma"], p["beta"], mean=mean, var=var, rstd=rstd, frozen=False,
+                  in_place=_is_in_place(out, x))
     return y, saved
 
 
@@ -150,15 +171,14 @@ def batch_norm_backward(dy, saved, *, out=None, needs=_RESULTS, num_threads=None
     num_threads: at most so many threads.
 
     Returns (dx, dgamma, dbeta): dx has x's dtype; dgamma and dbeta, of shape (C,), that of gamma, or x's where gamma was None.
-    Raises TypeError, ValueError (a dy of another shape, unknown names in needs, out), RuntimeError (x was overwritten).
+    Raises TypeError, ValueError (a dy of another shape, unknown names in needs, out), RuntimeError (x was
+    overwritten by the forward call, and a gamma is 0).
     Source: Ioffe and Szegedy 2015, section 3.
     """
     needs = _needed(needs)
     if not isinstance(saved, Saved):
         raise TypeError(f"saved is a {type(saved).__name__}, expected what batch_norm_training or "
                         "batch_norm_inference(..., return_saved=True) returned")
-    if saved.x is None:
-        raise RuntimeError("x was overwritten by the forward call (out=x), and the gradient needs it: pass another out=")
     x, threads = saved.x, _checks.threads(num_threads)
     dy = _checks.as_data(dy, "dy")
     if dy.shape != x.shape:
@@ -166,6 +186,8 @@ def batch_norm_backward(dy, saved, *, out=None, needs=_RESULTS, num_threads=None
     dy = dy.astype(x.dtype, copy=False)
     if out is not None and "dx" not in needs:
         raise ValueError(f"out is given, but needs is {tuple(needs)}: dx is not computed")
+    uses_x = "dgamma" in needs or not saved.frozen
+    gamma, mean, rstd = saved.about_input() if uses_x else (saved.gamma, saved.mean, saved.rstd)
     dx = target = None
     arrangement = arrange(x, saved.axes)
     if "dx" in needs:
@@ -174,9 +196,8 @@ def batch_norm_backward(dy, saved, *, out=None, needs=_RESULTS, num_threads=None
     dgamma = np.zeros(c) if "dgamma" in needs else None
     dbeta = np.zeros(c) if "dbeta" in needs else None
     if x.size and needs:
-        uses_x = dgamma is not None or not saved.frozen
-        _BACKWARD[x.dtype](arrangement.readable(x) if uses_x else None, arrangement.readable(dy), saved.gamma,
-                           saved.mean, saved.rstd, saved.frozen, target, dgamma, dbeta, threads)
+        _BACKWARD[x.dtype](arrangement.readable(x) if uses_x else None, arrangement.readable(dy), gamma, mean, rstd,
+                           saved.frozen, target, dgamma, dbeta, threads)
     return dx, _as_parameter(dgamma, saved), _as_parameter(dbeta, saved)
 
 

@@ -52,7 +52,7 @@ class BatchNorm(_core.LayerBase):
         self.num_batches_tracked = 0 if track_running_stats else None
         self.dgamma = self.dbeta = None
         self._saved = None
-        self._keeps_input = False
+        self._set_keeps_input(False)
         self._warned_single = False
         self._enable_fast_path(type(self).forward is BatchNorm.forward)
 
@@ -64,9 +64,9 @@ class BatchNorm(_core.LayerBase):
 
     @axis.setter
     def axis(self, value):
-        ndim = 1 + max((abs(i) for i in (value if isinstance(value, (tuple, list)) else [value])
-                        if isinstance(i, (int, np.integer))), default=0)
-        normalize_axes(value, ndim)
+        several = value if isinstance(value, (tuple, list)) else [value]
+        largest = max((abs(i) for i in several if isinstance(i, (int, np.integer))), default=0)
+        normalize_axes(value, 2 * largest + 1)  # so many dimensions that -1 and 1 may be different axes
         self._axis = tuple(value) if isinstance(value, (tuple, list)) else int(value)
         self._set_axis(self._axis if isinstance(self._axis, int) else None)
 
@@ -153,13 +153,13 @@ class BatchNorm(_core.LayerBase):
     def train(self, mode=True):
         """Training mode, or with mode=False inference mode. Returns the layer."""
         self.training = bool(mode)
-        self._keeps_input = False
+        self._set_keeps_input(False)
         return self
 
     def eval(self, *, backward=False):
         """Inference mode. backward=True: forward calls keep what backward needs, the statistics being constants. Returns the layer."""
         self.train(False)
-        self._keeps_input = bool(backward)
+        self._set_keeps_input(bool(backward))
         return self
 
     # ---- forward and backward ----
@@ -172,10 +172,9 @@ class BatchNorm(_core.LayerBase):
         An empty batch changes nothing. With one value per feature, training gives y = beta, leaves the moving averages alone and warns once.
         Raises TypeError, ValueError.
         """
-        if not self.training and not self._keeps_input:
-            y = self._infer(x, out)
-            if y is not None:
-                return y
+        y = self._infer(x, out)
+        if y is not None:
+            return y
         x = _checks.batch(x)
         axes = normalize_axes(self.axis, x.ndim)
         _checks.features(x, axes, self.num_features)
@@ -183,16 +182,17 @@ class BatchNorm(_core.LayerBase):
             self._refuse_state_as(out)
         if self.training or not self._tracks:
             return self._normalize_by_batch(x, axes, out)
+        keeps = self._get_keeps_input()
         result = batch_norm_inference(x, self.running_mean, self.running_var, self.gamma, self.beta, eps=self.eps,
-                                      axis=axes, out=out, return_saved=self._keeps_input)
-        if not self._keeps_input:
+                                      axis=axes, out=out, return_saved=keeps)
+        if not keeps:
             return result
         y, self._saved = result
         return y
 
     def _normalize_by_batch(self, x, axes, out):
         y, saved = batch_norm_training(x, self.gamma, self.beta, eps=self.eps, axis=axes, out=out)
-        if self.training or self._keeps_input:
+        if self.training or self._get_keeps_input():
             self._saved = saved
         if self.training:
             self._update_running_stats(saved, x.size // self.num_features)
@@ -201,7 +201,7 @@ class BatchNorm(_core.LayerBase):
     def _refuse_state_as(self, out):
         if isinstance(out, np.ndarray):
             for name, a in (("running_mean", self.running_mean), ("running_var", self.running_var)):
-                if a is not None and np.shares_memory(out, a):
+                if a is not None and _checks.share_memory(out, a):
                     raise ValueError(f"out and {name} overlap: pass memory of its own")
 
     def _update_running_stats(self, saved, count):
@@ -265,12 +265,12 @@ class BatchNorm(_core.LayerBase):
     def __getstate__(self):
         """Everything but the context of the last forward call, which belongs to this layer's own backward."""
         own = {key: value for key, value in self.__dict__.items() if key != "_saved"}
-        return own, self.training, _state.arrays(self)
+        return own, self.training, self._get_keeps_input(), _state.arrays(self)
 
     def __setstate__(self, state):
-        own, training, arrays = state
+        own, self.training, keeps_input, arrays = state
         self.__dict__.update(own)
-        self.training = training
+        self._set_keeps_input(keeps_input)
         self._set_arrays(**arrays)
 
     def __copy__(self):

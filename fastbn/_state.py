@@ -41,11 +41,16 @@ def _check_names(layer, state):
                              f"{', '.join(sorted(expected))}: was it saved from a layer with other switches?")
 
 
+def _entry(layer, name, state):
+    if state[name] is None:
+        raise ValueError(f"state has {name}=None, expected an array of shape ({layer.num_features},)")
+    return _checks.parameter(state[name], name, layer.num_features)
+
+
 def fill(layer, state):
     """Everything is checked before the first array is written."""
     _check_names(layer, state)
-    checked = {name: _checks.parameter(state[PUBLIC_NAMES[name]], PUBLIC_NAMES[name], layer.num_features)
-               for name in arrays(layer)}
+    checked = {name: _entry(layer, PUBLIC_NAMES[name], state) for name in arrays(layer)}
     counter = _counter(state["num_batches_tracked"]) if "num_batches_tracked" in state else None
     for name, a in arrays(layer).items():
         with np.errstate(over="ignore"):

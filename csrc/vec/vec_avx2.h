@@ -112,7 +112,8 @@ static inline f64x8 f64x8_widen_part(const float *p, int64_t n, f64x8 fill)
     return (f64x8){_mm256_blendv_pd(fill.a, v.a, _mm256_castsi256_pd(fbn_mask64(n))),
                    _mm256_blendv_pd(fill.b, v.b, _mm256_castsi256_pd(fbn_mask64(n - 4)))};
 }
-static inline f64x8 f32x16_fold(f32x16 v) { return f64x8_add(f64x8_of_f32(v.a), f64x8_of_f32(v.b)); }
+static inline f64x8 f32x16_low(f32x16 v) { return f64x8_of_f32(v.a); }
+static inline f64x8 f32x16_high(f32x16 v) { return f64x8_of_f32(v.b); }
 
 static inline void fbn_stream_fence(void) { _mm_sfence(); }
 

@@ -42,11 +42,8 @@ static inline f64x8 f64x8_widen_part(const float *p, int64_t n, f64x8 fill)
 {
     return _mm512_mask_cvtps_pd(fill, fbn_mask8(n), _mm256_maskz_loadu_ps(fbn_mask8(n), p));
 }
-static inline f64x8 f32x16_fold(f32x16 v)
-{
-    __m256 high = _mm512_extractf32x8_ps(v, 1);
-    return _mm512_add_pd(_mm512_cvtps_pd(_mm512_castps512_ps256(v)), _mm512_cvtps_pd(high));
-}
+static inline f64x8 f32x16_low(f32x16 v) { return _mm512_cvtps_pd(_mm512_castps512_ps256(v)); }
+static inline f64x8 f32x16_high(f32x16 v) { return _mm512_cvtps_pd(_mm512_extractf32x8_ps(v, 1)); }
 
 static inline void fbn_stream_fence(void) { _mm_sfence(); }
 

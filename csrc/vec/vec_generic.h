@@ -82,11 +82,13 @@ static inline f64x8 f64x8_widen_part(const float *p, int64_t n, f64x8 fill)
         lanes[i] = p[i];
     return f64x8_load(lanes);
 }
-static inline f64x8 f32x16_fold(f32x16 v)
+static inline f64x8 f32x16_low(f32x16 v)
 {
-    float lanes[16];
-    f32x16_store(lanes, v);
-    return f64x8_add(f64x8_widen(lanes), f64x8_widen(lanes + 8));
+    return (f64x8){{v.a[0], v.a[1]}, {v.a[2], v.a[3]}, {v.b[0], v.b[1]}, {v.b[2], v.b[3]}};
+}
+static inline f64x8 f32x16_high(f32x16 v)
+{
+    return (f64x8){{v.c[0], v.c[1]}, {v.c[2], v.c[3]}, {v.d[0], v.d[1]}, {v.d[2], v.d[3]}};
 }
 
 static inline void fbn_stream_fence(void) {}

@@ -113,10 +113,8 @@ static inline f64x8 f64x8_widen_part(const float *p, int64_t n, f64x8 fill)
         lanes[i] = p[i];
     return f64x8_load(lanes);
 }
-static inline f64x8 f32x16_fold(f32x16 v)
-{
-    return f64x8_add(f64x8_of_f32(v.a, v.b), f64x8_of_f32(v.c, v.d));
-}
+static inline f64x8 f32x16_low(f32x16 v) { return f64x8_of_f32(v.a, v.b); }
+static inline f64x8 f32x16_high(f32x16 v) { return f64x8_of_f32(v.c, v.d); }
 
 static inline void fbn_stream_fence(void) {}
 

@@ -7,7 +7,7 @@
  *   stream     a store past the caches where the machine has one; p aligned to 64 bytes
  *   add, sub, mul
  *   widen      8 floats as doubles, exactly; widen_part likewise with n and fill
- *   fold       lane i + lane i + 8, as doubles: the first step of the halving tree
+ *   low, high  lanes 0 to 7, lanes 8 to 15, as doubles, exactly
  *   fbn_stream_fence  orders stream stores before what follows
  */
 #ifndef FBN_VEC_H
@@ -51,12 +51,8 @@ static inline f64x8 f64x8_widen_part(const float *p, int64_t n, f64x8 fill)
     FBN_LANES((int)n, fill.v[i] = p[i]);
     return fill;
 }
-static inline f64x8 f32x16_fold(f32x16 a)
-{
-    f64x8 r;
-    FBN_LANES(8, r.v[i] = (double)a.v[i] + (double)a.v[i + 8]);
-    return r;
-}
+static inline f64x8 f32x16_low(f32x16 a) { return f64x8_widen(a.v); }
+static inline f64x8 f32x16_high(f32x16 a) { return f64x8_widen(a.v + 8); }
 
 static inline void fbn_stream_fence(void) {}
 

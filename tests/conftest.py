@@ -1,0 +1,19 @@
+"""What every test shares: a seeded generator and one hypothesis profile.
+
+Hypothesis runs the same examples every time, so that a failure repeats.
+"""
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile(
+    "fastbn", deadline=None, derandomize=True, database=None, print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("fastbn")
+
+
+@pytest.fixture
+def rng():
+    """A generator with the same seed in every test."""
+    return np.random.default_rng(20150211)

@@ -1,0 +1,191 @@
+"""Print one hash for every operation, type, layout and number of threads: `python identity_script.py [--isa NAME] ...`.
+
+Run by test_identity.py once for each instruction set, and by test_c_core.py under emulated processors. A line holds, separated
+by tabs: instruction set, threads asked for, threads in the team, operation, type, layout, hash of all output bytes.
+Inputs come from integers, so they are the same everywhere. Every NaN counts as the same one.
+"""
+
+import argparse
+import hashlib
+from itertools import combinations
+
+import numpy as np
+
+import fastbn
+from fastbn import _core
+
+GRADIENTS = ("dx", "dgamma", "dbeta")
+SUBSETS = [subset for size in (3, 2, 1) for subset in combinations(GRADIENTS, size)]
+
+# name: (shape of the array, axis of the features, what turns a fresh array into the layout)
+FEW = {
+    "rows": ((257, 40), 1, None),
+    "rows few features": ((3001, 3), 1, None),
+    "planes": ((3, 5, 30, 31), 1, None),
+    "planes small": ((33, 6, 2, 2), 1, None),
+    "one feature": ((501, 1), 1, None),
+}
+MORE = {
+    "rows odd": ((1031, 33), 1, None),
+    "rows one": ((1, 64), 1, None),
+    "rows many features": ((19, 2049), 1, None),
+    "rows strided": ((600, 24), 1, lambda x: x[::2]),
+    "rows fortran": ((600, 24), 1, np.asfortranarray),
+    "rows unaligned": ((400, 50), 1, lambda x: np.concatenate([x.ravel()[:1], x.ravel()])[1:].reshape(x.shape)),
+    "planes 7x7": ((8, 33, 7, 7), 1, None),
+    "planes strided": ((6, 4, 11, 13), 1, lambda x: x[::2]),
+    "channels last": ((2, 9, 11, 32), -1, None),
+    "channels last few": ((4, 19, 21, 3), -1, None),
+    "features first": ((7, 900), 0, None),
+    "features in the middle": ((4, 5, 18, 3, 10), 2, None),
+    "one feature, planes": ((2, 1, 999), 1, None),
+}
+# Enough independent pieces of work for 16 threads in every operation.
+WIDE = {
+    "wide rows": ((6000, 128), 1, None),
+    "wide rows few features": ((200000, 3), 1, None),
+    "wide planes": ((4, 32, 400), 1, None),
+    "wide planes small": ((9000, 8, 2, 2), 1, None),
+}
+GROUPS = {"few": FEW, "all": {**FEW, **MORE, **WIDE}, "wide": WIDE}
+
+
+def integers(seed, shape, dtype, offset=0):
+    """Nearly normal values with a standard deviation near 1.15 from integers: exact up to one conversion."""
+    rng = np.random.Generator(np.random.PCG64(seed))
+    total = sum(rng.integers(0, 1 << 16, size=shape, dtype=np.int64) for _ in range(4)) - (1 << 17)
+    return ((total + offset) / np.float64(1 << 15)).astype(dtype)
+
+
+class Case:
+    """One array of data and everything that an operation on it needs."""
+
+    def __init__(self, shape, axis, place, dtype):
+        place = place or (lambda x: x)
+        features = shape[axis]
+        self.axis, self.features, self.dtype = axis, features, dtype
+        self.x = place(integers(1, shape, dtype, offset=50000))
+        self.dy = place(integers(2, shape, dtype))
+        self.gamma = integers(3, features, dtype)
+        self.beta = integers(4, features, dtype)
+        self.mean = integers(5, features, dtype, offset=50000)
+        self.var = np.abs(integers(6, features, dtype)) + dtype(0.5)
+
+    def inference(self, threads, **more):
+        return fastbn.batch_norm_inference(self.x, self.mean, self.var, self.gamma, self.beta, axis=self.axis,
+                                           num_threads=threads, **more)
+
+    def training(self, threads, **more):
+        return fastbn.batch_norm_training(self.x, self.gamma, self.beta, axis=self.axis, num_threads=threads, **more)
+
+
+def moments(case, threads):
+    result = fastbn.moments(case.x, axis=case.axis, num_threads=threads)
+    return result.mean, result.M2
+
+
+def inference(case, threads):
+    return (case.inference(threads),)
+
+
+def inference_plain(case, threads):
+    return (fastbn.batch_norm_inference(case.x, case.mean, case.var, axis=case.axis, num_threads=threads),)
+
+
+def training(case, threads):
+    y, saved = case.training(threads)
+    return y, saved.mean, saved.var, saved.rstd
+
+
+def training_plain(case, threads):
+    y, saved = fastbn.batch_norm_training(case.x, axis=case.axis, num_threads=threads)
+    return y, saved.mean, saved.var, saved.rstd
+
+
+def training_in_place(case, threads):
+    x = np.array(case.x, order="C")
+    y, saved = fastbn.batch_norm_training(x, case.gamma, case.beta, axis=case.axis, num_threads=threads, out=x)
+    return y, saved.mean, saved.var, saved.rstd
+
+
+def backward_of(needs):
+    def backward(case, threads):
+        saved = case.training(threads)[1]
+        return fastbn.batch_norm_backward(case.dy, saved, needs=needs, num_threads=threads)
+
+    return backward
+
+
+def frozen_of(needs):
+    def frozen(case, threads):
+        saved = case.inference(threads, return_saved=True)[1]
+        return fastbn.batch_norm_backward(case.dy, saved, needs=needs, num_threads=threads)
+
+    return frozen
+
+
+def layer(case, threads):
+    """Two training steps of a layer, then inference: the running averages as well."""
+    fastbn.set_num_threads(threads)
+    bn = fastbn.BatchNorm(case.features, axis=case.axis, dtype=case.dtype)
+    first = bn(case.x)
+    dx = bn.backward(case.dy)
+    dgamma, dbeta = bn.dgamma.copy(), bn.dbeta.copy()
+    bn(case.dy)
+    last = bn.eval()(case.x)
+    fastbn.set_num_threads(0)
+    return first, dx, dgamma, dbeta, bn.running_mean, bn.running_var, last
+
+
+OPERATIONS = {
+    "moments": moments,
+    "inference": inference,
+    "inference_plain": inference_plain,
+    "training": training,
+    "training_plain": training_plain,
+    "training_in_place": training_in_place,
+    **{"backward " + "+".join(needs): backward_of(needs) for needs in SUBSETS},
+    **{"frozen " + "+".join(needs): frozen_of(needs) for needs in SUBSETS},
+    "layer": layer,
+}
+
+
+def digest(arrays):
+    """A hash of shapes, types and bytes."""
+    total = hashlib.blake2b(digest_size=12)
+    for array in arrays:
+        if array is None:
+            total.update(b"None")
+            continue
+        dense = np.ascontiguousarray(array)
+        dense = np.where(np.isnan(dense), dense.dtype.type("nan"), dense)
+        total.update(f"{dense.dtype}{dense.shape}".encode())
+        total.update(dense.tobytes())
+    return total.hexdigest()
+
+
+def arguments():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--isa", help="force this instruction set (default: the library's own choice)")
+    parser.add_argument("--threads", default="1", help="numbers of threads, separated by commas")
+    parser.add_argument("--shapes", choices=GROUPS, default="all")
+    return parser.parse_args()
+
+
+def main():
+    options = arguments()
+    if options.isa:
+        _core.set_isa(options.isa)
+    _core.set_bytes_per_thread(0)
+    for label, (shape, axis, place) in GROUPS[options.shapes].items():
+        for dtype in (np.float32, np.float64):
+            case = Case(shape, axis, place, dtype)
+            for name, operation in OPERATIONS.items():
+                for threads in map(int, options.threads.split(",")):
+                    result = operation(case, threads)
+                    team = _core.last_team_size()
+                    print(_core.isa_active(), threads, team, name, dtype.__name__, label, digest(result), sep="\t")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,310 @@
+"""The package as others get it: sdist, wheel built from the sdist, installed and used from another folder.
+
+The checkout itself is never built here: a copy of its files makes the sdist, and every build starts from that.
+Builds use the packages of the running environment (the extra "test" has them), so that nothing is downloaded.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import tomllib
+import venv
+import zipfile
+from email.parser import HeaderParser
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+FILES = ["setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md"]
+FOLDERS = ["csrc", "fastbn", "tests", "bench"]
+BUILT = (".so", ".pyd", ".o", ".pyc")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+VERSION = PROJECT["version"]
+TIME_LIMIT = 600
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(find_spec("build") is None or find_spec("Cython") is None,
+                       reason="build or Cython is not installed: the extra 'test' has them"),
+]
+
+# Everything once, against the formulas in float64; prints what the tests ask about as one line of JSON.
+SMOKE = """
+import hashlib, json, sys
+from pathlib import Path
+import numpy as np
+import fastbn
+
+optional = {"sklearn", "matplotlib", "rich", "torch", "Cython", "setuptools"} & set(sys.modules)
+rng = np.random.default_rng(7)
+shape, axes, column = (16, 5, 30, 33), (0, 2, 3), (1, 5, 1, 1)
+x = (rng.normal(size=shape) * 3 + 50).astype(np.float32)
+dy = rng.normal(size=shape).astype(np.float32)
+gamma, beta = rng.normal(size=(2, 5)).astype(np.float32)
+
+x64, dy64, gamma64 = x.astype(np.float64), dy.astype(np.float64), gamma.astype(np.float64).reshape(column)
+mean, var = x64.mean(axes), x64.var(axes)
+rstd = 1 / np.sqrt(var + 1e-5).reshape(column)
+x_hat = (x64 - mean.reshape(column)) * rstd
+expected_y = x_hat * gamma64 + beta.reshape(column)
+dbeta, dgamma = dy64.sum(axes), (dy64 * x_hat).sum(axes)
+count = x[:, 0].size
+expected_dx = gamma64 * rstd * (dy64 - (dbeta.reshape(column) + x_hat * dgamma.reshape(column)) / count)
+
+def close(got, expected):
+    np.testing.assert_allclose(got, expected, rtol=2e-5, atol=2e-5)
+    return np.ascontiguousarray(got)
+
+y, saved = fastbn.batch_norm_training(x, gamma, beta)
+results = [close(y, expected_y), close(saved.mean, mean), close(saved.var, var)]
+results += [close(*pair) for pair in zip(fastbn.batch_norm_backward(dy, saved), (expected_dx, dgamma, dbeta))]
+results.append(close(fastbn.batch_norm_inference(x, mean.astype("f4"), var.astype("f4"), gamma, beta), expected_y))
+layer = fastbn.BatchNorm(5)
+layer(x)
+results.append(close(layer.running_mean, 0.1 * mean))
+
+print(json.dumps({
+    "file": fastbn.__file__, "version": fastbn.__version__, "include": fastbn.get_include(),
+    "optional": sorted(optional),
+    "openmp": fastbn.get_config()["openmp"], "threads": fastbn.get_num_threads(),
+    "digest": hashlib.sha256(b"".join(result.tobytes() for result in results)).hexdigest(),
+}))
+"""
+
+
+def run(command, cwd, **environment):
+    """Standard output; everything that was printed is in the error where the command failed."""
+    foreign = ("FASTBN_", "PYTHONPATH")
+    base = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+    done = subprocess.run([str(part) for part in command], cwd=cwd, env={**base, **environment}, timeout=TIME_LIMIT,
+                          stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    printed = f"{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+    assert done.returncode == 0, f"exit status {done.returncode}: {command}\n{printed}"
+    return done.stdout
+
+
+def build_wheel(sdist, folder, **environment):
+    """Unpacks the sdist into the folder and builds there; returns the wheel and the tree with its objects."""
+    with tarfile.open(sdist) as archive:
+        archive.extractall(folder, filter="data")
+    tree = folder / f"fastbn-{VERSION}"
+    offline = ["--no-build-isolation", "--no-deps", "--no-index"]
+    run([sys.executable, "-m", "pip", "wheel", *offline, "-w", folder / "dist", tree], folder, **environment)
+    [wheel] = (folder / "dist").glob("*.whl")
+    return wheel, tree
+
+
+def smoke_of_unpacked(wheel, folder):
+    """SMOKE with the wheel's files before everything else on the path."""
+    site, elsewhere = folder / "site", folder / "elsewhere"
+    elsewhere.mkdir()
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    report = json.loads(run([sys.executable, "-c", SMOKE], elsewhere, PYTHONPATH=str(site), OMP_NUM_THREADS="2"))
+    assert Path(report["file"]).is_relative_to(site)
+    return report
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sdist")
+    for name in FOLDERS:
+        shutil.copytree(ROOT / name, folder / "tree" / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in FILES:
+        shutil.copy(ROOT / name, folder / "tree")
+    options = ["--sdist", "--no-isolation", "--outdir", folder / "dist"]
+    run([sys.executable, "-m", "build", *options, folder / "tree"], folder)
+    [path] = (folder / "dist").iterdir()
+    return path
+
+
+@pytest.fixture(scope="module")
+def built(sdist, tmp_path_factory):
+    return build_wheel(sdist, tmp_path_factory.mktemp("build"))
+
+
+@pytest.fixture(scope="module")
+def wheel(built):
+    return built[0]
+
+
+@pytest.fixture(scope="module")
+def installed_python(wheel, tmp_path_factory):
+    """The interpreter of a fresh environment with nothing in it but the wheel, and NumPy seen through a path file."""
+    home = tmp_path_factory.mktemp("fresh") / "venv"
+    venv.create(home, with_pip=False, symlinks=os.name != "nt")
+    paths = sysconfig.get_paths(scheme="venv", vars={"base": str(home), "platbase": str(home)})
+    python = Path(paths["scripts"], "python.exe" if os.name == "nt" else "python")
+    run([sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", wheel], home)
+    path_file = Path(paths["purelib"], "numpy_of_the_tests.pth")
+    path_file.write_text(f"{Path(np.__file__).parent.parent}\n", encoding="utf-8")
+    return python
+
+
+@pytest.fixture(scope="module")
+def smoke(installed_python, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    report = json.loads(run([installed_python, "-I", "-c", SMOKE], elsewhere, OMP_NUM_THREADS="2"))
+    assert Path(report["file"]).is_relative_to(installed_python.parent.parent)
+    return report
+
+
+def test_sdist_has_every_source_and_nothing_built(sdist):
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    expected = {*FILES, "fastbn/_core.pyx", "fastbn/py.typed"}
+    for pattern in ("csrc/**/*.[ch]", "csrc/**/*.inc", "tests/**/*.py", "tests/c/*", "bench/**/*.py", "fastbn/**/*.py"):
+        expected |= {path.relative_to(ROOT).as_posix() for path in ROOT.glob(pattern) if path.is_file()}
+    assert expected <= names
+    assert not [name for name in names if name.endswith(BUILT) or name in {"fastbn/_core.c", "fastbn/include"}]
+
+
+def test_wheel_has_what_others_compile_and_check_against(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        assert archive.read("fastbn/include/fastbn.h") == (ROOT / "csrc/fastbn.h").read_bytes()
+    expected = {"py.typed", "_core.pxd", "_core.pyi", "__init__.py", "demo/__init__.py"}
+    assert {f"fastbn/{name}" for name in expected} <= names
+    assert len([name for name in names if re.fullmatch(r"fastbn/_core\..*(so|pyd)", name)]) == 1
+    assert {name.partition("/")[0] for name in names} == {"fastbn", f"fastbn-{VERSION}.dist-info"}
+    assert not [name for name in names if name.endswith((".c", ".inc", ".pyx", ".o", ".pyc"))]
+
+
+def test_wheel_metadata(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        text = archive.read(f"fastbn-{VERSION}.dist-info/METADATA").decode()
+        assert f"fastbn-{VERSION}.dist-info/licenses/LICENSE" in archive.namelist()
+    metadata = HeaderParser().parsestr(text)
+    requirements = metadata.get_all("Requires-Dist")
+    assert [line for line in requirements if "extra ==" not in line] == ["numpy>=1.26"]
+    assert not [line for line in requirements if line.startswith("torch")]
+    assert set(metadata.get_all("Provides-Extra")) == {"demo", "test", "bench"}
+    assert (metadata["Version"], metadata["Requires-Python"]) == (VERSION, ">=3.11")
+    assert metadata["License-Expression"] == "BSD-3-Clause"
+
+
+def test_installed_wheel_works_from_another_folder(smoke):
+    assert smoke["version"] == VERSION
+    assert smoke["optional"] == [], "import fastbn loaded a package that only an extra needs"
+
+
+def test_module_prints_the_configuration(installed_python, tmp_path):
+    printed = run([installed_python, "-I", "-m", "fastbn"], tmp_path)
+    assert VERSION in printed
+    assert "-ffp-contract=off" in printed or os.name == "nt"
+
+
+@pytest.mark.parametrize("language", [["-x", "c", "-std=c11"], ["-x", "c++", "-std=c++17"]], ids=["c", "c++"])
+def test_installed_header_stands_alone(smoke, tmp_path, language):
+    compiler = shutil.which("gcc") or shutil.which("clang")
+    if compiler is None or (language[1] == "c++" and shutil.which("g++") is None):
+        pytest.skip("no gcc or clang for this language")
+    source = tmp_path / "user.c"
+    source.write_text('#include "fastbn.h"\nint main(void) { return fastbn_abi_version() - FASTBN_ABI_VERSION; }\n')
+    strict = ["-Wall", "-Wextra", "-pedantic", "-Werror", "-fsyntax-only"]
+    run([compiler, *language, *strict, f"-I{smoke['include']}", source], tmp_path)
+
+
+def test_without_openmp_the_same_bits_come_from_one_thread(sdist, smoke, tmp_path):
+    report = smoke_of_unpacked(build_wheel(sdist, tmp_path, FASTBN_NO_OPENMP="1")[0], tmp_path)
+    assert (report["openmp"], report["threads"]) == (None, 1)
+    assert report["digest"] == smoke["digest"]
+    printed = run([sys.executable, "-m", "fastbn"], tmp_path / "elsewhere", PYTHONPATH=str(tmp_path / "site"))
+    assert re.search(r"openmp.*(none|not|without|no\b)", printed, re.IGNORECASE), printed
+
+
+@pytest.mark.skipif(shutil.which("clang") is None, reason="clang is not installed")
+def test_clang_builds_the_same_bits(sdist, smoke, tmp_path):
+    report = smoke_of_unpacked(build_wheel(sdist, tmp_path, CC="clang")[0], tmp_path)
+    assert report["openmp"] in {"libomp", None}
+    assert report["digest"] == smoke["digest"]
+
+
+def test_fast_math_in_cflags_is_refused(sdist, tmp_path):
+    with pytest.raises(AssertionError, match="CFLAGS contains -ffast-math"):
+        build_wheel(sdist, tmp_path, CFLAGS="-O2 -ffast-math")
+
+
+# What the kernel objects may contain. x86: vfmadd132ps, vfnmsub231sd, ...; aarch64: fmla, fmls, fmadd, fnmsub, ...
+FUSED = re.compile(r"\b(vf(n?m(add|sub)|maddsub|msubadd)\w*|fml[as]\w*|fn?m(add|sub))\b")
+WRITES_FLOATING_POINT_STATE = re.compile(r"\bv?ldmxcsr\b|\bfldcw\b|\bmsr\s+fpcr")
+# What the disassembly of an instruction set's kernels has to show, and what it must not. Mnemonics with v are AVX's.
+X86_CODE = {"avx512": ("%zmm", None), "avx2": ("%ymm", "%[zk]"), "generic": ("%xmm", r"\tv\w")}
+
+
+def tool(name):
+    path = shutil.which(name)
+    if path is None:
+        pytest.skip(f"{name} is not installed")
+    return path
+
+
+def objects_of(tree):
+    paths = list(tree.glob("build/temp*/**/*.o"))
+    assert {"kernels_generic", "dispatch", "_core"} <= {path.stem for path in paths}
+    return paths
+
+
+def disassembled(path, objdump="objdump"):
+    text = run([tool(objdump), "-d", "--no-show-raw-insn", path], path.parent)
+    assert "<" in text, f"objdump shows nothing of {path.name}"
+    return text
+
+
+def exported_by(path, nm="nm"):
+    return [line.split()[-1] for line in run([tool(nm), "-g", "--defined-only", path], path.parent).splitlines()]
+
+
+def check_kernel_object(path, **tools):
+    code = disassembled(path, tools.get("objdump", "objdump"))
+    assert not FUSED.search(code), f"{path.name}: {FUSED.search(code)[0]} has other bits than * and +"
+    assert not WRITES_FLOATING_POINT_STATE.search(code), f"{path.name} changes the floating-point environment"
+    assert exported_by(path, tools.get("nm", "nm")) == [f"fbn_{path.stem}"]
+    sections = run([tool(tools.get("objdump", "objdump")), "-h", path], path.parent)
+    assert ".text" in sections, f"objdump shows no sections of {path.name}"
+    assert not re.search(r"\.(init_array|ctors)", sections), f"{path.name} runs code when it is loaded"
+
+
+linux_only = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads ELF objects")
+
+
+@linux_only
+def test_kernel_objects(built):
+    kernels = [path for path in objects_of(built[1]) if path.stem.startswith("kernels_")]
+    assert len(kernels) > 1
+    for path in kernels:
+        check_kernel_object(path)
+
+
+@linux_only
+@pytest.mark.skipif(sysconfig.get_platform() != "linux-x86_64", reason="names x86-64 registers")
+@pytest.mark.skipif("-m" in os.environ.get("CFLAGS", ""), reason="CFLAGS asks for more than the baseline processor")
+def test_only_kernel_objects_use_more_than_the_baseline_processor(built):
+    """Everything without flags of its own is held to what "generic" may use: it runs before the choice is made."""
+    for path in objects_of(built[1]):
+        isa = path.stem.removeprefix("kernels_")
+        wanted, forbidden = X86_CODE.get(isa, X86_CODE["generic"])
+        code = disassembled(path)
+        assert isa not in X86_CODE or wanted in code, f"{path.name} has no {wanted}"
+        assert forbidden is None or not re.search(forbidden, code), f"{path.name}: {re.search(forbidden, code)[0]}"
+
+
+@linux_only
+def test_neon_kernel_object(tmp_path):
+    """Cross-compiled with the flags of the build: every aarch64 processor has fused instructions, so they would be used."""
+    spec = spec_from_file_location("fastbn_setup", ROOT / "setup.py")
+    setup = module_from_spec(spec)
+    spec.loader.exec_module(setup)
+    compiler, objdump, nm = (tool(f"aarch64-linux-gnu-{name}") for name in ("gcc", "objdump", "nm"))
+    target = tmp_path / "kernels_neon.o"
+    flags = [*setup.GNU_FLAGS, *setup.ISAS["neon"].gnu_flags, f"-I{ROOT / 'csrc'}"]
+    run([compiler, *flags, "-c", ROOT / "csrc/kernels_neon.c", "-o", target], tmp_path)
+    check_kernel_object(target, objdump=objdump, nm=nm)

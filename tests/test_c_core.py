@@ -1,0 +1,151 @@
+"""The C core without Python: its own test program, by several compilers, sanitizers and emulated processors.
+
+The program (tests/c) compares every operation with the formulas, over all instruction sets, thread counts and layouts of
+the machine, and prints one hash of the output bytes for each. Hashes of another compiler, another
+architecture or a lesser processor have to be the same.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from toolchain import MACHINE, build_core_test, can_build, find_compiler, run
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the C test program is built on Linux only")
+
+x86_only = pytest.mark.skipif(MACHINE != "x86_64", reason="emulates lesser x86 processors: needs an x86-64 machine")
+
+# A processor without AVX-512, and one without AVX: qemu's names, and what the core has to choose there.
+LESSER_CPUS = [("Haswell", "avx2"), ("Nehalem", "generic")]
+
+
+def required(*names):
+    path = find_compiler(*names)
+    if path is None:
+        pytest.skip(f"not installed: {' or '.join(names)}")
+    return path
+
+
+@pytest.fixture(scope="module")
+def native(tmp_path_factory):
+    return build_core_test(required("gcc", "cc"), tmp_path_factory.mktemp("gcc"))
+
+
+@pytest.fixture(scope="module")
+def static_native(tmp_path_factory):
+    """Static, so that an emulator needs no libraries; -O3 as the package is built, so that one more level is compared."""
+    return build_core_test(required("gcc"), tmp_path_factory.mktemp("static"), options=("-O3",), link=("-static",))
+
+
+@pytest.fixture(scope="module")
+def native_hashes(native):
+    return run([native, "hash"], OMP_NUM_THREADS="2")
+
+
+def differences(got, expected):
+    """The first lines that differ, for a message that can be read."""
+    got, expected = got.splitlines(), expected.splitlines()
+    assert len(got) == len(expected) and len(expected) > 1000
+    return [f"{a}   expected {b.split()[-1]}" for a, b in zip(got, expected) if a != b][:10]
+
+
+def isa_table(output):
+    rows = [line.split() for line in output.splitlines()]
+    return {row[0]: row[1:] for row in rows}
+
+
+def test_operations_layouts_isas_threads(native):
+    assert run([native, "check"], OMP_NUM_THREADS="8", OMP_DYNAMIC="false", OMP_WAIT_POLICY="passive").endswith("0 failures\n")
+
+
+def test_fork(native):
+    run([native, "fork"], OMP_NUM_THREADS="4", OMP_DYNAMIC="false", timeout=100)
+
+
+def test_isa_of_the_environment(native):
+    table = isa_table(run([native, "isa"]))
+    usable = [name for name, state in table.items() if state == ["1", "1"]]
+    assert "generic" in usable
+    for name in usable:
+        assert isa_table(run([native, "isa"], FASTBN_ISA=name))["active"] == [name]
+    assert isa_table(run([native, "isa"]))["active"] == usable[:1]
+
+
+def test_clang_gives_the_same_bits(tmp_path, native_hashes):
+    clang = required("clang")
+    if not can_build(clang, tmp_path):
+        pytest.skip("clang has no OpenMP runtime here")
+    program = build_core_test(clang, tmp_path / "clang", options=("-O3",))
+    assert not differences(run([program, "hash"], OMP_NUM_THREADS="2"), native_hashes)
+
+
+def test_build_without_openmp(tmp_path, native_hashes):
+    program = build_core_test(required("gcc", "cc"), tmp_path / "serial", options=("-O1", "-fno-openmp"))
+    assert not differences(run([program, "hash"]), native_hashes)
+
+
+def test_address_and_undefined_behaviour_sanitizers(tmp_path):
+    options = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")
+    compiler = required("gcc", "clang")
+    if not can_build(compiler, tmp_path, *options):
+        pytest.skip(f"{compiler} has no AddressSanitizer here")
+    program = build_core_test(compiler, tmp_path / "asan", options=options)
+    environment = {"OMP_NUM_THREADS": "4", "OMP_WAIT_POLICY": "passive", "ASAN_OPTIONS": "detect_leaks=1"}
+    assert run([program, "check", "1", "3"], **environment).endswith("0 failures\n")
+
+
+def archer_settings(clang):
+    """LLVM's tool that tells ThreadSanitizer how OpenMP's barriers order memory; without it every region is a false alarm."""
+    version = subprocess.run([clang, "-print-resource-dir"], capture_output=True, text=True).stdout.strip()
+    folders = [Path(version).parent.parent, *Path("/usr/lib").glob("llvm-*/lib"), Path("/usr/lib/x86_64-linux-gnu")]
+    library = next((folder / "libarcher.so" for folder in folders if (folder / "libarcher.so").exists()), None)
+    if library is None:
+        pytest.skip("libarcher.so is not installed (Debian: libomp-dev)")
+    return {"OMP_TOOL_LIBRARIES": str(library), "TSAN_OPTIONS": "ignore_noninstrumented_modules=1:halt_on_error=1"}
+
+
+def test_thread_sanitizer(tmp_path):
+    clang = required("clang")
+    options = ("-O1", "-g", "-fsanitize=thread")
+    if not can_build(clang, tmp_path, *options):
+        pytest.skip("clang has no ThreadSanitizer or no OpenMP here")
+    program = build_core_test(clang, tmp_path / "tsan", options=options)
+    environment = {"OMP_NUM_THREADS": "4", "OMP_DYNAMIC": "false", **archer_settings(clang)}
+    assert run([program, "check", "3"], **environment).endswith("0 failures\n")
+
+
+@pytest.mark.parametrize("isa", ["neon", "generic"])
+def test_aarch64_gives_the_same_bits(isa, aarch64, native_hashes):
+    assert not differences(run([*aarch64, "hash", isa, "2"], OMP_NUM_THREADS="2"), native_hashes)
+
+
+@pytest.fixture(scope="module")
+def aarch64(tmp_path_factory):
+    """The command that runs the test program on an (emulated) 64-bit Arm processor."""
+    compiler, emulator = required("aarch64-linux-gnu-gcc"), required("qemu-aarch64", "qemu-aarch64-static")
+    program = build_core_test(compiler, tmp_path_factory.mktemp("aarch64"), machine="aarch64", options=("-O2",),
+                              link=("-static",))
+    return [emulator, str(program)]
+
+
+@x86_only
+@pytest.mark.parametrize("cpu, expected", LESSER_CPUS)
+def test_lesser_x86_processors(cpu, expected, static_native, native_hashes):
+    emulator = [required("qemu-x86_64", "qemu-x86_64-static"), "-cpu", cpu, str(static_native)]
+    assert isa_table(run([*emulator, "isa"]))["active"] == [expected]
+    assert not differences(run([*emulator, "hash", "best", "2"], OMP_NUM_THREADS="2"), native_hashes)
+
+
+@x86_only
+@pytest.mark.parametrize("cpu, expected", LESSER_CPUS)
+def test_python_on_lesser_x86_processors(cpu, expected):
+    """The extension module as it is installed, under the same processors (NumPy's wheels ask for x86-64-v2: Nehalem)."""
+    emulator = [required("qemu-x86_64", "qemu-x86_64-static"), "-cpu", cpu]
+    command = [sys.executable, str(Path(__file__).with_name("identity_script.py")), "--threads", "1,2", "--shapes", "few"]
+    environment = {"OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "1", "OMP_DYNAMIC": "false"}
+    native = run(command, **environment).splitlines()
+    emulated = run([*emulator, *command], **environment).splitlines()
+    assert {line.split("\t")[0] for line in emulated} == {expected}
+    assert [line.split("\t")[1:] for line in emulated] == [line.split("\t")[1:] for line in native]

@@ -1,0 +1,83 @@
+"""Compilers and emulators for the tests of the C core: what this machine has, and how the core is compiled without Python.
+
+The core is plain C11, so a test program is its sources, the test's sources and one `cc` a file. Only
+`kernels_<isa>.c` gets instruction set flags, as in the package's own build.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+CSRC = Path(__file__).resolve().parent.parent / "csrc"
+C_TESTS = Path(__file__).resolve().parent / "c"
+MACHINE = {"AMD64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
+
+ISA_FLAGS = {
+    "x86_64": {
+        "generic": [],
+        "avx2": ["-mavx2"],
+        "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"],
+    },
+    "aarch64": {"generic": [], "neon": []},
+}
+COMMON_FLAGS = ["-std=c11", "-ffp-contract=off", "-fopenmp", "-Wall", "-Wextra", '-DFASTBN_VERSION="test"']
+# tests/c/caches.c takes the place of these, see there.
+RENAMED = ["-Dfbn_level2_bytes=real_level2_bytes", "-Dfbn_last_level_bytes=real_last_level_bytes"]
+
+
+def find_compiler(*names: str) -> str | None:
+    """The first of these commands that exists."""
+    return next((path for path in map(shutil.which, names) if path), None)
+
+
+def can_build(compiler: str, folder: Path, *options: str) -> bool:
+    """Whether a trivial OpenMP program compiles and links with these options (a sanitizer's runtime may be missing)."""
+    source = folder / "probe.c"
+    source.write_text("#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n")
+    command = [compiler, "-fopenmp", *options, str(source), "-o", str(folder / "probe")]
+    return subprocess.run(command, capture_output=True).returncode == 0
+
+
+def sources(machine: str) -> list[tuple[Path, list[str]]]:
+    """The C files of the core for a machine, each with the flags that it alone gets, and those of the test program."""
+    isas = ISA_FLAGS.get(machine, {"generic": []})
+    common = [p for p in sorted(CSRC.glob("*.c")) if not p.name.startswith(("kernels_", "cache"))]
+    kernels = [(CSRC / f"kernels_{isa}.c", flags) for isa, flags in isas.items()]
+    have = [f"-DFBN_HAVE_{isa.upper()}" for isa in isas if isa != "generic"]
+    plain = [CSRC / "cache.c", *sorted(C_TESTS.glob("*.c"))]
+    return kernels + [(path, have) for path in common] + [(path, RENAMED if path.parent == CSRC else []) for path in plain]
+
+
+def build_core_test(compiler: str, folder: Path, *, machine: str = MACHINE, options: tuple[str, ...] = ("-O2",),
+                    link: tuple[str, ...] = ()) -> Path:
+    """Compile the core and its test program into `folder`; `options` go to every file and to the link."""
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def compile_one(item: tuple[Path, list[str]]) -> Path:
+        source, flags = item
+        target = folder / f"{source.stem}.o"
+        run([compiler, *COMMON_FLAGS, *options, *flags, f"-I{CSRC}", "-c", str(source), "-o", str(target)])
+        return target
+
+    with ThreadPoolExecutor(min(2, os.cpu_count() or 1)) as pool:
+        objects = list(pool.map(compile_one, sources(machine)))
+    program = folder / "core_test"
+    run([compiler, "-fopenmp", *options, *map(str, objects), *link, "-lm", "-lpthread", "-o", str(program)])
+    return program
+
+
+def run(command: list[str], *, timeout: float = 300, **environment: str) -> str:
+    """Standard output of a command; what it printed is in the error where it failed or hung."""
+    try:
+        done = subprocess.run([str(part) for part in command], env={**os.environ, **environment}, timeout=timeout,
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    except subprocess.TimeoutExpired as hung:
+        raise AssertionError(f"no end after {timeout} s: {command}\n{hung.stdout}\n{hung.stderr}") from None
+    if done.returncode != 0:
+        raise AssertionError(f"exit status {done.returncode}: {command}\n{done.stdout[-6000:]}\n{done.stderr[-6000:]}")
+    return done.stdout
