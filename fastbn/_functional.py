@@ -10,6 +10,7 @@ import numpy as np
 from . import _checks, _core
 from ._canonical import arrange, normalize_axes
 from ._moments import Moments
+from ._saved import Saved
 
 _MOMENTS = {np.dtype(np.float32): _core.moments_f32, np.dtype(np.float64): _core.moments_f64}
 _INFERENCE = {np.dtype(np.float32): _core.inference_f32, np.dtype(np.float64): _core.inference_f64}
@@ -20,47 +21,13 @@ _FLOAT64 = np.dtype(np.float64)
 _RESULTS = ("dx", "dgamma", "dbeta")
 
 
-class Saved:
-    """What a forward call leaves for the backward call.
-
-    mean, var, rstd: float64 arrays of shape (C,); var is the biased variance, rstd = 1 / sqrt(var + eps). It refers to x
-    (without copying it: keep x unchanged until backward) and holds copies of gamma and beta. After a forward call in place it
-    refers to y instead, from which the normalized x comes back as (y - beta) / gamma.
-    """
-
-    __slots__ = ("mean", "var", "rstd", "x", "axes", "gamma", "beta", "param_dtype", "frozen", "holds_y")
-
-    def __init__(self, x, axes, gamma, beta, *, mean, var, rstd, frozen, in_place):
-        self.x, self.axes, self.frozen, self.holds_y = x, axes, frozen, in_place
-        self.mean, self.var, self.rstd = mean, var, rstd
-        self.gamma = None if gamma is None else gamma.astype(_FLOAT64)
-        self.beta = None if beta is None else beta.astype(_FLOAT64)
-        self.param_dtype = x.dtype if gamma is None else gamma.dtype
-
-    def about_input(self):
-        """(gamma, mean, rstd) of the gradient's formulas with the array in `x`.
-
-        With y = h * gamma + beta in it, h = (y - beta) / gamma plays the part of (x - mean) * rstd: mean = beta, rstd = 1 / gamma,
-        and the factor gamma * rstd of dx stays what it was where gamma is replaced by gamma^2 * rstd.
-        """
-        if not self.holds_y:
-            return self.gamma, self.mean, self.rstd
-        gamma = np.ones_like(self.mean) if self.gamma is None else self.gamma
-        if not gamma.all():
-            zero = int(np.flatnonzero(gamma == 0)[0])
-            raise RuntimeError(f"x was overwritten by the forward call (out=x) and cannot be recovered from y, since gamma "
-                               f"is 0 for feature {zero}: pass another out= in the forward call")
-        beta = np.zeros_like(self.mean) if self.beta is None else self.beta
-        with np.errstate(all="ignore"):
-            return gamma * gamma * self.rstd, beta, 1.0 / gamma
-
-    def __repr__(self):
-        kind = "frozen" if self.frozen else "batch"
-        return f"Saved({kind} statistics of {self.mean.size} features)"
-
-
 def _wide(parameter):
-    return None if parameter is None else parameter.astype(_FLOAT64, copy=False)
+    """A float64 copy."""
+    return None if parameter is None else parameter.astype(_FLOAT64)
+
+
+def _gradient_dtype(x, gamma):
+    return x.dtype if gamma is None else gamma.dtype
 
 
 def _prepare(x, axis, params):
@@ -117,16 +84,15 @@ def batch_norm_inference(x, mean, var, gamma=None, beta=None, *, eps=1e-5, axis=
     eps, threads = _checks.epsilon(eps), _checks.threads(num_threads)
     arrangement, y, target = _target(out, x, axes, {"x": x, **p})
     source = arrangement.readable(x)
-    mean, var = _wide(p["mean"]), _wide(p["var"])
-    saved = None
-    if return_saved:
-        with np.errstate(all="ignore"):
-            rstd = 1.0 / np.sqrt(var + eps)
-        saved = Saved(x, axes, p["gamma"], p["beta"], mean=mean.copy(), var=var.copy(), rstd=rstd, frozen=True,
-                      in_place=_is_in_place(out, x))
+    dtype, mean, var, gamma, beta = _gradient_dtype(x, p["gamma"]), *map(_wide, p.values())
     if x.size:
-        _INFERENCE[x.dtype](source, mean, var, _wide(p["gamma"]), _wide(p["beta"]), eps, target, threads)
-    return (y, saved) if return_saved else y
+        _INFERENCE[x.dtype](source, mean, var, gamma, beta, eps, target, threads)
+    if not return_saved:
+        return y
+    with np.errstate(all="ignore"):
+        rstd = 1.0 / np.sqrt(var + eps)
+    return y, Saved(x, axes, gamma, beta, dtype, mean=mean, var=var, rstd=rstd, frozen=True,
+                    in_place=_is_in_place(out, x))
 
 
 def batch_norm_training(x, gamma=None, beta=None, *, eps=1e-5, axis=1, out=None, num_threads=None):
@@ -141,18 +107,23 @@ def batch_norm_training(x, gamma=None, beta=None, *, eps=1e-5, axis=1, out=None,
     Raises TypeError, ValueError as batch_norm_inference does.
     Source: Ioffe and Szegedy 2015, algorithm 1.
     """
-    x, axes, c, p = _prepare(x, axis, {"gamma": gamma, "beta": beta})
-    eps, threads = _checks.epsilon(eps), _checks.threads(num_threads)
-    arrangement, y, target = _target(out, x, axes, {"x": x, **p})
+    x, axes, _, p = _prepare(x, axis, {"gamma": gamma, "beta": beta})
+    return normalize_by_batch(x, axes, p["gamma"], p["beta"], _checks.epsilon(eps), out, _checks.threads(num_threads))
+
+
+def normalize_by_batch(x, axes, gamma, beta, eps, out, threads):
+    """batch_norm_training after its checks, but for that of `out`."""
+    arrangement, y, target = _target(out, x, axes, {"x": x, "gamma": gamma, "beta": beta})
     source = arrangement.readable(x)
+    c = arrangement.packed[1]
     mean, var, rstd = np.empty(c), np.empty(c), np.empty(c)
+    dtype, gamma, beta = _gradient_dtype(x, gamma), _wide(gamma), _wide(beta)
     if x.size:
-        _TRAINING[x.dtype](source, _wide(p["gamma"]), _wide(p["beta"]), eps, target, mean, var, rstd, threads)
+        _TRAINING[x.dtype](source, gamma, beta, eps, target, mean, var, rstd, threads)
     else:
         mean[:], var[:], rstd[:] = 0, np.nan, np.nan
-    saved = Saved(x, axes, p["gamma"], p["beta"], mean=mean, var=var, rstd=rstd, frozen=False,
-                  in_place=_is_in_place(out, x))
-    return y, saved
+    return y, Saved(x, axes, gamma, beta, dtype, mean=mean, var=var, rstd=rstd, frozen=False,
+                    in_place=_is_in_place(out, x))
 
 
 def batch_norm_backward(dy, saved, *, out=None, needs=_RESULTS, num_threads=None):

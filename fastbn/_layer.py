@@ -6,7 +6,7 @@ import numpy as np
 
 from . import _checks, _core, _state
 from ._canonical import normalize_axes
-from ._functional import batch_norm_backward, batch_norm_inference, batch_norm_training
+from ._functional import batch_norm_backward, batch_norm_inference, normalize_by_batch
 
 _UPDATE_RUNNING = {np.dtype(np.float32): _core.update_running_f32, np.dtype(np.float64): _core.update_running_f64}
 
@@ -191,7 +191,7 @@ class BatchNorm(_core.LayerBase):
         return y
 
     def _normalize_by_batch(self, x, axes, out):
-        y, saved = batch_norm_training(x, self.gamma, self.beta, eps=self.eps, axis=axes, out=out)
+        y, saved = normalize_by_batch(x, axes, self.gamma, self.beta, self.eps, out, 0)
         if self.training or self._get_keeps_input():
             self._saved = saved
         if self.training:
