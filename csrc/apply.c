@@ -55,9 +55,9 @@ static void apply_planes(struct fbn_job *job, int64_t f, int64_t n, int64_t coun
     char *y = fbn_at(job->y, job->size, n, f, i);
     if (job->gradient)
         job->typed->planes_gradient(fbn_at(job->x, job->size, n, f, i), job->x.stride_n, fbn_at(job->dy, job->size, n, f, i), job->dy.stride_n, y,
-                                    job->y.stride_n, count, len, par, job->stream);
+                                    job->y.stride_n, count, len, par, job->way);
     else
-        job->typed->planes_affine(fbn_at(job->in, job->size, n, f, i), job->in.stride_n, y, job->y.stride_n, count, len, par, job->stream);
+        job->typed->planes_affine(fbn_at(job->in, job->size, n, f, i), job->in.stride_n, y, job->y.stride_n, count, len, par, job->way);
 }
 
 static const char *moved(struct fbn_array a, int64_t size, int64_t elements)
@@ -76,10 +76,10 @@ static void apply_rows(struct fbn_job *job, int64_t at_row, int64_t at, int64_t 
     const char *x = moved(job->x, size, at_row * job->x.stride_n + at);
     if (job->gradient)
         job->typed->rows_gradient(x, job->x.stride_n * fold, in, job->in.stride_n * fold, y, job->y.stride_n * fold,
-                                  count, width, par, job->stream);
+                                  count, width, par, job->way);
     else
         job->typed->rows_affine(in, job->in.stride_n * fold, y, job->y.stride_n * fold, count, width, par,
-                                job->stream);
+                                job->way);
 }
 
 void fbn_apply_features(struct fbn_job *job, int64_t first, int64_t end)

@@ -5,6 +5,13 @@
 
 int fbn_more_columns(const struct fbn_plan *plan) { return plan->layout == FBN_ROWS && plan->width != plan->c; }
 
+#define REPEAT(type)                                                             \
+    for (int64_t f = first; f < end; f++) {                                      \
+        int64_t last = (f + 1) * s < limit ? (f + 1) * s : limit;                \
+        for (int64_t j = f * s; j < last; j++)                                   \
+            ((type *)to)[j] = ((const type *)from)[f];                           \
+    }
+
 /* The columns below `limit` of the features [first, end), once. */
 static void spread_once(char *to, const char *from, int64_t size, int64_t s, int64_t first, int64_t end, int64_t limit)
 {
@@ -12,11 +19,11 @@ static void spread_once(char *to, const char *from, int64_t size, int64_t s, int
         int64_t last = end < limit ? end : limit;
         if (first < last)
             memcpy(to + first * size, from + first * size, (size_t)((last - first) * size));
-        return;
+    } else if (size == (int64_t)sizeof(float)) {
+        REPEAT(float)
+    } else {
+        REPEAT(double)
     }
-    for (int64_t f = first; f < end; f++)
-        for (int64_t j = f * s; j < (f + 1) * s && j < limit; j++)
-            memcpy(to + j * size, from + f * size, (size_t)size);
 }
 
 void fbn_spread(const struct fbn_plan *plan, int64_t size, const void *value, void *columns, int64_t count, int64_t first,

@@ -40,7 +40,7 @@ struct fbn_job {
     int64_t entries;                     /* of a feature */
     double eps;
     int gradient;                        /* the second pass reads x and dy, not just `in` */
-    int stream;                          /* it stores past the caches */
+    enum fbn_way way;                    /* how it stores */
     int64_t head;                        /* of a flat table, see apply.c; else -1 */
     int64_t offset[FBN_PIVOT_SAMPLES];
     int samples;

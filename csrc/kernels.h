@@ -20,13 +20,21 @@ typedef void fbn_planes_sums(const void *x, int64_t x_stride, const void *dy, in
 typedef void fbn_rows_sums(const void *x, int64_t x_stride, const void *dy, int64_t dy_stride, int64_t rows,
                            int64_t width, const void *pivot, double *sum_u, double *sum_v);
 
-/* y = (x - par[0]) * par[1] + par[2]. stream: 64-byte stores past the caches where y allows. */
+/* How the second pass walks and stores. */
+enum fbn_way {
+    FBN_IN_CACHE, /* several rows at once, which saves loads of parameters */
+    FBN_IN_ORDER, /* strictly in the order of memory, which large data want */
+    FBN_STREAM    /* the same, with stores past the caches where y is aligned to 64 bytes */
+};
+
+/* y = (x - par[0]) * par[1] + par[2]. */
 typedef void fbn_affine(const void *x, int64_t x_stride, void *y, int64_t y_stride, int64_t count, int64_t len,
-                        const void *const par[3], int stream);
+                        const void *const par[3], enum fbn_way way);
 
 /* dx = ((dy - par[1]) - (x - par[0]) * par[2]) * par[3]. */
 typedef void fbn_gradient(const void *x, int64_t x_stride, const void *dy, int64_t dy_stride, void *dx,
-                          int64_t dx_stride, int64_t count, int64_t len, const void *const par[4], int stream);
+                          int64_t dx_stride, int64_t count, int64_t len, const void *const par[4],
+                          enum fbn_way way);
 
 /* The kernels of one data type. */
 struct fbn_typed {

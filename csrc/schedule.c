@@ -200,12 +200,14 @@ static int64_t tasks(const struct fbn_job *job)
 
 /* Past the caches where all the arrays together do not fit the last one; not in place, where y's lines were just read, nor in
  * short runs, whose ends share lines. */
-static int streams(const struct fbn_job *job, int64_t bytes)
+static enum fbn_way way_of(const struct fbn_job *job, int64_t bytes)
 {
     const struct fbn_plan *plan = &job->out_plan;
     int64_t run = (plan->layout == FBN_ROWS ? plan->width : plan->s) * job->size;
-    return job->y.data && bytes > fbn_last_level_bytes() && run >= SHORT_RUN && job->y.data != job->x.data &&
-           job->y.data != job->dy.data;
+    int in_place = job->y.data == job->x.data || job->y.data == job->dy.data;
+    if (bytes > fbn_last_level_bytes() && run >= SHORT_RUN && !in_place)
+        return FBN_STREAM;
+    return bytes > fbn_last_level_bytes() / 4 ? FBN_IN_ORDER : FBN_IN_CACHE;
 }
 
 static void work(void *schedule_, int thread, int threads)
@@ -215,7 +217,7 @@ static void work(void *schedule_, int thread, int threads)
         work_by_features(schedule, thread, threads);
     else
         work_by_phases(schedule, thread, threads);
-    if (schedule->job->stream)
+    if (schedule->job->way == FBN_STREAM)
         schedule->job->kernels->stream_fence();
 }
 
@@ -223,7 +225,7 @@ void fbn_schedule(struct fbn_job *job, int num_threads)
 {
     int64_t bytes = (bytes_of_feature(job) + (job->y.data ? job->entries * job->size : 0)) * job->sums_plan.c;
     int threads = fbn_team_for(num_threads, bytes, tasks(job));
-    job->stream = streams(job, bytes);
+    job->way = way_of(job, bytes);
     struct schedule schedule = {job, goes_by_features(job, threads), features_in_cache(job)};
     fbn_run(threads, work, &schedule);
 }

@@ -299,7 +299,7 @@ def test_only_kernel_objects_use_more_than_the_baseline_processor(built):
 
 @linux_only
 def test_neon_kernel_object(tmp_path):
-    """Cross-compiled with the flags of the build: every aarch64 processor has fused instructions, so they would be used."""
+    """Cross-compiled with the flags of the build: every aarch64 processor has fused instructions to misuse."""
     spec = spec_from_file_location("fastbn_setup", ROOT / "setup.py")
     setup = module_from_spec(spec)
     spec.loader.exec_module(setup)

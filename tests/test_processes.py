@@ -1,7 +1,7 @@
 """fastbn among processes, threads, limits and signals.
 
-Everything runs in processes of its own with a time limit, since a hang is the failure to expect: each test is a short script,
-whose last printed line is "fine".
+Everything runs in processes of its own with a time limit, since a hang is the failure to expect: each test is a short
+script, whose last printed line is "fine".
 """
 
 import os
@@ -43,12 +43,14 @@ _core.set_bytes_per_thread(0)
 """
 
 
+SETTINGS = {"OMP_NUM_THREADS": "4", "OMP_DYNAMIC": "false", "OMP_WAIT_POLICY": "passive", "OPENBLAS_NUM_THREADS": "1"}
+
+
 def run(script, *, prelude=PRELUDE, timeout=60, options=(), **environment):
     """Run a script with four OpenMP threads; its output. Idle threads sleep, so that two cores are enough."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("FASTBN_", "OMP_", "GOMP_", "KMP_"))}
-    settings = {"OMP_NUM_THREADS": "4", "OMP_DYNAMIC": "false", "OMP_WAIT_POLICY": "passive", "OPENBLAS_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, *options, "-c", prelude + textwrap.dedent(script)], timeout=timeout,
-                          env={**clean, **settings, **environment}, capture_output=True, text=True)
+                          env={**clean, **SETTINGS, **environment}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -122,9 +124,8 @@ def test_multiprocessing(method, tmp_path):
                 assert pool.map(work, range(6)) == expected
             print("fine")
     """))
-    environment = {**os.environ, "OMP_NUM_THREADS": "4", "OMP_WAIT_POLICY": "passive", "OPENBLAS_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-W", "ignore::DeprecationWarning", str(script)], timeout=60, env=environment,
-                          capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-W", "ignore::DeprecationWarning", str(script)], timeout=60,
+                          env={**os.environ, **SETTINGS}, capture_output=True, text=True)
     assert done.stdout == "fine\n", done.stdout + done.stderr
 
 
@@ -311,8 +312,8 @@ def test_import_imports_nothing_optional():
         before = set(sys.modules)
         import fastbn
         new = {name.partition(".")[0] for name in set(sys.modules) - before}
-        optional = {"torch", "sklearn", "scipy", "matplotlib", "rich", "tqdm", "ml_dtypes", "threadpoolctl", "setuptools",
-                    "Cython", "onnx", "tensorflow", "keras", "jax", "flax", "chainer"}
+        optional = {"torch", "sklearn", "scipy", "matplotlib", "rich", "tqdm", "ml_dtypes", "threadpoolctl",
+                    "setuptools", "Cython", "onnx", "tensorflow", "keras", "jax", "flax", "chainer"}
         assert not new & optional, new & optional
         print("fine")
     """, prelude="")

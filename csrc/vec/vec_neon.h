@@ -116,6 +116,7 @@ static inline f64x8 f64x8_widen_part(const float *p, int64_t n, f64x8 fill)
 static inline f64x8 f32x16_low(f32x16 v) { return f64x8_of_f32(v.a, v.b); }
 static inline f64x8 f32x16_high(f32x16 v) { return f64x8_of_f32(v.c, v.d); }
 
+static inline void fbn_prefetch(const void *p) { __builtin_prefetch(p, 0, 2); }
 static inline void fbn_stream_fence(void) {}
 
 #endif

@@ -8,6 +8,7 @@
  *   add, sub, mul
  *   widen      8 floats as doubles, exactly; widen_part likewise with n and fill
  *   low, high  lanes 0 to 7, lanes 8 to 15, as doubles, exactly
+ *   fbn_prefetch      asks for the cache line of p in the second-level cache; p need not exist
  *   fbn_stream_fence  orders stream stores before what follows
  */
 #ifndef FBN_VEC_H
@@ -54,6 +55,7 @@ static inline f64x8 f64x8_widen_part(const float *p, int64_t n, f64x8 fill)
 static inline f64x8 f32x16_low(f32x16 a) { return f64x8_widen(a.v); }
 static inline f64x8 f32x16_high(f32x16 a) { return f64x8_widen(a.v + 8); }
 
+static inline void fbn_prefetch(const void *p) { (void)p; }
 static inline void fbn_stream_fence(void) {}
 
 #endif

@@ -80,8 +80,8 @@ static double ordinary_value(int64_t feature, uint64_t index)
     return bell((uint64_t)feature, index, offsets[feature % 7]) * scales[feature % 7];
 }
 
-/* Features whose squares overflow float, vanish or fade in it, whose products with dy do, that are constant, subnormal, or
- * hold a NaN, an infinity or one outlier. */
+/* Features whose squares overflow float, vanish or fade in it, whose products with dy do, that are constant, subnormal,
+ * or hold a NaN, an infinity or one outlier. */
 enum { EXTREMES = 16 };
 
 static double extreme_value(int64_t feature, uint64_t index)
@@ -191,6 +191,31 @@ static void set_strides(array *a, const fastbn_shape *sh, const layout *where)
         a->stride_c = 1;
 }
 
+/* How the array falls into runs of adjacent entries: all of it where nothing lies between the entries, else plane by
+ * plane (or, of rows, row by row). */
+typedef struct runs {
+    int64_t count, per_outer;
+    size_t bytes;
+} runs;
+
+static runs runs_of(const array *a, const fastbn_shape *sh)
+{
+    size_t size = type_size(sh->dtype);
+    if (elements(sh) == 0)
+        return (runs){0, 1, 0};
+    if (a->stride_c == sh->s && a->stride_n == sh->c * sh->s)
+        return (runs){1, 1, (size_t)elements(sh) * size};
+    if (a->stride_c == sh->s)
+        return (runs){sh->n, 1, (size_t)(sh->c * sh->s) * size};
+    return (runs){sh->n * sh->c, sh->c, (size_t)sh->s * size};
+}
+
+static unsigned char *run_at(const array *a, const fastbn_shape *sh, const runs *r, int64_t i)
+{
+    int64_t entry = i / r->per_outer * a->stride_n + i % r->per_outer * a->stride_c;
+    return a->data + (size_t)entry * type_size(sh->dtype);
+}
+
 /* The array, filled from dense data; without any, every byte is a canary. */
 array make_array(const fastbn_shape *sh, const layout *where, const void *dense)
 {
@@ -204,40 +229,35 @@ array make_array(const fastbn_shape *sh, const layout *where, const void *dense)
     a.base = allocate(a.bytes);
     a.data = a.base + (size_t)where->offset * size;
     memset(a.base, CANARY, a.bytes);
-    if (dense != NULL)
-        for (int64_t i = 0; i < sh->n; i++)
-            for (int64_t f = 0; f < sh->c; f++)
-                memcpy(a.data + (size_t)(i * a.stride_n + f * a.stride_c) * size,
-                       (const char *)dense + (size_t)((i * sh->c + f) * sh->s) * size, (size_t)sh->s * size);
+    runs r = runs_of(&a, sh);
+    for (int64_t i = 0; dense != NULL && i < r.count; i++)
+        memcpy(run_at(&a, sh, &r, i), (const char *)dense + (size_t)i * r.bytes, r.bytes);
     return a;
 }
 
 void gather(const array *a, const fastbn_shape *sh, void *dense)
 {
-    size_t size = type_size(sh->dtype);
-    for (int64_t i = 0; i < sh->n; i++)
-        for (int64_t f = 0; f < sh->c; f++)
-            memcpy((char *)dense + (size_t)((i * sh->c + f) * sh->s) * size,
-                   a->data + (size_t)(i * a->stride_n + f * a->stride_c) * size, (size_t)sh->s * size);
+    runs r = runs_of(a, sh);
+    for (int64_t i = 0; i < r.count; i++)
+        memcpy((char *)dense + (size_t)i * r.bytes, run_at(a, sh, &r, i), r.bytes);
+}
+
+int holds(const array *a, const fastbn_shape *sh, const void *dense)
+{
+    runs r = runs_of(a, sh);
+    for (int64_t i = 0; i < r.count; i++)
+        if (memcmp((const char *)dense + (size_t)i * r.bytes, run_at(a, sh, &r, i), r.bytes) != 0)
+            return 0;
+    return 1;
 }
 
 /* Overwrites the entries of the array, after which nothing but canaries may be left. */
 int padding_untouched(array *a, const fastbn_shape *sh)
 {
-    size_t size = type_size(sh->dtype);
-    for (int64_t i = 0; i < sh->n; i++)
-        for (int64_t f = 0; f < sh->c; f++)
-            memset(a->data + (size_t)(i * a->stride_n + f * a->stride_c) * size, CANARY, (size_t)sh->s * size);
+    runs r = runs_of(a, sh);
+    if (r.count == 1 && a->data == a->base)
+        return 1;
+    for (int64_t i = 0; i < r.count; i++)
+        memset(run_at(a, sh, &r, i), CANARY, r.bytes);
     return a->bytes == 0 || (a->base[0] == CANARY && memcmp(a->base, a->base + 1, a->bytes - 1) == 0);
-}
-
-int holds(const array *a, const fastbn_shape *sh, const void *dense)
-{
-    size_t size = type_size(sh->dtype);
-    for (int64_t i = 0; i < sh->n; i++)
-        for (int64_t f = 0; f < sh->c; f++)
-            if (memcmp((const char *)dense + (size_t)((i * sh->c + f) * sh->s) * size,
-                       a->data + (size_t)(i * a->stride_n + f * a->stride_c) * size, (size_t)sh->s * size) != 0)
-                return 0;
-    return 1;
 }

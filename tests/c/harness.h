@@ -37,7 +37,7 @@ typedef struct layout {
     int in_place; /* y is x, dx is dy */
 } layout;
 
-/* An array in some layout inside an allocation that ends with its last entry, so that a sanitizer sees what runs over. */
+/* An array in some layout. Its allocation ends with its last entry, so that a sanitizer sees what runs over. */
 typedef struct array {
     unsigned char *base, *data;
     size_t bytes;

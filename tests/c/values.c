@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "harness.h"
+#include "plan.h"
 
 /* A constant feature gives beta to the last bit, whatever its size and however many entries there are. */
 static int constant_features(int64_t n, int64_t s)
@@ -33,18 +34,20 @@ static int constant_features(int64_t n, int64_t s)
     return failures;
 }
 
-/* Whatever entries the pivot is taken from, statistics are as good as with any others: every 125th entry, the first among
- * them, lies far from the rest, and more and more so from one feature to the next. */
+/* The worst luck: every entry that the pivot is taken from lies far from all the others, more and more so from one
+ * feature to the next. The statistics are as good as ever. */
 static int misled_pivots(int64_t n, int64_t c, int64_t s)
 {
-    int failures = 0;
+    int64_t offset[FBN_PIVOT_SAMPLES];
+    struct fbn_plan plan = fbn_plan_make(n, c, s, 1);
+    int failures = 0, samples = fbn_plan_samples(&plan, c * s, offset);
     problem p;
     fill_problem(&p, n, c, s, FASTBN_FLOAT32, ORDINARY);
-    for (int64_t i = 0; i < elements(&p.shape); i++) {
-        int64_t f = i / s % c, within = i / s / c * s + i % s;
-        float plain = (float)(within * 40503 % 65536) * 0x1p-16f;
-        ((float *)p.x)[i] = within % 125 == 0 ? plain + 0x1p8f * (float)(1 << 2 * f) : plain;
-    }
+    for (int64_t i = 0; i < elements(&p.shape); i++)
+        ((float *)p.x)[i] = (float)(i * 40503 % 65536) * 0x1p-16f;
+    for (int64_t f = 0; f < c; f++)
+        for (int i = 0; i < samples; i++)
+            ((float *)p.x)[offset[i] + f * s] += 0x1p8f * (float)(1 << 2 * f);
     fill_reference(&p);
     result r = new_result(&p);
     run(&p, &operations[0], &layouts[0], 2, &r);
