@@ -79,10 +79,12 @@ void fastbn_set_num_threads(int threads) { atomic_store(&thread_limit, threads >
 
 void fastbn_rearm_threads(void) { atomic_store(&forked, 0); }
 
-int fbn_team_for(int requested, int64_t bytes, int64_t tasks)
+int fbn_team_for(int requested, int64_t bytes, int64_t exchanged, int64_t tasks)
 {
     int64_t least = atomic_load(&bytes_per_thread);
     last_team = 1;
+    if (least > 0)
+        least += exchanged;
     if (requested == 1 || tasks <= 1 || (least > 0 && bytes < 2 * least))
         return 1;
     int threads = fastbn_get_num_threads();

@@ -7,8 +7,9 @@
 /* `threads` is the size of the team that the runtime really gave. */
 typedef void fbn_work(void *job, int thread, int threads);
 
-/* Threads worth using for a call that moves `bytes` and can be cut into `tasks`. 1 inside a parallel region of the caller. */
-int fbn_team_for(int requested, int64_t bytes, int64_t tasks);
+/* Threads worth using for a call that moves `bytes`, can be cut into `tasks`, and makes the threads pass each other what costs as much
+ * as moving `exchanged` bytes. 1 inside a parallel region of the caller. */
+int fbn_team_for(int requested, int64_t bytes, int64_t exchanged, int64_t tasks);
 
 void fbn_run(int threads, fbn_work *work, void *job);
 

@@ -8,7 +8,8 @@ enum {
     WIDE_ENOUGH = 256,    /* columns that a folded table should have */
     NEVER_FOLD = 1024,    /* columns from which an odd width costs nothing */
     PIECE = 16384,        /* entries */
-    ROW_STEP = 128,       /* a chunk of a table is a multiple of so many rows */
+    ROW_STEP = 32,        /* a chunk of a table is a multiple of so many rows */
+    TABLE_CHUNK = 32768,  /* and has at least so many entries */
     CHUNK = 65536,        /* entries of a feature, at least */
     MOST_CHUNKS = 64,
     PARTIALS = 131072,    /* pairs of sums that a table may store */
@@ -57,7 +58,8 @@ static void cut_table(struct fbn_plan *plan, int packed)
     plan->rows = plan->n / plan->fold;
     plan->rest = plan->n % plan->fold * columns;
     int64_t chunks = least(MOST_CHUNKS, most(1, PARTIALS / plan->width));
-    plan->chunk = divide_up(most(1, divide_up(plan->rows, chunks)), ROW_STEP) * ROW_STEP;
+    int64_t rows = most(divide_up(TABLE_CHUNK, plan->width), divide_up(plan->rows, chunks));
+    plan->chunk = divide_up(most(1, rows), ROW_STEP) * ROW_STEP;
     plan->chunks = most(1, divide_up(plan->rows, plan->chunk));
     plan->unit = plan->fold > 1 ? plan->c : plan->s == 1 ? 4 * LANES : LANES;
 }

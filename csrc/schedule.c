@@ -11,7 +11,7 @@
 #include "job.h"
 #include "parallel.h"
 
-enum { ROWS_BACKWARDS = 128, SHORT_RUN = 1024 /* bytes */ };
+enum { ROWS_BACKWARDS = 128, SHORT_RUN = 1024, LONG_COLUMNS = 16384, EXCHANGE = 384 /* bytes */ };
 
 struct schedule {
     struct fbn_job *job;
@@ -71,16 +71,22 @@ static void all_steps(struct fbn_job *job, int64_t first, int64_t end)
     }
 }
 
+/* The first feature of a thread. In a flat table of one entry a feature it is the first one in a cache line of y, which two
+ * threads would otherwise pass to and fro in every row. */
+static int64_t first_feature(const struct fbn_job *job, int thread, int threads)
+{
+    int64_t c = job->sums_plan.c, first = share(units(job), thread, threads) * unit_of(job);
+    if (job->head > 0 && job->sums_plan.s == 1 && thread > 0)
+        first += job->head;
+    return first < c && thread < threads ? first : c;
+}
+
 static void work_by_features(const struct schedule *schedule, int thread, int threads)
 {
-    struct fbn_job *job = schedule->job;
-    int64_t c = job->sums_plan.c, all = units(job), unit = unit_of(job);
-    int64_t first = share(all, thread, threads) * unit, last = share(all, thread + 1, threads) * unit;
-    if (last > c)
-        last = c;
-    for (; first < last; first += schedule->group) {
+    int64_t last = first_feature(schedule->job, thread + 1, threads);
+    for (int64_t first = first_feature(schedule->job, thread, threads); first < last; first += schedule->group) {
         int64_t end = last - first < schedule->group ? last : first + schedule->group;
-        all_steps(job, first, end);
+        all_steps(schedule->job, first, end);
     }
 }
 
@@ -164,8 +170,9 @@ static int shares_are_even(int64_t all, int threads)
     return 10 * largest * threads <= 11 * all;
 }
 
-/* Tables go by features only while a thread's columns fit its second-level cache: beyond that, reading parts of rows costs more
- * than the barriers. */
+/* Tables go by phases, each thread over rows of its own. Two threads in different columns of the same rows take cache lines of y from
+ * each other, since a processor prefetches past the end of a thread's columns (512 rows of 512: four times slower than one
+ * thread). Only where there are fewer chunks of rows than threads, and the columns of a thread are a long run, they are shared out. */
 static int goes_by_features(const struct fbn_job *job, int threads)
 {
     const struct fbn_plan *plan = &job->sums_plan;
@@ -175,8 +182,7 @@ static int goes_by_features(const struct fbn_job *job, int threads)
         return plan->layout == FBN_PLANES;
     if (plan->layout == FBN_PLANES)
         return shares_are_even(plan->c, threads);
-    int64_t bytes = bytes_of_feature(job) * plan->c;
-    return units(job) >= threads && (bytes <= threads * fbn_level2_bytes() || plan->chunks < threads);
+    return plan->chunks < threads && plan->width * job->size >= (int64_t)threads * LONG_COLUMNS && units(job) >= threads;
 }
 
 static int64_t features_in_cache(const struct fbn_job *job)
@@ -221,10 +227,17 @@ static void work(void *schedule_, int thread, int threads)
         schedule->job->kernels->stream_fence();
 }
 
+/* By phases, every thread reads the sums and the parameters that the others wrote: some lines a feature, from another core's cache,
+ * which takes as long as moving EXCHANGE bytes (measured). */
+static int64_t exchanged(const struct fbn_job *job)
+{
+    return job->op->prepare && job->sums_plan.layout == FBN_ROWS ? EXCHANGE * job->sums_plan.c : 0;
+}
+
 void fbn_schedule(struct fbn_job *job, int num_threads)
 {
     int64_t bytes = (bytes_of_feature(job) + (job->y.data ? job->entries * job->size : 0)) * job->sums_plan.c;
-    int threads = fbn_team_for(num_threads, bytes, tasks(job));
+    int threads = fbn_team_for(num_threads, bytes, exchanged(job), tasks(job));
     job->way = way_of(job, bytes);
     struct schedule schedule = {job, goes_by_features(job, threads), features_in_cache(job)};
     fbn_run(threads, work, &schedule);

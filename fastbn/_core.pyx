@@ -207,6 +207,13 @@ def backward_f64(const double[:, :, :] x, const double[:, :, :] dy not None, con
     run_backward(x, dy, gamma, mean, rstd, frozen, dx, dgamma, dbeta, threads)
 
 
+def round_f32(const double[::1] a not None, float[::1] rounded not None):
+    """Without NumPy's warning where a float32 overflows."""
+    cdef Py_ssize_t i
+    for i in range(a.shape[0]):
+        rounded[i] = <float> a[i]
+
+
 def update_running_f32(const double[::1] mean not None, const double[::1] var not None, double momentum,
                        double var_scale, float[::1] running_mean not None, float[::1] running_var not None):
     check(fastbn_update_running(mean.shape[0], &mean[0], &var[0], momentum, var_scale, &running_mean[0],

@@ -173,18 +173,21 @@ def batch_norm_backward(dy, saved, *, out=None, needs=_RESULTS, num_threads=None
 
 
 def _as_parameter(gradient, saved):
-    if gradient is None or saved.param_dtype is _FLOAT64:
+    if gradient is None or saved.param_dtype == _FLOAT64:
         return gradient
-    with np.errstate(over="ignore"):
-        return gradient.astype(saved.param_dtype)
+    rounded = np.empty(gradient.shape, np.float32)
+    _core.round_f32(gradient, rounded)
+    return rounded
 
 
 def _needed(needs):
+    if needs is _RESULTS:
+        return needs
     names = (needs,) if isinstance(needs, str) else tuple(needs)
     unknown = [name for name in names if name not in _RESULTS]
     if unknown:
         raise ValueError(f"needs contains {unknown[0]!r}, expected some of {', '.join(_RESULTS)}")
-    return set(names)
+    return names
 
 
 def moments(x, *, axis=1, num_threads=None):
