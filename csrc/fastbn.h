@@ -19,11 +19,11 @@
  *    NaN, equal places for NaN. The work is cut by shape alone; partial sums are stored by their place and added in
  *    that order; sums across lanes use 16 float or 8 double lanes and a halving tree on every machine; the
  *    kernels use + - * / sqrt, compare, select and conversions, never a fused multiply-add.
- *    Bits may depend on (n, c, s), and on whether a table with few features is packed (fastbn_wants_packed).
- * 2. Accuracy does not depend on the mean. Sums are taken of x - p and (x - p)^2, where the pivot p is the mean of a
- *    few entries of the feature, in short float32 chains that are added up in double. A feature for which
- *    p turns out to be far from the mean (compared with the standard deviation), or whose squares overflow or vanish,
- *    is computed again in double about its mean.
+ *    Bits may depend on (n, c, s), and on whether a table is packed where that matters (fastbn_wants_packed).
+ * 2. Accuracy does not depend on the mean. Sums are taken of x - p and (x - p)^2, where the pivot p is the mean of up
+ *    to 16 entries of the feature, spread over it: eight at a time as a float32 tree, the eights in double. All partial sums of a
+ *    feature are about one pivot, so they simply add. A feature for which p turns out to be far from the mean (more than
+ *    1.4 standard deviations), or whose squares overflow or vanish, is computed again in double about its mean.
  *    Mean: within 1 float32 ulp of max(|mean|, std). Variance: relative error <= 1e-6. For mean / std up to 1e6.
  * 3. The mean is applied in two parts, hi = float(mean) and lo = mean - hi: y = (x - hi) * a + (beta - lo * a). A
  *    constant feature gives exactly beta.

@@ -40,9 +40,10 @@ static int64_t finish_moments(struct fbn_job *job, int64_t first, int64_t end, i
 static void training_params(struct fbn_job *job, int64_t first, int64_t end)
 {
     void *par[FBN_MOST_PARAMS];
+    const double weight = 1.0 / (double)job->entries;
     params_from(job, first, par);
     for (int64_t f = first; f < end; f++)
-        job->var[f] = job->m2[f] / (double)job->entries;
+        job->var[f] = job->m2[f] * weight;
     job->kernels->rstd(end - first, job->var + first, job->eps, job->rstd + first);
     job->typed->affine_params(end - first, job->mean + first, job->rstd + first, job->gamma + first, job->beta + first,
                               par);
@@ -87,10 +88,11 @@ static int64_t finish_gradient(struct fbn_job *job, int64_t first, int64_t end, 
 static void gradient_params(struct fbn_job *job, int64_t first, int64_t end)
 {
     void *par[FBN_MOST_PARAMS];
+    const double weight = 1.0 / (double)job->entries;
     params_from(job, first, par);
     for (int64_t f = first; f < end; f++) {
-        job->mean_dy[f] = job->dbeta[f] / (double)job->entries;
-        job->slope[f] = job->rstd[f] * (job->dgamma[f] / (double)job->entries);
+        job->mean_dy[f] = job->dbeta[f] * weight;
+        job->slope[f] = job->rstd[f] * (job->dgamma[f] * weight);
     }
     job->typed->gradient_params(end - first, job->mean + first, job->rstd + first, job->gamma + first,
                                 job->mean_dy + first, job->slope + first, par);

@@ -11,7 +11,7 @@
 #include "job.h"
 #include "parallel.h"
 
-enum { ROWS_BACKWARDS = 128, SHORT_RUN = 1024, LONG_COLUMNS = 16384, EXCHANGE = 384 /* bytes */ };
+enum { ROWS_BACKWARDS = 128, SHORT_RUN = 1024, LONG_COLUMNS = 16384, EXCHANGE = 256 /* bytes */ };
 
 struct schedule {
     struct fbn_job *job;
