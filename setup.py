@@ -270,7 +270,7 @@ def core_extension():
     if LIMITED_API:
         macros.append(("Py_LIMITED_API", "0x030B0000"))
     folder = Path("csrc")
-    depends = ["setup.py", "pyproject.toml"]
+    depends = ["setup.py", "pyproject.toml", *sorted(path.as_posix() for path in Path("fastbn").glob("*.px[di]"))]
     for pattern in ("**/*.h", "**/*.inc"):
         depends += sorted(path.as_posix() for path in folder.glob(pattern))
     return Extension(

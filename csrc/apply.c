@@ -2,10 +2,10 @@
  *
  * A schedule takes it by features, each while the caches still hold it, or by stretches of memory.
  *
- * A packed table whose rows are whole cache lines is flat: since NumPy's arrays start 16, 32 or 48 bytes off a line, its rows
- * are counted from the first line boundary of y, `head` elements in, with the columns rotated by as much. So every store of
- * every row is aligned, which a store past the caches must be. The columns' parameters go on for a line beyond the width,
- * which makes the rotation a pointer.
+ * A packed table whose rows are whole cache lines is flat: since NumPy's arrays start 16, 32 or 48 bytes off a line,
+ * its rows are counted from the first line boundary of y, `head` elements in, with the columns rotated by as much. So
+ * every store of every row is aligned, which a store past the caches must be. The columns' parameters go on for a line
+ * beyond the width, which makes the rotation a pointer.
  */
 #include "job.h"
 
@@ -65,7 +65,8 @@ static const char *moved(struct fbn_array a, int64_t size, int64_t elements)
     return a.data ? a.data + elements * size : NULL;
 }
 
-/* `count` rows of `width` columns, from `at` elements after the start of the array's row `at_row` on; the first is column `column`. */
+/* `count` rows of `width` columns, from `at` elements after the start of the array's row `at_row` on; the first column
+ * is `column`. */
 static void apply_rows(struct fbn_job *job, int64_t at_row, int64_t at, int64_t count, int64_t column, int64_t width)
 {
     const int64_t fold = job->out_plan.fold, size = job->size;

@@ -1,7 +1,8 @@
 /* dispatch.c - CPU detection, FASTBN_ISA, and one atomic pointer to the table in use.
  *
- * FBN_HAVE_AVX2, FBN_HAVE_AVX512 and FBN_HAVE_NEON come from the build, which knows for which sets it compiled kernels. Two
- * threads that make the first call together choose the same table, so that the race between them is harmless.
+ * FBN_HAVE_AVX2, FBN_HAVE_AVX512 and FBN_HAVE_NEON come from the build, which knows for which sets it compiled
+ * kernels. Two threads that make the first call together choose the same table, so that the race between them is
+ * harmless.
  */
 #include "dispatch.h"
 

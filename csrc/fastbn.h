@@ -21,17 +21,18 @@
  *    kernels use + - * / sqrt, compare, select and conversions, never a fused multiply-add.
  *    Bits may depend on (n, c, s), and on whether a table is packed where that matters (fastbn_wants_packed).
  * 2. Accuracy does not depend on the mean. Sums are taken of x - p and (x - p)^2, where the pivot p is the mean of up
- *    to 16 entries of the feature, spread over it: eight at a time as a float32 tree, the eights in double. All partial sums of a
- *    feature are about one pivot, so they simply add. A feature for which p turns out to be far from the mean (more than
- *    1.4 standard deviations), or whose squares overflow or vanish, is computed again in double about its mean.
+ *    to 16 entries of the feature, spread over it: eight at a time as a float32 tree, the eights in double. All
+ *    partial sums of a feature are about one pivot, so they simply add. A feature for which p turns out to be far from
+ *    the mean (more than 1.4 standard deviations), or whose squares overflow or vanish, is computed again in double
+ *    about its mean.
  *    Mean: within 1 float32 ulp of max(|mean|, std). Variance: relative error <= 1e-6. For mean / std up to 1e6.
  * 3. The mean is applied in two parts, hi = float(mean) and lo = mean - hi: y = (x - hi) * a + (beta - lo * a). A
  *    constant feature gives exactly beta.
  * 4. NaN and Inf stay in their feature. Subnormals are kept. The floating-point environment is never written.
  *
- * Every function checks its arguments first, returns a status, never prints, keeps no memory, and may be called from several
- * threads at once, also inside a parallel region of the caller (then it runs on the calling thread). num_threads
- * <= 0 means "as many as the settings allow"; a positive number only lowers that.
+ * Every function checks its arguments first, returns a status, never prints, keeps no memory, and may be called from
+ * several threads at once, also inside a parallel region of the caller (then it runs on the calling thread).
+ * num_threads <= 0 means "as many as the settings allow"; a positive number only lowers that.
  */
 #ifndef FASTBN_H
 #define FASTBN_H
@@ -94,8 +95,8 @@ fastbn_status fastbn_training(const fastbn_shape *shape, fastbn_input x, const f
                               fastbn_output y, double *mean, double *var, double *rstd, int num_threads);
 
 /* Gradients, from the mean and rstd of the forward call. frozen != 0: those were constants (running statistics).
- * dx.data, dgamma, dbeta: NULL where not wanted, and then not computed; x.data may be NULL when frozen and dgamma is NULL.
- * dgamma and dbeta have the type params->dtype. params->beta is not used. dx may be dy. */
+ * dx.data, dgamma, dbeta: NULL where not wanted, and then not computed; x.data may be NULL when frozen and dgamma is
+ * NULL. dgamma and dbeta have the type params->dtype. params->beta is not used. dx may be dy. */
 fastbn_status fastbn_backward(const fastbn_shape *shape, fastbn_input x, fastbn_input dy, const fastbn_params *params,
                               const double *mean, const double *rstd, int frozen, fastbn_output dx, void *dgamma,
                               void *dbeta, int num_threads);
@@ -105,8 +106,8 @@ fastbn_status fastbn_backward(const fastbn_shape *shape, fastbn_input x, fastbn_
 fastbn_status fastbn_update_running(int64_t c, const double *mean, const double *var, double momentum, double var_scale,
                                     void *running_mean, void *running_var, fastbn_dtype dtype);
 
-/* 1 where an array of this shape is processed as one packed table (stride_c == s, stride_n == c * s); other strides give
- * the right result too, more slowly and perhaps with other last bits. */
+/* 1 where an array of this shape is processed as one packed table (stride_c == s, stride_n == c * s); other strides
+ * give the right result too, more slowly and perhaps with other last bits. */
 int fastbn_wants_packed(const fastbn_shape *shape);
 
 const char *fastbn_version(void);
@@ -122,8 +123,9 @@ fastbn_status fastbn_isa_active(const char **name);
 /* NULL goes back to the choice of first use. */
 fastbn_status fastbn_set_isa(const char *name);
 
-/* Threads that a call may use: the smallest of the runtime's maximum at the time of the call, fastbn_set_num_threads (0: no
- * limit; FASTBN_NUM_THREADS is its first value) and the argument of the call. 1 after a fork, and without OpenMP. */
+/* Threads that a call may use: the smallest of the runtime's maximum at the time of the call, fastbn_set_num_threads
+ * (0: no limit; FASTBN_NUM_THREADS is its first value) and the argument of the call. 1 after a fork, and without
+ * OpenMP. */
 int fastbn_get_num_threads(void);
 void fastbn_set_num_threads(int num_threads);
 /* In a forked child, where threads are off since the OpenMP pool may not have survived: switch them on again. */

@@ -1,4 +1,5 @@
-/* job.h - one call in progress: its arrays, its plans, its scratch memory, and the steps that a schedule puts in order. */
+/* job.h - one call in progress: its arrays, its plans, its scratch memory, and the steps that a schedule puts in
+ * order. */
 #ifndef FBN_JOB_H
 #define FBN_JOB_H
 
@@ -20,8 +21,8 @@ struct fbn_job;
 struct fbn_op {
     /* The pivots, by feature. NULL: this operation takes no sums. */
     void (*prepare)(struct fbn_job *job, int64_t first, int64_t end);
-    /* From the sums to statistics. Sets bad[] and returns how many features must be computed again in double; after that it is
-     * called with again = 1 and looks at the bad ones only. */
+    /* From the sums to statistics. Sets bad[] and returns how many features must be computed again in double; after
+     * that it is called with again = 1 and looks at the bad ones only. */
     int64_t (*finish)(struct fbn_job *job, int64_t first, int64_t end, int again);
     /* The parameters of the second pass. NULL: there is none. */
     void (*params)(struct fbn_job *job, int64_t first, int64_t end);
@@ -62,7 +63,7 @@ void fbn_sum_chunks(struct fbn_job *job, int64_t first, int64_t end, int64_t chu
 void fbn_total_sums(struct fbn_job *job, int64_t first, int64_t end);
 void fbn_spread_pivots(struct fbn_job *job, int64_t first, int64_t end);
 
-/* apply.c: the second pass. A stretch is a row of the table, or a piece of a plane; they are counted in memory order. */
+/* apply.c: the second pass. A stretch is a row of the table, or a piece of a plane, counted in memory order. */
 int64_t fbn_param_columns(const struct fbn_job *job);
 void fbn_find_head(struct fbn_job *job);
 int64_t fbn_stretches(const struct fbn_job *job);

@@ -1,9 +1,9 @@
 /* kernels.h - the table of kernels, one per instruction set.
  *
- * A kernel works on one piece of an array and knows nothing of threads, cutting or dtypes other than its own; pointers are void
- * here so that the code above the table is written once for all types. Strides count elements. "planes" kernels see
- * `planes` runs of `len` adjacent entries of ONE feature, stride apart; "rows" kernels see `rows` rows of `width` adjacent
- * columns, each column with parameters of its own.
+ * A kernel works on one piece of an array and knows nothing of threads, cutting or dtypes other than its own; pointers
+ * are void here so that the code above the table is written once for all types. Strides count elements. "planes"
+ * kernels see `planes` runs of `len` adjacent entries of ONE feature, stride apart; "rows" kernels see `rows` rows of
+ * `width` adjacent columns, each column with parameters of its own.
  */
 #ifndef FBN_KERNELS_H
 #define FBN_KERNELS_H
@@ -44,10 +44,12 @@ struct fbn_typed {
     fbn_gradient *planes_gradient, *rows_gradient;
     /* pivot[f] = mean of the entries at x[offset[i] + f * stride_c], i < count. */
     void (*pivots)(const void *x, int64_t stride_c, const int64_t *offset, int count, int64_t c, void *pivot);
-    /* mean and m2 from the sums about the pivots; bad[f] = 1 where they must be computed again in double. Returns how many. */
+    /* mean and m2 from the sums about the pivots; bad[f] = 1 where they must be computed again in double. Returns how
+     * many. */
     int64_t (*finish_moments)(int64_t c, double entries, const void *pivot, const double *sum_u, const double *sum_v,
                               double *mean, double *m2, unsigned char *bad);
-    /* dbeta = sum(dy) and dgamma = rstd * sum(dy * (x - mean)) from the sums about the pivots; bad and the result as above. */
+    /* dbeta = sum(dy) and dgamma = rstd * sum(dy * (x - mean)) from the sums about the pivots; bad and the result as
+     * above. */
     int64_t (*finish_gradient)(int64_t c, const void *pivot, const double *mean, const double *rstd,
                                const double *sum_u, const double *sum_v, double *dgamma, double *dbeta,
                                unsigned char *bad);

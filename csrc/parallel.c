@@ -1,8 +1,8 @@
 /* parallel.c - the only file that knows OpenMP.
  *
- * After a fork the child computes serially: the threads of the OpenMP pool did not survive, whichever library had started
- * them, and a parallel region could wait for them for ever. The handler is therefore installed when the library is loaded, not at
- * its first parallel region.
+ * After a fork the child computes serially: the threads of the OpenMP pool did not survive, whichever library had
+ * started them, and a parallel region could wait for them for ever. The handler is therefore installed when the library
+ * is loaded, not at its first parallel region.
  *
  * Small work never reaches the pragma: even a region of one thread costs a quarter of a microsecond.
  */

@@ -102,8 +102,8 @@ int64_t fbn_plan_partials(const struct fbn_plan *plan)
     return 2 * plan->chunks * (plan->layout == FBN_ROWS ? plan->width : plan->c);
 }
 
-/* Spread evenly, but for a shift of its own for each (multiples of the golden ratio): samples at equal distances would all
- * fall on the same phase of periodic data. */
+/* Spread evenly, but for a shift of its own for each (multiples of the golden ratio): samples at equal distances would
+ * all fall on the same phase of periodic data. */
 int fbn_plan_samples(const struct fbn_plan *plan, int64_t stride_n, int64_t offset[FBN_PIVOT_SAMPLES])
 {
     int64_t entries = plan->n * plan->s;

@@ -1,5 +1,5 @@
-/* plan.h - from a shape to the way it is cut. Nothing here knows of threads: equal shapes are cut alike everywhere, which is what makes the
- * bits equal.
+/* plan.h - from a shape to the way it is cut. Nothing here knows of threads: equal shapes are cut alike everywhere,
+ * which is what makes the bits equal.
  */
 #ifndef FBN_PLAN_H
 #define FBN_PLAN_H
@@ -21,8 +21,8 @@ enum fbn_layout {
  * Column j belongs to feature (j % (c * s)) / s. Both need a packed array.
  * A chunk is `chunk` rows.
  *
- * Planes. A plane of s entries is cut into `pieces` pieces of `piece` entries. A chunk is `chunk` pieces, counted through
- * the planes of one feature.
+ * Planes. A plane of s entries is cut into `pieces` pieces of `piece` entries. A chunk is `chunk` pieces, counted
+ * through the planes of one feature.
  *
  * The sums of a chunk are stored by its place; chunks are added in order.
  */

@@ -1,6 +1,7 @@
 /* schedule.c - the steps of a call in a good order. Two orders give the same bits:
  *
- *   by features  a thread owns a range of features and takes them group by group through all steps, while the data of a group is in its
+ *   by features  a thread owns a range of features and takes them group by group through all steps, while the data of
+ * a group is in its
  *                cache. Nobody waits for anybody. Where there are enough features to share out evenly.
  *   by phases    all threads together take each step over everything, with a barrier after it. The second pass of a
  *                table walks backwards, so that it starts on what the caches still hold.
@@ -71,8 +72,8 @@ static void all_steps(struct fbn_job *job, int64_t first, int64_t end)
     }
 }
 
-/* The first feature of a thread. In a flat table of one entry a feature it is the first one in a cache line of y, which two
- * threads would otherwise pass to and fro in every row. */
+/* The first feature of a thread. In a flat table of one entry a feature it is the first one in a cache line of y,
+ * which two threads would otherwise pass to and fro in every row. */
 static int64_t first_feature(const struct fbn_job *job, int thread, int threads)
 {
     int64_t c = job->sums_plan.c, first = share(units(job), thread, threads) * unit_of(job);
@@ -170,9 +171,10 @@ static int shares_are_even(int64_t all, int threads)
     return 10 * largest * threads <= 11 * all;
 }
 
-/* Tables go by phases, each thread over rows of its own. Two threads in different columns of the same rows take cache lines of y from
- * each other, since a processor prefetches past the end of a thread's columns (512 rows of 512: four times slower than one
- * thread). Only where there are fewer chunks of rows than threads, and the columns of a thread are a long run, they are shared out. */
+/* Tables go by phases, each thread over rows of its own. Two threads in different columns of the same rows take cache
+ * lines of y from each other, since a processor prefetches past the end of a thread's columns (512 rows of 512: four
+ * times slower than one thread). Only where there are fewer chunks of rows than threads, and the columns of a thread
+ * are a long run, they are shared out. */
 static int goes_by_features(const struct fbn_job *job, int threads)
 {
     const struct fbn_plan *plan = &job->sums_plan;
@@ -204,8 +206,8 @@ static int64_t tasks(const struct fbn_job *job)
     return most > stretches ? most : stretches;
 }
 
-/* Past the caches where all the arrays together do not fit the last one; not in place, where y's lines were just read, nor in
- * short runs, whose ends share lines. */
+/* Past the caches where all the arrays together do not fit the last one; not in place, where y's lines were just read,
+ * nor in short runs, whose ends share lines. */
 static enum fbn_way way_of(const struct fbn_job *job, int64_t bytes)
 {
     const struct fbn_plan *plan = &job->out_plan;
@@ -227,8 +229,8 @@ static void work(void *schedule_, int thread, int threads)
         schedule->job->kernels->stream_fence();
 }
 
-/* By phases, every thread reads the sums and the parameters that the others wrote: some lines a feature, from another core's cache,
- * which takes as long as moving EXCHANGE bytes (measured). */
+/* By phases, every thread reads the sums and the parameters that the others wrote: some lines a feature, from another
+ * core's cache, which takes as long as moving EXCHANGE bytes (measured). */
 static int64_t exchanged(const struct fbn_job *job)
 {
     return job->op->prepare && job->sums_plan.layout == FBN_ROWS ? EXCHANGE * job->sums_plan.c : 0;

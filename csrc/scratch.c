@@ -1,7 +1,7 @@
 /* scratch.c - memory for one call: a small block on the stack, else one allocation, gone when the call returns.
  *
- * By feature some hundred bytes; by column of a table that has more columns than features up to five elements; and the sums of the
- * chunks, fbn_plan_partials() doubles.
+ * By feature some hundred bytes; by column of a table that has more columns than features up to five elements; and the
+ * sums of the chunks, fbn_plan_partials() doubles.
  */
 #include <stdlib.h>
 

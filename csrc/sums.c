@@ -1,7 +1,7 @@
 /* sums.c - the first pass: two sums of every feature, chunk by chunk.
  *
- * The sums of chunk k are stored at a place that k decides, and added in the order of k, so that it does not matter which thread
- * computed what.
+ * The sums of chunk k are stored at a place that k decides, and added in the order of k, so that it does not matter
+ * which thread computed what.
  */
 #include <string.h>
 

@@ -1,4 +1,5 @@
 """BatchNorm, the layer: gamma, beta, and the moving averages."""
+import copy
 import os
 import warnings
 
@@ -7,6 +8,7 @@ import numpy as np
 from . import _checks, _core, _state
 from ._canonical import normalize_axes
 from ._functional import batch_norm_backward, batch_norm_inference, normalize_by_batch
+from ._moments import Moments
 
 _UPDATE_RUNNING = {np.dtype(np.float32): _core.update_running_f32, np.dtype(np.float64): _core.update_running_f64}
 
@@ -132,10 +134,9 @@ class BatchNorm(_core.LayerBase):
     def update(self, moments):
         """Takes `moments`, a Moments of C features, as the running statistics: those of a whole data set, say.
 
-        The running variance is moments.var(ddof) with the layer's ddof. Raises TypeError, ValueError, RuntimeError (no running statistics).
+        The running variance is moments.var(ddof) with the layer's ddof. Raises TypeError, ValueError, RuntimeError (no
+        running statistics).
         """
-        from ._moments import Moments
-
         if not isinstance(moments, Moments):
             raise TypeError(f"moments is a {type(moments).__name__}, expected fastbn.Moments")
         if not self._tracks:
@@ -157,7 +158,10 @@ class BatchNorm(_core.LayerBase):
         return self
 
     def eval(self, *, backward=False):
-        """Inference mode. backward=True: forward calls keep what backward needs, the statistics being constants. Returns the layer."""
+        """Inference mode. Returns the layer.
+
+        backward=True: forward calls keep what backward needs, the statistics being constants.
+        """
         self.train(False)
         self._set_keeps_input(bool(backward))
         return self
@@ -169,7 +173,8 @@ class BatchNorm(_core.LayerBase):
 
         x: float32 or float64 array with C entries on the layer's axis, at least 2 dimensions. out: array of x's shape and dtype
         to write to, which may be x. Returns y, of x's shape and dtype.
-        An empty batch changes nothing. With one value per feature, training gives y = beta, leaves the moving averages alone and warns once.
+        An empty batch changes nothing. With one value per feature, training gives y = beta, leaves the moving averages
+        alone and warns once.
         Raises TypeError, ValueError.
         """
         y = self._infer(x, out)
@@ -220,8 +225,9 @@ class BatchNorm(_core.LayerBase):
     def backward(self, dy, *, out=None):
         """The gradient dx of the last forward call; sets dgamma and dbeta (overwrites them).
 
-        dy: array of y's shape. out: array for dx, which may be dy. Lets go of the forward call's input: one backward for each forward.
-        Formulas: fastbn.batch_norm_backward. Raises RuntimeError (no forward call to go back through), TypeError, ValueError.
+        dy: array of y's shape. out: array for dx, which may be dy. Lets go of the forward call's input: one backward for
+        each forward. Formulas: fastbn.batch_norm_backward.
+        Raises RuntimeError (no forward call to go back through), TypeError, ValueError.
         """
         if self._saved is None:
             raise RuntimeError("backward without a forward call: call forward first (in inference mode after "
@@ -240,7 +246,10 @@ class BatchNorm(_core.LayerBase):
         return _state.copies(self)
 
     def load_state_dict(self, state):
-        """Fills the layer from a dict as state_dict gives. Raises TypeError, ValueError and changes nothing where it does not fit."""
+        """Fills the layer from a dict as state_dict gives, and returns it.
+
+        Raises TypeError, ValueError and changes nothing where it does not fit.
+        """
         _state.fill(self, state)
         return self
 
@@ -249,7 +258,10 @@ class BatchNorm(_core.LayerBase):
         _state.save(self, os.fspath(path))
 
     def load(self, path):
-        """Fills the layer from a file that save wrote, and returns it. Raises OSError, ValueError (corrupt, or of another layer)."""
+        """Fills the layer from a file that save wrote, and returns it.
+
+        Raises OSError, ValueError (corrupt, or of another layer).
+        """
         _state.fill(self, _state.read(os.fspath(path)))
         return self
 
@@ -278,8 +290,6 @@ class BatchNorm(_core.LayerBase):
         return self.__deepcopy__({})
 
     def __deepcopy__(self, memo):
-        import copy
-
         twin = _rebuild(type(self), self._settings())
         memo[id(self)] = twin
         twin.__setstate__(copy.deepcopy(self.__getstate__(), memo))

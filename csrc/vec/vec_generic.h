@@ -1,5 +1,5 @@
-/* vec_generic.h - for any machine: four 16-byte vectors of the GNU extension (gcc, clang), which become SSE2 on x86-64 and
- * what there is elsewhere. Other compilers take vec_portable.h, whose head says what each operation means. */
+/* vec_generic.h - for any machine: four 16-byte vectors of the GNU extension (gcc, clang), which become SSE2 on x86-64
+ * and what there is elsewhere. Other compilers take vec_portable.h, whose head says what each operation means. */
 #if !defined(__GNUC__) || defined(FBN_PORTABLE_VEC)
 #include "vec_portable.h"
 #else

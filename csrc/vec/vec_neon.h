@@ -1,5 +1,6 @@
-/* vec_neon.h - 16 floats in four q registers, 8 doubles in four. See vec_portable.h for what each operation means. AArch64 has no masked
- * loads: parts go through a small array. Its non-temporal stores come in pairs that no intrinsic names; ordinary ones do. */
+/* vec_neon.h - 16 floats in four q registers, 8 doubles in four. See vec_portable.h for what each operation means.
+ * AArch64 has no masked loads: parts go through a small array. Its non-temporal stores come in pairs that no intrinsic
+ * names; ordinary ones do. */
 #ifndef FBN_VEC_H
 #define FBN_VEC_H
 

@@ -1,4 +1,5 @@
-/* vec_portable.h - the operations in plain C loops, for compilers without GNU vector extensions. It is what the other headers mean:
+/* vec_portable.h - the operations in plain C loops, for compilers without GNU vector extensions. It is what the other
+ * headers mean:
  *
  *   set        every lane holds a
  *   load       16 floats (8 doubles) from p, aligned to the element
