@@ -41,6 +41,8 @@ class Arrangement(NamedTuple):
 
     def readable(self, a):
         """a as (n, c, s): a view, or else a copy. Packed where the core needs that for its full speed."""
+        if self.in_order and a.flags.c_contiguous:
+            return a.reshape(self.packed)
         view = self.view(a)
         if view is None or (not view.flags.c_contiguous and _core.wants_packed(*self.packed)):
             return self.contiguous(a)
@@ -100,12 +102,14 @@ def _memory_order(a):
 def arrange(like, axes):
     """The arrangement that suits the memory of the array `like`; axes as from normalize_axes."""
     if like.flags.c_contiguous:
-        return _arrange(like.shape, tuple(range(like.ndim)), axes)
+        return _arrange(like.shape, None, axes)
     return _arrange(like.shape, tuple(_memory_order(like)), axes)
 
 
 @functools.lru_cache(maxsize=256)
 def _arrange(shape, order, axes):
+    """order: the axes as they lie in memory; None for C order."""
+    order = tuple(range(len(shape))) if order is None else order
     if len(axes) == 1:
         first = order.index(axes[0])
         outer, inner = tuple(order[:first]), tuple(order[first + 1:])

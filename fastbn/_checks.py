@@ -120,7 +120,7 @@ def output(out, like, inputs, arrangement):
     if not out.flags.aligned:
         raise ValueError("out is not aligned to its dtype: pass a copy of it")
     view = arrangement.view(np.asarray(out))
-    if view is None or _overlaps_itself(view):
+    if view is None or (not view.flags.c_contiguous and _overlaps_itself(view)):
         raise ValueError(f"out has strides {out.strides}, a layout that cannot be written in place for axis "
                          f"{arrangement.order[arrangement.first]}: pass a contiguous array")
     for name, a in inputs.items():

@@ -154,18 +154,19 @@ def batch_norm_backward(dy, saved, *, out=None, needs=_RESULTS, num_threads=None
     dy = _checks.as_data(dy, "dy")
     if dy.shape != x.shape:
         raise ValueError(f"dy has shape {dy.shape}, expected {x.shape}, the shape of x in the forward call")
-    dy = dy.astype(x.dtype, copy=False)
+    if dy.dtype != x.dtype:
+        dy = dy.astype(x.dtype)
     if out is not None and "dx" not in needs:
         raise ValueError(f"out is given, but needs is {tuple(needs)}: dx is not computed")
     uses_x = "dgamma" in needs or not saved.frozen
     gamma, mean, rstd = saved.about_input() if uses_x else (saved.gamma, saved.mean, saved.rstd)
-    dx = target = None
-    arrangement = arrange(x, saved.axes)
     if "dx" in needs:
         arrangement, dx, target = _target(out, x, saved.axes, {"dy": dy, "x": x})
-    c = saved.mean.size
-    dgamma = np.zeros(c) if "dgamma" in needs else None
-    dbeta = np.zeros(c) if "dbeta" in needs else None
+    else:
+        arrangement, dx, target = arrange(x, saved.axes), None, None
+    new = np.empty if x.size else np.zeros
+    dgamma = new(saved.mean.shape) if "dgamma" in needs else None
+    dbeta = new(saved.mean.shape) if "dbeta" in needs else None
     if x.size and needs:
         _BACKWARD[x.dtype](arrangement.readable(x) if uses_x else None, arrangement.readable(dy), gamma, mean, rstd,
                            saved.frozen, target, dgamma, dbeta, threads)
@@ -173,9 +174,9 @@ def batch_norm_backward(dy, saved, *, out=None, needs=_RESULTS, num_threads=None
 
 
 def _as_parameter(gradient, saved):
-    if gradient is None or saved.param_dtype == _FLOAT64:
+    if gradient is None or saved.param_dtype.itemsize == 8:
         return gradient
-    rounded = np.empty(gradient.shape, np.float32)
+    rounded = np.empty(gradient.shape, saved.param_dtype)
     _core.round_f32(gradient, rounded)
     return rounded
 
