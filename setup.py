@@ -6,12 +6,13 @@ What pyproject.toml cannot say is here:
 - instruction sets and OpenMP are tried on the compiler first and left out, with a printed line, where it refuses;
 - no flag may change a result: no fused multiply-add made out of * and +, nothing of the fast-math family.
 
-The extension is built for the limited API of CPython 3.11 (abi3), so that one wheel serves every later version: it was measured to
-cost a call of the layer at (1, 64) some 20 ns of 430. Free-threaded CPython has no limited API and gets a wheel of its own.
+The extension is built for the limited API of CPython 3.11 (abi3), so that one wheel serves every later version: it was
+measured to cost a call of the layer at (1, 64) some 20 ns of 430. Free-threaded CPython has no limited API and gets a
+wheel of its own.
 
-Environment: CC and CFLAGS as usual; FASTBN_NO_OPENMP=1 builds without threads; FASTBN_LIMITED_API=0 builds for the running
-CPython alone. gcc and clang on Linux are tested; what is marked "untested" follows the documentation of Apple clang and
-MSVC.
+Environment: CC and CFLAGS as usual; FASTBN_NO_OPENMP=1 builds without threads; FASTBN_LIMITED_API=0 builds for the
+running CPython alone. gcc and clang on Linux are tested; what is marked "untested" follows the documentation of Apple
+clang and MSVC.
 """
 
 import os

@@ -74,7 +74,8 @@ results.append(close(layer.running_mean, 0.1 * mean))
 print(json.dumps({
     "file": fastbn.__file__, "version": fastbn.__version__, "include": fastbn.get_include(),
     "optional": sorted(optional),
-    "openmp": fastbn.get_config()["openmp"], "threads": fastbn.get_num_threads(),
+    "openmp": fastbn.get_config()["openmp"], "abi3": fastbn.get_config()["limited_api"],
+    "threads": fastbn.get_num_threads(),
     "digest": hashlib.sha256(b"".join(result.tobytes() for result in results)).hexdigest(),
 }))
 """
@@ -161,7 +162,8 @@ def test_sdist_has_every_source_and_nothing_built(sdist):
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     expected = {*FILES, "fastbn/_core.pyx", "fastbn/py.typed"}
-    for pattern in ("csrc/**/*.[ch]", "csrc/**/*.inc", "tests/**/*.py", "tests/c/*", "bench/**/*.py", "fastbn/**/*.py"):
+    for pattern in ("csrc/**/*.[ch]", "csrc/**/*.inc", "tests/**/*.py", "tests/c/*", "bench/**/*.py", "fastbn/**/*.py",
+                    "fastbn/*.px*"):
         expected |= {path.relative_to(ROOT).as_posix() for path in ROOT.glob(pattern) if path.is_file()}
     assert expected <= names
     assert not [name for name in names if name.endswith(BUILT) or name in {"fastbn/_core.c", "fastbn/include"}]
@@ -175,7 +177,7 @@ def test_wheel_has_what_others_compile_and_check_against(wheel):
     assert {f"fastbn/{name}" for name in expected} <= names
     assert len([name for name in names if re.fullmatch(r"fastbn/_core\..*(so|pyd)", name)]) == 1
     assert {name.partition("/")[0] for name in names} == {"fastbn", f"fastbn-{VERSION}.dist-info"}
-    assert not [name for name in names if name.endswith((".c", ".inc", ".pyx", ".o", ".pyc"))]
+    assert not [name for name in names if name.endswith((".c", ".inc", ".pyx", ".pxi", ".o", ".pyc"))]
 
 
 def test_wheel_metadata(wheel):
@@ -213,8 +215,17 @@ def test_installed_header_stands_alone(smoke, tmp_path, language):
     run([compiler, *language, *strict, f"-I{smoke['include']}", source], tmp_path)
 
 
+@pytest.mark.skipif(bool(sysconfig.get_config_var("Py_GIL_DISABLED")), reason="free-threaded Python has no abi3")
+def test_the_wheel_serves_every_later_python(wheel, smoke):
+    assert wheel.name.startswith(f"fastbn-{VERSION}-cp311-abi3-")
+    assert smoke["abi3"]
+
+
 def test_without_openmp_the_same_bits_come_from_one_thread(sdist, smoke, tmp_path):
-    report = smoke_of_unpacked(build_wheel(sdist, tmp_path, FASTBN_NO_OPENMP="1")[0], tmp_path)
+    """Built for the running Python alone as well, so that this way of building is tested too."""
+    wheel = build_wheel(sdist, tmp_path, FASTBN_NO_OPENMP="1", FASTBN_LIMITED_API="0")[0]
+    report = smoke_of_unpacked(wheel, tmp_path)
+    assert "abi3" not in wheel.name and not report["abi3"]
     assert (report["openmp"], report["threads"]) == (None, 1)
     assert report["digest"] == smoke["digest"]
     printed = run([sys.executable, "-m", "fastbn"], tmp_path / "elsewhere", PYTHONPATH=str(tmp_path / "site"))
