@@ -37,19 +37,7 @@ static int64_t finish_moments(struct fbn_job *job, int64_t first, int64_t end, i
     return 0;
 }
 
-static void training_params(struct fbn_job *job, int64_t first, int64_t end)
-{
-    void *par[FBN_MOST_PARAMS];
-    const double weight = 1.0 / (double)job->entries;
-    params_from(job, first, par);
-    for (int64_t f = first; f < end; f++)
-        job->var[f] = job->m2[f] * weight;
-    job->kernels->rstd(end - first, job->var + first, job->eps, job->rstd + first);
-    job->typed->affine_params(end - first, job->mean + first, job->rstd + first, job->gamma + first, job->beta + first,
-                              par);
-}
-
-/* ---- inference ---- */
+/* ---- the parameters of y, from var ---- */
 
 static void inference_params(struct fbn_job *job, int64_t first, int64_t end)
 {
@@ -58,6 +46,14 @@ static void inference_params(struct fbn_job *job, int64_t first, int64_t end)
     job->kernels->rstd(end - first, job->var + first, job->eps, job->rstd + first);
     job->typed->affine_params(end - first, job->mean + first, job->rstd + first, job->gamma + first, job->beta + first,
                               par);
+}
+
+static void training_params(struct fbn_job *job, int64_t first, int64_t end)
+{
+    const double weight = 1.0 / (double)job->entries;
+    for (int64_t f = first; f < end; f++)
+        job->var[f] = job->m2[f] * weight;
+    inference_params(job, first, end);
 }
 
 /* ---- gradients ---- */

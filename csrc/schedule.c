@@ -72,14 +72,10 @@ static void all_steps(struct fbn_job *job, int64_t first, int64_t end)
     }
 }
 
-/* The first feature of a thread. In a flat table of one entry a feature it is the first one in a cache line of y,
- * which two threads would otherwise pass to and fro in every row. */
 static int64_t first_feature(const struct fbn_job *job, int thread, int threads)
 {
     int64_t c = job->sums_plan.c, first = share(units(job), thread, threads) * unit_of(job);
-    if (job->head > 0 && job->sums_plan.s == 1 && thread > 0)
-        first += job->head;
-    return first < c && thread < threads ? first : c;
+    return first < c ? first : c;
 }
 
 static void work_by_features(const struct schedule *schedule, int thread, int threads)
