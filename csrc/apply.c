@@ -47,17 +47,19 @@ static void params_at(const struct fbn_job *job, void *const base[], int64_t at,
         par[i] = (const char *)base[i] + at * job->size;
 }
 
-/* `count` planes of one feature, from entry i of plane n on. */
-static void apply_planes(struct fbn_job *job, int64_t f, int64_t n, int64_t count, int64_t i, int64_t len)
+/* The planes n of `features` features, from entry i on. */
+static void apply_planes(struct fbn_job *job, int64_t f, int64_t features, int64_t n, int64_t i, int64_t len)
 {
     const void *par[FBN_MOST_PARAMS];
     params_at(job, job->par, f, par);
     char *y = fbn_at(job->y, job->size, n, f, i);
     if (job->gradient)
-        job->typed->planes_gradient(fbn_at(job->x, job->size, n, f, i), job->x.stride_n, fbn_at(job->dy, job->size, n, f, i), job->dy.stride_n, y,
-                                    job->y.stride_n, count, len, par, job->way);
+        job->typed->planes_gradient(fbn_at(job->x, job->size, n, f, i), job->x.stride_c,
+                                    fbn_at(job->dy, job->size, n, f, i), job->dy.stride_c, y, job->y.stride_c, features,
+                                    len, par, job->way);
     else
-        job->typed->planes_affine(fbn_at(job->in, job->size, n, f, i), job->in.stride_n, y, job->y.stride_n, count, len, par, job->way);
+        job->typed->planes_affine(fbn_at(job->in, job->size, n, f, i), job->in.stride_c, y, job->y.stride_c, features,
+                                  len, par, job->way);
 }
 
 static const char *moved(struct fbn_array a, int64_t size, int64_t elements)
@@ -87,8 +89,8 @@ void fbn_apply_features(struct fbn_job *job, int64_t first, int64_t end)
 {
     const struct fbn_plan *plan = &job->out_plan;
     if (plan->layout == FBN_PLANES) {
-        for (int64_t f = first; f < end; f++)
-            apply_planes(job, f, 0, plan->n, 0, plan->s);
+        for (int64_t n = plan->n - 1; n >= 0; n--)
+            apply_planes(job, first, end - first, n, 0, plan->s);
     } else if (plan->fold == 1) {
         apply_rows(job, 0, first * plan->s, plan->rows, first * plan->s, (end - first) * plan->s);
     } else {
@@ -111,10 +113,11 @@ int64_t fbn_stretches(const struct fbn_job *job)
 static void apply_pieces(struct fbn_job *job, int64_t begin, int64_t end)
 {
     const struct fbn_plan *plan = &job->out_plan;
-    for (int64_t q = begin; q < end; q++) {
-        int64_t plane = q / plan->pieces, i = q % plan->pieces * plan->piece;
+    for (int64_t q = begin, features; q < end; q += features) {
+        int64_t plane = q / plan->pieces, i = q % plan->pieces * plan->piece, f = plane % plan->c;
         int64_t len = plan->s - i < plan->piece ? plan->s - i : plan->piece;
-        apply_planes(job, plane % plan->c, plane / plan->c, 1, i, len);
+        features = plan->pieces > 1 ? 1 : plan->c - f < end - q ? plan->c - f : end - q;
+        apply_planes(job, f, features, plane / plan->c, i, len);
     }
 }
 

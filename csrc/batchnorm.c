@@ -81,7 +81,7 @@ static void plan_job(struct fbn_job *job, const fastbn_shape *shape)
     int sums = is_packed(shape, job->x) && is_packed(shape, job->dy);
     int out = is_packed(shape, job->in) && is_packed(shape, job->y) && (!job->gradient || sums);
     job->sums_plan = fbn_plan_make(shape->n, shape->c, shape->s, sums);
-    job->out_plan = fbn_plan_make(shape->n, shape->c, shape->s, out);
+    job->out_plan = fbn_plan_second(shape->n, shape->c, shape->s, out);
     fbn_find_head(job);
     if (job->op->prepare && job->x.data)
         job->samples = fbn_plan_samples(&job->sums_plan, job->x.stride_n, job->offset);

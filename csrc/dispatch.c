@@ -17,12 +17,12 @@ static int always(void) { return 1; }
 #if defined(_MSC_VER)
 #include <intrin.h>
 
-/* Leaf 7's EBX, or 0 where the system does not save the registers named by xcr0_mask. */
+/* Leaf 7's EBX, or 0 without FMA or where the system does not save the registers named by xcr0_mask. */
 static unsigned features(unsigned long long xcr0_mask)
 {
     int leaf[4];
     __cpuid(leaf, 1);
-    if (!(leaf[2] & (1 << 27)) || (_xgetbv(0) & xcr0_mask) != xcr0_mask)
+    if (!(leaf[2] & (1 << 27)) || !(leaf[2] & (1 << 12)) || (_xgetbv(0) & xcr0_mask) != xcr0_mask)
         return 0;
     __cpuidex(leaf, 7, 0);
     return (unsigned)leaf[1];
@@ -37,7 +37,7 @@ static int has_avx512(void)
 static int has_avx2(void)
 {
     __builtin_cpu_init();
-    return __builtin_cpu_supports("avx2") != 0;
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 }
 static int has_avx512(void)
 {

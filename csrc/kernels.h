@@ -2,7 +2,7 @@
  *
  * A kernel works on one piece of an array and knows nothing of threads, cutting or dtypes other than its own; pointers
  * are void here so that the code above the table is written once for all types. Strides count elements. "planes"
- * kernels see `planes` runs of `len` adjacent entries of ONE feature, stride apart; "rows" kernels see `rows` rows of
+ * kernels see a run of `len` adjacent entries of each of `features` features, stride apart; "rows" kernels see `rows` rows of
  * `width` adjacent columns, each column with parameters of its own.
  */
 #ifndef FBN_KERNELS_H
@@ -13,12 +13,13 @@
 /* The most entries of a feature that are sampled for its pivot. */
 #define FBN_PIVOT_SAMPLES 16
 
-/* sum over entries of (u, v): u = x - p, v = (x - p)^2 without dy; u = dy, v = dy * (x - p) with it. */
-typedef void fbn_planes_sums(const void *x, int64_t x_stride, const void *dy, int64_t dy_stride, int64_t planes,
-                             int64_t len, const void *pivot, double sums[2]);
-/* The same for each column; adds to sum_u and sum_v. */
+/* sum over entries of (u, v): u = x - p, v = (x - p)^2 without dy; u = dy, v = dy * (x - p) with it.
+ * Planes: added to 8 accumulators a feature, the first four together u, the others v. */
+typedef void fbn_planes_sums(const void *x, int64_t x_stride, const void *dy, int64_t dy_stride, int64_t features,
+                             int64_t len, const void *pivots, double *accumulators);
+/* Rows: added to sum_u and sum_v. narrow: in bands of twice as many rows. */
 typedef void fbn_rows_sums(const void *x, int64_t x_stride, const void *dy, int64_t dy_stride, int64_t rows,
-                           int64_t width, const void *pivot, double *sum_u, double *sum_v);
+                           int64_t width, const void *pivots, double *sum_u, double *sum_v, int narrow);
 
 /* How the second pass walks and stores. */
 enum fbn_way {
@@ -27,7 +28,7 @@ enum fbn_way {
     FBN_STREAM    /* the same, with stores past the caches where y is aligned to 64 bytes */
 };
 
-/* y = (x - par[0]) * par[1] + par[2]. */
+/* y = (x - par[0]) * par[1] + par[2]. Planes: of `count` features; rows: of `count` rows. */
 typedef void fbn_affine(const void *x, int64_t x_stride, void *y, int64_t y_stride, int64_t count, int64_t len,
                         const void *const par[3], enum fbn_way way);
 

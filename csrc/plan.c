@@ -4,13 +4,14 @@
 enum {
     LANES = 16,
     SMALL_S = 64,         /* planes smaller than this are columns of a table */
+    NARROW = 512,         /* columns of a table that is summed in higher bands */
     SMALL_S_ROWS = 8,     /* given at least this many rows */
     WIDE_ENOUGH = 256,    /* columns that a folded table should have */
     NEVER_FOLD = 1024,    /* columns from which an odd width costs nothing */
     PIECE = 16384,        /* entries */
     ROW_STEP = 32,        /* a chunk of a table is a multiple of so many rows */
     TABLE_CHUNK = 32768,  /* and has at least so many entries */
-    CHUNK = 65536,        /* entries of a feature, at least */
+    CHUNK = 16384,        /* entries of a feature, at least */
     MOST_CHUNKS = 64,
     PARTIALS = 131072,    /* pairs of sums that a table may store */
     FEW_ENTRIES = 256     /* of a feature: fewer samples, which would be a good part of them */
@@ -42,11 +43,11 @@ static int64_t fold_of(int64_t n, int64_t columns)
     return n / base >= 2 ? base : 1;
 }
 
-static int is_table(int64_t n, int64_t c, int64_t s, int packed)
+static int is_table(int64_t n, int64_t c, int64_t s, int64_t small_s, int packed)
 {
     if (s == 1)
         return 1;
-    return packed && c > 1 && s < SMALL_S && n >= SMALL_S_ROWS;
+    return packed && c > 1 && s < small_s && n >= SMALL_S_ROWS;
 }
 
 static void cut_table(struct fbn_plan *plan, int packed)
@@ -55,6 +56,7 @@ static void cut_table(struct fbn_plan *plan, int packed)
     plan->layout = FBN_ROWS;
     plan->fold = packed ? fold_of(plan->n, columns) : 1;
     plan->width = plan->fold * columns;
+    plan->narrow = plan->width <= NARROW;
     plan->rows = plan->n / plan->fold;
     plan->rest = plan->n % plan->fold * columns;
     int64_t chunks = least(MOST_CHUNKS, most(1, PARTIALS / plan->width));
@@ -75,19 +77,23 @@ static void cut_planes(struct fbn_plan *plan)
     plan->unit = 1;
 }
 
-struct fbn_plan fbn_plan_make(int64_t n, int64_t c, int64_t s, int packed)
+static struct fbn_plan make(int64_t n, int64_t c, int64_t s, int64_t small_s, int packed)
 {
     struct fbn_plan plan = {.n = n, .c = c, .s = s};
     if (c == 1 && packed) {
         plan.n = 1;
         plan.s = n * s;
     }
-    if (plan.c > 1 && is_table(plan.n, plan.c, plan.s, packed))
+    if (plan.c > 1 && is_table(plan.n, plan.c, plan.s, small_s, packed))
         cut_table(&plan, packed);
     else
         cut_planes(&plan);
     return plan;
 }
+
+struct fbn_plan fbn_plan_make(int64_t n, int64_t c, int64_t s, int packed) { return make(n, c, s, SMALL_S, packed); }
+
+struct fbn_plan fbn_plan_second(int64_t n, int64_t c, int64_t s, int packed) { return make(n, c, s, LANES, packed); }
 
 int fastbn_wants_packed(const fastbn_shape *shape)
 {
@@ -97,9 +103,12 @@ int fastbn_wants_packed(const fastbn_shape *shape)
     return plan.n != shape->n || (plan.layout == FBN_ROWS && (plan.fold > 1 || plan.s > 1));
 }
 
+/* Half of it is a multiple of 8 doubles, with room to align them as the columns of x are. */
+int64_t fbn_plan_chunk_sums(const struct fbn_plan *plan) { return 2 * ((plan->width + 7) / 8 * 8 + 8); }
+
 int64_t fbn_plan_partials(const struct fbn_plan *plan)
 {
-    return 2 * plan->chunks * (plan->layout == FBN_ROWS ? plan->width : plan->c);
+    return plan->chunks * (plan->layout == FBN_ROWS ? fbn_plan_chunk_sums(plan) : 8 * plan->c);
 }
 
 /* Spread evenly, but for a shift of its own for each (multiples of the golden ratio): samples at equal distances would

@@ -19,7 +19,7 @@ enum fbn_layout {
  *   few columns  `fold` rows of the array make one row of the table, so that C = 3 fills vectors as C = 512 does;
  *   small s      (n, c, s) with s below 64 is a table of c * s columns.
  * Column j belongs to feature (j % (c * s)) / s. Both need a packed array.
- * A chunk is `chunk` rows.
+ * A chunk is `chunk` rows; `narrow` tables are summed in higher bands.
  *
  * Planes. A plane of s entries is cut into `pieces` pieces of `piece` entries. A chunk is `chunk` pieces, counted
  * through the planes of one feature.
@@ -30,6 +30,7 @@ struct fbn_plan {
     enum fbn_layout layout;
     int64_t n, c, s;
     int64_t fold, width, rows, rest;
+    int narrow;
     int64_t piece, pieces;
     int64_t chunk, chunks;
     int64_t unit; /* features that only go together, counted from 0; c where all do */
@@ -37,6 +38,12 @@ struct fbn_plan {
 
 /* packed: stride_c == s and stride_n == c * s. */
 struct fbn_plan fbn_plan_make(int64_t n, int64_t c, int64_t s, int packed);
+
+/* The same for a second pass, which has no sums, so that its cut decides no bits. */
+struct fbn_plan fbn_plan_second(int64_t n, int64_t c, int64_t s, int packed);
+
+/* Doubles of storage that the sums of a chunk of a table take: width sums u, and as many v from half of it on. */
+int64_t fbn_plan_chunk_sums(const struct fbn_plan *plan);
 
 /* Doubles of storage that the sums of all chunks take. */
 int64_t fbn_plan_partials(const struct fbn_plan *plan);

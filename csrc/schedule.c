@@ -12,7 +12,20 @@
 #include "job.h"
 #include "parallel.h"
 
-enum { ROWS_BACKWARDS = 128, SHORT_RUN = 1024, LONG_COLUMNS = 16384, EXCHANGE = 256 /* bytes */ };
+enum {
+    ROWS_BACKWARDS = 128,
+    FEATURES_TO_FINISH = 32, /* by a thread, at least: sums of fewer share cache lines */
+    /* bytes */
+    BACKWARDS = 256 * 1024,
+    SHORT_RUN = 1024,
+    LONG_COLUMNS = 16384,
+    EXCHANGE = 256,
+    LONG_RUN = 128 * 1024 /* adjacent bytes that memory delivers at full speed */
+};
+
+static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+static int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
 struct schedule {
     struct fbn_job *job;
@@ -98,14 +111,25 @@ static void sum_phase(struct fbn_job *job, int thread, int threads, int again)
         return;
     }
     int64_t end = share(plan->c * plan->chunks, thread + 1, threads);
-    for (int64_t q = share(plan->c * plan->chunks, thread, threads); q < end; q++)
-        fbn_sum_chunks(job, q / plan->chunks, q / plan->chunks + 1, q % plan->chunks, q % plan->chunks + 1, again);
+    for (int64_t q = share(plan->c * plan->chunks, thread, threads), features; q < end; q += features) {
+        int64_t chunk = q / plan->c, f = q % plan->c;
+        features = plan->c - f < end - q ? plan->c - f : end - q;
+        fbn_sum_chunks(job, f, f + features, chunk, chunk + 1, again);
+    }
+}
+
+/* How many stretches the second pass takes forwards, while it goes backwards as a whole. */
+static int64_t backwards(const struct fbn_job *job)
+{
+    if (job->out_plan.layout == FBN_ROWS)
+        return ROWS_BACKWARDS;
+    return BACKWARDS / (job->out_plan.piece * job->size) + 1;
 }
 
 static void apply_phase(struct fbn_job *job, int thread, int threads)
 {
     int64_t all = fbn_stretches(job), begin = share(all, thread, threads), end = share(all, thread + 1, threads);
-    int64_t step = job->out_plan.layout == FBN_ROWS && job->op->prepare ? ROWS_BACKWARDS : all;
+    int64_t step = job->op->prepare ? backwards(job) : all;
     while (begin < end) {
         int64_t from = end - begin < step ? begin : end - step;
         fbn_apply_stretch(job, from, end);
@@ -126,7 +150,9 @@ static void finish_phase(struct fbn_job *job, int64_t first, int64_t end, int ag
 static void work_by_phases(const struct schedule *schedule, int thread, int threads)
 {
     struct fbn_job *job = schedule->job;
-    int64_t c = job->sums_plan.c, first = share(c, thread, threads), end = share(c, thread + 1, threads);
+    int64_t c = job->sums_plan.c, parts = (c + FEATURES_TO_FINISH - 1) / FEATURES_TO_FINISH;
+    int64_t first = least(c, share(parts, thread, threads) * FEATURES_TO_FINISH);
+    int64_t end = least(c, share(parts, thread + 1, threads) * FEATURES_TO_FINISH);
     if (job->op->prepare) {
         job->op->prepare(job, first, end);
         fbn_spread_pivots(job, first, end);
@@ -183,12 +209,18 @@ static int goes_by_features(const struct fbn_job *job, int threads)
     return plan->chunks < threads && plan->width * job->size >= (int64_t)threads * LONG_COLUMNS && units(job) >= threads;
 }
 
-static int64_t features_in_cache(const struct fbn_job *job)
+/* As many as the second-level cache holds, or so many more, if the thread's share of the last one holds them, that
+ * their planes are a long run of memory. Groups are of about equal size: a small last one would have short runs. */
+static int64_t features_in_cache(const struct fbn_job *job, int threads)
 {
+    const int64_t c = job->sums_plan.c, feature = bytes_of_feature(job), plane = job->sums_plan.s * job->size;
     if (job->sums_plan.layout == FBN_ROWS || job->out_plan.layout == FBN_ROWS)
-        return job->sums_plan.c;
-    int64_t bytes = bytes_of_feature(job), group = bytes > 0 ? fbn_level2_bytes() / 2 / bytes : 1;
-    return group > 1 ? group : 1;
+        return c;
+    int64_t near = fbn_level2_bytes() / 2 / feature, far = fbn_last_level_bytes() / 2 / threads / feature;
+    int64_t wanted = job->sums_plan.n > 1 ? (LONG_RUN + plane - 1) / plane : 1;
+    int64_t most_in_group = most(1, most(near, least(far, wanted))), share_of_thread = (c + threads - 1) / threads;
+    int64_t groups = (share_of_thread + most_in_group - 1) / most_in_group;
+    return (share_of_thread + groups - 1) / groups;
 }
 
 static int64_t tasks(const struct fbn_job *job)
@@ -198,8 +230,8 @@ static int64_t tasks(const struct fbn_job *job)
     int64_t stretches = job->y.data ? fbn_stretches(job) : 1;
     if (!job->op->prepare)
         return stretches;
-    int64_t most = chunks > units(job) ? chunks : units(job);
-    return most > stretches ? most : stretches;
+    int64_t parts = most(chunks, units(job));
+    return most(parts, stretches);
 }
 
 /* Past the caches where all the arrays together do not fit the last one; not in place, where y's lines were just read,
@@ -237,6 +269,6 @@ void fbn_schedule(struct fbn_job *job, int num_threads)
     int64_t bytes = (bytes_of_feature(job) + (job->y.data ? job->entries * job->size : 0)) * job->sums_plan.c;
     int threads = fbn_team_for(num_threads, bytes, exchanged(job), tasks(job));
     job->way = way_of(job, bytes);
-    struct schedule schedule = {job, goes_by_features(job, threads), features_in_cache(job)};
+    struct schedule schedule = {job, goes_by_features(job, threads), features_in_cache(job, threads)};
     fbn_run(threads, work, &schedule);
 }

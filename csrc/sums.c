@@ -14,7 +14,14 @@ void fbn_spread_pivots(struct fbn_job *job, int64_t first, int64_t end)
                    end);
 }
 
-/* A table's storage: for each chunk, width sums u, then width sums v. */
+/* Where the sums u of a table's chunk are. They are aligned to cache lines where the columns of x are; sums v follow
+ * half a chunk's storage after. */
+static double *table_sums(const struct fbn_job *job, int64_t chunk)
+{
+    const uintptr_t at = (uintptr_t)job->x.data / (uintptr_t)job->size;
+    return job->partial + chunk * fbn_plan_chunk_sums(&job->sums_plan) + at % 8;
+}
+
 static void sum_table_chunk(struct fbn_job *job, int64_t first, int64_t end, int64_t chunk, int again)
 {
     const struct fbn_plan *plan = &job->sums_plan;
@@ -22,80 +29,112 @@ static void sum_table_chunk(struct fbn_job *job, int64_t first, int64_t end, int
     int64_t begin = chunk * plan->chunk, rows = plan->rows - begin < plan->chunk ? plan->rows - begin : plan->chunk;
     int64_t column = plan->fold > 1 ? 0 : first * plan->s;
     int64_t width = plan->fold > 1 ? plan->width : (end - first) * plan->s;
-    double *u = job->partial + 2 * chunk * plan->width + column, *v = u + plan->width;
+    double *u = table_sums(job, chunk) + column, *v = u + fbn_plan_chunk_sums(plan) / 2;
     const char *pivot = (const char *)job->pivot_columns + column * job->size;
     int64_t xs = job->x.stride_n * plan->fold, ds = job->dy.stride_n * plan->fold;
 
     memset(u, 0, (size_t)width * sizeof *u);
     memset(v, 0, (size_t)width * sizeof *v);
     sums(fbn_at(job->x, job->size, begin * plan->fold, 0, column), xs,
-         fbn_at(job->dy, job->size, begin * plan->fold, 0, column), ds, rows, width, pivot, u, v);
+         fbn_at(job->dy, job->size, begin * plan->fold, 0, column), ds, rows, width, pivot, u, v, plan->narrow);
     if (plan->rest && chunk == plan->chunks - 1)
         sums(fbn_at(job->x, job->size, plan->rows * plan->fold, 0, 0), xs,
-             fbn_at(job->dy, job->size, plan->rows * plan->fold, 0, 0), ds, 1, plan->rest, pivot, u, v);
+             fbn_at(job->dy, job->size, plan->rows * plan->fold, 0, 0), ds, 1, plan->rest, pivot, u, v, plan->narrow);
 }
 
-/* The planes' storage: for each feature and chunk, a pair. */
-static void sum_planes_chunk(struct fbn_job *job, int64_t f, int64_t chunk, int again)
+enum { ACCUMULATORS = 8 }; /* of a feature, see fbn_planes_sums */
+
+/* The planes' storage: for each chunk and feature its accumulators. The planes of adjacent features are summed in the
+ * order of memory. */
+static void sum_planes_chunk(struct fbn_job *job, int64_t first, int64_t end, int64_t chunk, int again)
 {
     const struct fbn_plan *plan = &job->sums_plan;
     fbn_planes_sums *sums = again ? job->typed->planes_sums_wide : job->typed->planes_sums;
-    double *out = job->partial + 2 * (f * plan->chunks + chunk);
-    int64_t begin = chunk * plan->chunk, all = plan->n * plan->pieces;
-    int64_t end = begin + plan->chunk < all ? begin + plan->chunk : all;
-    const char *pivot = (const char *)job->pivot + f * job->size;
-    if (plan->pieces == 1) {
-        sums(fbn_at(job->x, job->size, begin, f, 0), job->x.stride_n, fbn_at(job->dy, job->size, begin, f, 0),
-             job->dy.stride_n, end - begin, plan->s, pivot, out);
-        return;
-    }
-    out[0] = out[1] = 0;
-    for (int64_t q = begin; q < end; q++) {
+    double *accumulators = job->partial + ACCUMULATORS * (chunk * plan->c + first);
+    int64_t q = chunk * plan->chunk, all = plan->n * plan->pieces;
+    int64_t last = q + plan->chunk < all ? q + plan->chunk : all;
+    const char *pivots = (const char *)job->pivot + first * job->size;
+
+    memset(accumulators, 0, (size_t)((end - first) * ACCUMULATORS) * sizeof *accumulators);
+    for (; q < last; q++) {
         int64_t n = q / plan->pieces, i = q % plan->pieces * plan->piece;
         int64_t len = plan->s - i < plan->piece ? plan->s - i : plan->piece;
-        double pair[2];
-        sums(fbn_at(job->x, job->size, n, f, i), 0, fbn_at(job->dy, job->size, n, f, i), 0, 1, len, pivot, pair);
-        out[0] += pair[0];
-        out[1] += pair[1];
+        sums(fbn_at(job->x, job->size, n, first, i), job->x.stride_c, fbn_at(job->dy, job->size, n, first, i),
+             job->dy.stride_c, end - first, len, pivots, accumulators);
     }
+}
+
+static void sum_bad_planes(struct fbn_job *job, int64_t first, int64_t end, int64_t chunk)
+{
+    for (int64_t f = first; f < end; f++)
+        if (job->bad[f])
+            sum_planes_chunk(job, f, f + 1, chunk, 1);
 }
 
 void fbn_sum_chunks(struct fbn_job *job, int64_t first, int64_t end, int64_t chunk, int64_t chunk_end, int again)
 {
-    if (job->sums_plan.layout == FBN_ROWS) {
-        for (; chunk < chunk_end; chunk++)
+    for (; chunk < chunk_end; chunk++)
+        if (job->sums_plan.layout == FBN_ROWS)
             sum_table_chunk(job, first, end, chunk, again);
-        return;
-    }
-    for (int64_t f = first; f < end; f++)
-        if (!again || job->bad[f])
-            for (int64_t k = chunk; k < chunk_end; k++)
-                sum_planes_chunk(job, f, k, again);
+        else if (again)
+            sum_bad_planes(job, first, end, chunk);
+        else
+            sum_planes_chunk(job, first, end, chunk, 0);
+}
+
+static double tree_of_4(const double *a) { return (a[0] + a[2]) + (a[1] + a[3]); }
+
+/* Of `count` adjacent columns. */
+static double sum_of_columns(const double *columns, int64_t count)
+{
+    double lane[4] = {0, 0, 0, 0};
+    int64_t i = 0;
+    for (; i + 4 <= count; i += 4)
+        for (int k = 0; k < 4; k++)
+            lane[k] += columns[i + k];
+    for (int k = 0; i < count; i++, k++)
+        lane[k] += columns[i];
+    return tree_of_4(lane);
 }
 
 /* Adds the columns of each feature to its total. */
 static void add_columns(double *total, const double *columns, int64_t first, int64_t end, int64_t s)
 {
-    if (s == 1) {
+    if (s == 1)
         for (int64_t f = first; f < end; f++)
             total[f] += columns[f];
-        return;
+    else
+        for (int64_t f = first; f < end; f++)
+            total[f] += sum_of_columns(columns + f * s, s);
+}
+
+/* Adds the other chunks to the first one, column by column. */
+static void add_chunks(struct fbn_job *job, int64_t column, int64_t column_end)
+{
+    int64_t half = fbn_plan_chunk_sums(&job->sums_plan) / 2;
+    double *restrict sum = table_sums(job, 0);
+    for (int64_t k = 1; k < job->sums_plan.chunks; k++) {
+        const double *restrict more = table_sums(job, k);
+        for (int64_t j = column; j < column_end; j++) {
+            sum[j] += more[j];
+            sum[j + half] += more[j + half];
+        }
     }
-    for (int64_t f = first; f < end; f++)
-        for (int64_t i = 0; i < s; i++)
-            total[f] += columns[f * s + i];
 }
 
 static void total_table(struct fbn_job *job, int64_t first, int64_t end)
 {
     const struct fbn_plan *plan = &job->sums_plan;
     int64_t period = plan->c * plan->s;
-    for (int64_t k = 0; k < plan->chunks; k++)
-        for (int64_t j = 0; j < plan->fold; j++) {
-            const double *u = job->partial + 2 * k * plan->width + j * period;
-            add_columns(job->sum_u, u, first, end, plan->s);
-            add_columns(job->sum_v, u + plan->width, first, end, plan->s);
-        }
+    const double *u = table_sums(job, 0), *v = u + fbn_plan_chunk_sums(plan) / 2;
+    if (first == 0 && end == plan->c)
+        add_chunks(job, 0, plan->width);
+    for (int64_t j = 0; j < plan->width; j += period) {
+        if (!(first == 0 && end == plan->c))
+            add_chunks(job, j + first * plan->s, j + end * plan->s);
+        add_columns(job->sum_u, u + j, first, end, plan->s);
+        add_columns(job->sum_v, v + j, first, end, plan->s);
+    }
 }
 
 void fbn_total_sums(struct fbn_job *job, int64_t first, int64_t end)
@@ -107,10 +146,10 @@ void fbn_total_sums(struct fbn_job *job, int64_t first, int64_t end)
         total_table(job, first, end);
         return;
     }
-    for (int64_t f = first; f < end; f++)
-        for (int64_t k = 0; k < plan->chunks; k++) {
-            const double *pair = job->partial + 2 * (f * plan->chunks + k);
-            job->sum_u[f] += pair[0];
-            job->sum_v[f] += pair[1];
+    for (int64_t k = 0; k < plan->chunks; k++)
+        for (int64_t f = first; f < end; f++) {
+            const double *accumulators = job->partial + ACCUMULATORS * (k * plan->c + f);
+            job->sum_u[f] += tree_of_4(accumulators);
+            job->sum_v[f] += tree_of_4(accumulators + 4);
         }
 }

@@ -22,9 +22,12 @@ class Moments:
     def __eq__(self, other: object) -> bool: ...
 
 class _Saved:
-    mean: npt.NDArray[np.float64]
-    var: npt.NDArray[np.float64]
-    rstd: npt.NDArray[np.float64]
+    @property
+    def mean(self) -> npt.NDArray[np.float64]: ...
+    @property
+    def var(self) -> npt.NDArray[np.float64]: ...
+    @property
+    def rstd(self) -> npt.NDArray[np.float64]: ...
 
 class BatchNorm:
     gamma: _Array | None

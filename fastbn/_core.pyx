@@ -1,13 +1,17 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False, cdivision=True
-"""The C core for Python: typed memoryviews in, status codes out as exceptions; nothing else.
+"""The C core for Python: arrays in, status codes out as exceptions.
 
-Data are memoryviews of shape (n, c, s), see csrc/fastbn.h, whose last axis is contiguous; _canonical.py makes them.
-There is a
-function for each data type instead of a fused one, whose dispatch costs more than a small call.
+Two ways lead to it. The general one takes memoryviews of shape (n, c, s), see csrc/fastbn.h, whose last axis is
+contiguous; _canonical.py makes them. There is a function for each data type instead of a fused one, whose dispatch
+costs more than a small call. The short one takes NumPy arrays that need no conversion as they are: a memoryview alone
+costs as much as the rest of a small call.
 """
 import os
 
+cimport cython
 cimport numpy as cnp
+from libc.math cimport INFINITY
+from libc.string cimport memcpy
 
 cnp.import_array()
 
@@ -110,15 +114,58 @@ def wants_packed(int64_t n, int64_t c, int64_t s):
     return fastbn_wants_packed(&shape) != 0
 
 
-# ---- the operations; parameters and statistics are float64 ----
+# ---- the operations, as the C core has them ----
+
+cdef bint is_brief(const fastbn_shape *shape) noexcept:
+    """Whether releasing the GIL would cost more than it gives."""
+    return shape.n * shape.c * shape.s <= (4096 if shape.dtype == FASTBN_FLOAT32 else 2048)
+
+
+cdef int call_moments(const fastbn_shape *shape, fastbn_input x, double *mean, double *m2, int threads) except -1:
+    cdef fastbn_status status
+    if is_brief(shape):
+        return check(fastbn_moments(shape, x, mean, m2, threads))
+    with nogil:
+        status = fastbn_moments(shape, x, mean, m2, threads)
+    return check(status)
+
+
+cdef int call_inference(const fastbn_shape *shape, fastbn_input x, const void *mean, const void *var,
+                        const fastbn_params *params, double eps, fastbn_output y, int threads) except -1:
+    cdef fastbn_status status
+    if is_brief(shape):
+        return check(fastbn_inference(shape, x, mean, var, params, eps, y, threads))
+    with nogil:
+        status = fastbn_inference(shape, x, mean, var, params, eps, y, threads)
+    return check(status)
+
+
+cdef int call_training(const fastbn_shape *shape, fastbn_input x, const fastbn_params *params, double eps,
+                       fastbn_output y, double *mean, double *var, double *rstd, int threads) except -1:
+    cdef fastbn_status status
+    if is_brief(shape):
+        return check(fastbn_training(shape, x, params, eps, y, mean, var, rstd, threads))
+    with nogil:
+        status = fastbn_training(shape, x, params, eps, y, mean, var, rstd, threads)
+    return check(status)
+
+
+cdef int call_backward(const fastbn_shape *shape, fastbn_input x, fastbn_input dy, const fastbn_params *params,
+                       const double *mean, const double *rstd, bint frozen, fastbn_output dx, void *dgamma,
+                       void *dbeta, int threads) except -1:
+    cdef fastbn_status status
+    if is_brief(shape):
+        return check(fastbn_backward(shape, x, dy, params, mean, rstd, frozen, dx, dgamma, dbeta, threads))
+    with nogil:
+        status = fastbn_backward(shape, x, dy, params, mean, rstd, frozen, dx, dgamma, dbeta, threads)
+    return check(status)
+
+
+# ---- the operations on memoryviews; parameters and statistics are float64 ----
 
 cdef int run_moments(const real[:, :, :] x, double[::1] mean, double[::1] m2, int threads) except -1:
     cdef fastbn_shape shape = shape_of(x)
-    cdef fastbn_input source = as_input(x)
-    cdef fastbn_status status
-    with nogil:
-        status = fastbn_moments(&shape, source, &mean[0], &m2[0], threads)
-    return check(status)
+    return call_moments(&shape, as_input(x), &mean[0], &m2[0], threads)
 
 
 def moments_f32(const float[:, :, :] x not None, double[::1] mean not None, double[::1] m2 not None, int threads):
@@ -133,13 +180,8 @@ cdef int run_inference(const real[:, :, :] x, const double[::1] mean, const doub
                        const double[::1] gamma, const double[::1] beta, double eps, real[:, :, :] y,
                        int threads) except -1:
     cdef fastbn_shape shape = shape_of(x)
-    cdef fastbn_input source = as_input(x)
-    cdef fastbn_output target = as_output(y)
     cdef fastbn_params params = as_params(gamma, beta)
-    cdef fastbn_status status
-    with nogil:
-        status = fastbn_inference(&shape, source, &mean[0], &var[0], &params, eps, target, threads)
-    return check(status)
+    return call_inference(&shape, as_input(x), &mean[0], &var[0], &params, eps, as_output(y), threads)
 
 
 def inference_f32(const float[:, :, :] x not None, const double[::1] mean not None, const double[::1] var not None,
@@ -158,13 +200,8 @@ cdef int run_training(const real[:, :, :] x, const double[::1] gamma, const doub
                       real[:, :, :] y, double[::1] mean, double[::1] var, double[::1] rstd,
                       int threads) except -1:
     cdef fastbn_shape shape = shape_of(x)
-    cdef fastbn_input source = as_input(x)
-    cdef fastbn_output target = as_output(y)
     cdef fastbn_params params = as_params(gamma, beta)
-    cdef fastbn_status status
-    with nogil:
-        status = fastbn_training(&shape, source, &params, eps, target, &mean[0], &var[0], &rstd[0], threads)
-    return check(status)
+    return call_training(&shape, as_input(x), &params, eps, as_output(y), &mean[0], &var[0], &rstd[0], threads)
 
 
 def training_f32(const float[:, :, :] x not None, const double[::1] gamma, const double[::1] beta, double eps,
@@ -183,17 +220,11 @@ cdef int run_backward(const real[:, :, :] x, const real[:, :, :] dy, const doubl
                       const double[::1] mean, const double[::1] rstd, bint frozen, real[:, :, :] dx,
                       double[::1] dgamma, double[::1] dbeta, int threads) except -1:
     cdef fastbn_shape shape = shape_of(dy)
-    cdef fastbn_input source = as_input(x)
-    cdef fastbn_input upstream = as_input(dy)
-    cdef fastbn_output target = as_output(dx)
     cdef fastbn_params params = as_params(gamma, None)
     cdef void *dgamma_data = <void *> &dgamma[0] if dgamma is not None else NULL
     cdef void *dbeta_data = <void *> &dbeta[0] if dbeta is not None else NULL
-    cdef fastbn_status status
-    with nogil:
-        status = fastbn_backward(&shape, source, upstream, &params, &mean[0], &rstd[0], frozen, target, dgamma_data,
-                                 dbeta_data, threads)
-    return check(status)
+    return call_backward(&shape, as_input(x), as_input(dy), &params, &mean[0], &rstd[0], frozen, as_output(dx),
+                         dgamma_data, dbeta_data, threads)
 
 
 def backward_f32(const float[:, :, :] x, const float[:, :, :] dy not None, const double[::1] gamma,
@@ -227,8 +258,11 @@ def update_running_f64(const double[::1] mean not None, const double[::1] var no
                                 &running_var[0], FASTBN_FLOAT64))
 
 
-# ---- the layer ----
+# ---- the operations on plain arrays, and the layer ----
 
+include "_plain.pxi"
+include "_saved.pxi"
+include "_plain_calls.pxi"
 include "_layer_base.pxi"
 
 

@@ -2,6 +2,9 @@
 
 Formulas: Ioffe and Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing Internal Covariate Shift", 2015
 (arXiv:1502.03167), algorithms 1 and 2. How they are computed: csrc/fastbn.h.
+
+Each function first tries the short way, which takes arrays that need no conversion as they are (_plain_calls.pxi): most
+of a small call's time would go into the checks. Where it answers None, the general way converts, checks and explains.
 """
 import math
 
@@ -10,7 +13,7 @@ import numpy as np
 from . import _checks, _core
 from ._canonical import arrange, normalize_axes
 from ._moments import Moments
-from ._saved import Saved
+from ._saved import Saved, about_input
 
 _MOMENTS = {np.dtype(np.float32): _core.moments_f32, np.dtype(np.float64): _core.moments_f64}
 _INFERENCE = {np.dtype(np.float32): _core.inference_f32, np.dtype(np.float64): _core.inference_f64}
@@ -24,10 +27,6 @@ _RESULTS = ("dx", "dgamma", "dbeta")
 def _wide(parameter):
     """A float64 copy."""
     return None if parameter is None else parameter.astype(_FLOAT64)
-
-
-def _gradient_dtype(x, gamma):
-    return x.dtype if gamma is None else gamma.dtype
 
 
 def _prepare(x, axis, params):
@@ -77,6 +76,10 @@ def batch_norm_inference(x, mean, var, gamma=None, beta=None, *, eps=1e-5, axis=
     Raises TypeError (integers, masked arrays, matrices), ValueError (shapes, eps, axis, out; overlapping memory).
     Source: Ioffe and Szegedy 2015, algorithm 2.
     """
+    if return_saved is False:
+        y = _core.plain_inference(x, mean, var, gamma, beta, eps, axis, out, num_threads)
+        if y is not None:
+            return y
     x, axes, c, p = _prepare(x, axis, {"mean": mean, "var": var, "gamma": gamma, "beta": beta})
     for name in ("mean", "var"):
         if p[name] is None:
@@ -84,15 +87,16 @@ def batch_norm_inference(x, mean, var, gamma=None, beta=None, *, eps=1e-5, axis=
     eps, threads = _checks.epsilon(eps), _checks.threads(num_threads)
     arrangement, y, target = _target(out, x, axes, {"x": x, **p})
     source = arrangement.readable(x)
-    dtype, mean, var, gamma, beta = _gradient_dtype(x, p["gamma"]), *map(_wide, p.values())
+    mean, var, gamma, beta = map(_wide, p.values())
     if x.size:
         _INFERENCE[x.dtype](source, mean, var, gamma, beta, eps, target, threads)
     if not return_saved:
         return y
+    saved = Saved(x, axes, c, p["gamma"], p["beta"], frozen=True, in_place=_is_in_place(out, x))
+    saved.mean[:], saved.var[:] = mean, var
     with np.errstate(all="ignore"):
-        rstd = 1.0 / np.sqrt(var + eps)
-    return y, Saved(x, axes, gamma, beta, dtype, mean=mean, var=var, rstd=rstd, frozen=True,
-                    in_place=_is_in_place(out, x))
+        saved.rstd[:] = 1.0 / np.sqrt(var + eps)
+    return y, saved
 
 
 def batch_norm_training(x, gamma=None, beta=None, *, eps=1e-5, axis=1, out=None, num_threads=None):
@@ -107,6 +111,9 @@ def batch_norm_training(x, gamma=None, beta=None, *, eps=1e-5, axis=1, out=None,
     Raises TypeError, ValueError as batch_norm_inference does.
     Source: Ioffe and Szegedy 2015, algorithm 1.
     """
+    result = _core.plain_training(x, gamma, beta, eps, axis, out, num_threads)
+    if result is not None:
+        return result
     x, axes, _, p = _prepare(x, axis, {"gamma": gamma, "beta": beta})
     return normalize_by_batch(x, axes, p["gamma"], p["beta"], _checks.epsilon(eps), out, _checks.threads(num_threads))
 
@@ -115,15 +122,12 @@ def normalize_by_batch(x, axes, gamma, beta, eps, out, threads):
     """batch_norm_training after its checks, but for that of `out`."""
     arrangement, y, target = _target(out, x, axes, {"x": x, "gamma": gamma, "beta": beta})
     source = arrangement.readable(x)
-    c = arrangement.packed[1]
-    mean, var, rstd = np.empty(c), np.empty(c), np.empty(c)
-    dtype, gamma, beta = _gradient_dtype(x, gamma), _wide(gamma), _wide(beta)
+    saved = Saved(x, axes, arrangement.packed[1], gamma, beta, frozen=False, in_place=_is_in_place(out, x))
     if x.size:
-        _TRAINING[x.dtype](source, gamma, beta, eps, target, mean, var, rstd, threads)
+        _TRAINING[x.dtype](source, saved.gamma, saved.beta, eps, target, saved.mean, saved.var, saved.rstd, threads)
     else:
-        mean[:], var[:], rstd[:] = 0, np.nan, np.nan
-    return y, Saved(x, axes, gamma, beta, dtype, mean=mean, var=var, rstd=rstd, frozen=False,
-                    in_place=_is_in_place(out, x))
+        saved.mean[:], saved.var[:], saved.rstd[:] = 0, np.nan, np.nan
+    return y, saved
 
 
 def batch_norm_backward(dy, saved, *, out=None, needs=_RESULTS, num_threads=None):
@@ -146,6 +150,10 @@ def batch_norm_backward(dy, saved, *, out=None, needs=_RESULTS, num_threads=None
     overwritten by the forward call, and a gamma is 0).
     Source: Ioffe and Szegedy 2015, section 3.
     """
+    if needs is _RESULTS:
+        result = _core.plain_backward(dy, saved, out, num_threads)
+        if result is not None:
+            return result
     needs = _needed(needs)
     if not isinstance(saved, Saved):
         raise TypeError(f"saved is a {type(saved).__name__}, expected what batch_norm_training or "
@@ -159,14 +167,14 @@ def batch_norm_backward(dy, saved, *, out=None, needs=_RESULTS, num_threads=None
     if out is not None and "dx" not in needs:
         raise ValueError(f"out is given, but needs is {tuple(needs)}: dx is not computed")
     uses_x = "dgamma" in needs or not saved.frozen
-    gamma, mean, rstd = saved.about_input() if uses_x else (saved.gamma, saved.mean, saved.rstd)
+    gamma, mean, rstd = about_input(saved) if uses_x else (saved.gamma, saved.mean, saved.rstd)
     if "dx" in needs:
         arrangement, dx, target = _target(out, x, saved.axes, {"dy": dy, "x": x})
     else:
         arrangement, dx, target = arrange(x, saved.axes), None, None
     new = np.empty if x.size else np.zeros
-    dgamma = new(saved.mean.shape) if "dgamma" in needs else None
-    dbeta = new(saved.mean.shape) if "dbeta" in needs else None
+    dgamma = new(mean.shape) if "dgamma" in needs else None
+    dbeta = new(mean.shape) if "dbeta" in needs else None
     if x.size and needs:
         _BACKWARD[x.dtype](arrangement.readable(x) if uses_x else None, arrangement.readable(dy), gamma, mean, rstd,
                            saved.frozen, target, dgamma, dbeta, threads)
@@ -174,9 +182,9 @@ def batch_norm_backward(dy, saved, *, out=None, needs=_RESULTS, num_threads=None
 
 
 def _as_parameter(gradient, saved):
-    if gradient is None or saved.param_dtype.itemsize == 8:
+    if gradient is None or not saved.rounds_gradients:
         return gradient
-    rounded = np.empty(gradient.shape, saved.param_dtype)
+    rounded = np.empty(gradient.shape, np.float32)
     _core.round_f32(gradient, rounded)
     return rounded
 
@@ -203,9 +211,12 @@ def moments(x, *, axis=1, num_threads=None):
     The statistics of a whole data set, batch by batch:
         total = sum(fastbn.moments(x) for x in batches)
     """
+    found = _core.plain_moments(x, axis, num_threads)
+    if found is not None:
+        return Moments.of_arrays(*found)
     x, axes, c, _ = _prepare(x, axis, {})
     threads = _checks.threads(num_threads)
     mean, m2 = np.zeros(c), np.zeros(c)
     if x.size:
         _MOMENTS[x.dtype](arrange(x, axes).readable(x), mean, m2, threads)
-    return Moments(x.size // c if c else 0, mean, m2)
+    return Moments.of_arrays(x.size // c if c else 0, mean, m2)

@@ -10,6 +10,8 @@ from ._canonical import normalize_axes
 from ._functional import batch_norm_backward, batch_norm_inference, normalize_by_batch
 from ._moments import Moments
 
+# Attributes that the core's part of the layer keeps.
+_SLOTS = ("training", "num_batches_tracked", "dgamma", "dbeta", "_momentum", "_ddof")
 _UPDATE_RUNNING = {np.dtype(np.float32): _core.update_running_f32, np.dtype(np.float64): _core.update_running_f64}
 
 
@@ -177,7 +179,7 @@ class BatchNorm(_core.LayerBase):
         alone and warns once.
         Raises TypeError, ValueError.
         """
-        y = self._infer(x, out)
+        y = self._forward(x, out)
         if y is not None:
             return y
         x = _checks.batch(x)
@@ -229,6 +231,9 @@ class BatchNorm(_core.LayerBase):
         each forward. Formulas: fastbn.batch_norm_backward.
         Raises RuntimeError (no forward call to go back through), TypeError, ValueError.
         """
+        dx = self._backward(dy, out)
+        if dx is not None:
+            return dx
         if self._saved is None:
             raise RuntimeError("backward without a forward call: call forward first (in inference mode after "
                                "eval(backward=True)), once for each backward")
@@ -276,12 +281,14 @@ class BatchNorm(_core.LayerBase):
 
     def __getstate__(self):
         """Everything but the context of the last forward call, which belongs to this layer's own backward."""
-        own = {key: value for key, value in self.__dict__.items() if key != "_saved"}
-        return own, self.training, self._get_keeps_input(), _state.arrays(self)
+        slots = {name: getattr(self, name) for name in _SLOTS}
+        return dict(self.__dict__), slots, self._get_keeps_input(), _state.arrays(self)
 
     def __setstate__(self, state):
-        own, self.training, keeps_input, arrays = state
+        own, slots, keeps_input, arrays = state
         self.__dict__.update(own)
+        for name, value in slots.items():
+            setattr(self, name, value)
         self._set_keeps_input(keeps_input)
         self._set_arrays(**arrays)
 

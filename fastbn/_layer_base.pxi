@@ -1,112 +1,102 @@
-# The layer's inference, included by _core.pyx: an extension type that holds the layer's arrays.
-
-
-cdef bint is_plain(object a) noexcept:
-    """An ndarray, C-contiguous, aligned, in native byte order."""
-    return (cnp.PyArray_CheckExact(a) and cnp.PyArray_ISCARRAY_RO(<cnp.ndarray> a)
-            and not cnp.PyArray_ISBYTESWAPPED(<cnp.ndarray> a))
-
-
-cdef void *data_or_null(object a) noexcept:
-    return NULL if a is None else cnp.PyArray_DATA(<cnp.ndarray> a)
-
-
-cdef bint apart(cnp.ndarray a, cnp.ndarray b) noexcept:
-    """The same memory or disjoint memory."""
-    cdef size_t p = <size_t> cnp.PyArray_DATA(a), q = <size_t> cnp.PyArray_DATA(b)
-    return p == q or p + <size_t> cnp.PyArray_NBYTES(a) <= q or q + <size_t> cnp.PyArray_NBYTES(b) <= p
+# The layer on plain arrays, included by _core.pyx: an extension type that holds the layer's arrays.
 
 
 cdef class LayerBase:
-    """Holds the arrays of a layer, and computes its inference on plain arrays without a detour through Python.
+    """Holds the arrays of a layer, and computes on plain arrays without a detour through Python.
 
     Scale and shift are derived from the arrays in every call, so that writing to them takes effect at once. Each of
-    them is None or an
-    aligned, contiguous array of `num_features` entries of the layer's dtype; the subclass sees to that.
+    them is None or an aligned, contiguous array of `num_features` entries of the layer's dtype; the subclass sees to
+    that.
     """
     cdef object gamma_array, beta_array, mean_array, var_array
     cdef readonly Py_ssize_t num_features
     cdef public bint training
+    cdef public object num_batches_tracked, dgamma, dbeta
+    cdef public object _saved     # of the last forward call that backward may go back through, or None
+    cdef public object _momentum  # None or a float
+    cdef public int _ddof
     cdef bint keeps_input  # for a backward through the inference
     cdef double eps_value
     cdef int axis_number   # meaningful where it is one axis
     cdef bint takes_fast_path, one_axis, is_double
 
     def __cinit__(self, *args, **kwargs):
-        self.gamma_array = self.beta_array = self.mean_array = self.var_array = None
         self.training = True
         self.takes_fast_path = False
 
-    cdef cnp.ndarray fast_inference(self, object x, object out):
+    cdef int kind(self) noexcept:
+        """NumPy's number of the arrays' type."""
+        return cnp.NPY_FLOAT64 if self.is_double else cnp.NPY_FLOAT32
+
+    cdef cnp.ndarray fast_forward(self, object x, object out):
         """y, or None where the general way must be taken."""
-        cdef cnp.ndarray source, target
-        cdef int ndim, axis, kind
-        if not self.takes_fast_path or self.training or self.keeps_input or self.mean_array is None or not is_plain(x):
+        cdef plain_call call
+        if not self.takes_fast_path or not self.one_axis or not read_data(x, self.axis_number, &call):
             return None
-        source = <cnp.ndarray> x
-        kind, ndim, axis = cnp.PyArray_TYPE(source), cnp.PyArray_NDIM(source), self.axis_number
-        if axis < 0:
-            axis += ndim
-        if not self.one_axis:
+        if call.shape.c != self.num_features:
             return None
-        if (kind != cnp.NPY_FLOAT32 and kind != cnp.NPY_FLOAT64) or ndim < 2 or axis < 0 or axis >= ndim:
-            return None
-        if cnp.PyArray_DIM(source, axis) != self.num_features:
-            return None
-        if out is None:
-            target = cnp.PyArray_EMPTY(ndim, cnp.PyArray_DIMS(source), kind, 0)
-        elif self.fits(source, out):
-            target = <cnp.ndarray> out
-        else:
-            return None
-        self.infer(source, target, axis)
-        return target
+        call.eps, call.threads = self.eps_value, 0
+        if self.training:
+            return self.fast_training(&call, <cnp.ndarray> x, out)
+        return None if self.keeps_input else self.fast_inference(&call, <cnp.ndarray> x, out)
 
-    cdef bint fits(self, cnp.ndarray x, object out) noexcept:
-        """Whether out is a plain array like x that shares memory with nothing else that is read."""
+    cdef cnp.ndarray fast_inference(self, const plain_call *call, cnp.ndarray x, object out):
         cdef cnp.ndarray y
-        if out is x:
-            return cnp.PyArray_ISWRITEABLE(x) and self.is_apart_from_state(x)
-        if not is_plain(out):
-            return False
-        y = <cnp.ndarray> out
-        return (cnp.PyArray_ISWRITEABLE(y) and cnp.PyArray_TYPE(y) == cnp.PyArray_TYPE(x)
-                and cnp.PyArray_SAMESHAPE(x, y) and apart(x, y) and self.is_apart_from_state(y))
+        if not can_infer(call, x, self.mean_array, self.var_array, self.gamma_array, self.beta_array, out):
+            return None
+        y = target_of(out, x)
+        infer(call, x, y, self.mean_array, self.var_array, self.gamma_array, self.beta_array)
+        return y
 
-    cdef bint is_apart_from_state(self, cnp.ndarray y) noexcept:
-        cdef object a
-        for a in (self.gamma_array, self.beta_array, self.mean_array, self.var_array):
-            if a is not None and (not apart(y, <cnp.ndarray> a) or
-                                  cnp.PyArray_DATA(y) == cnp.PyArray_DATA(<cnp.ndarray> a)):
-                return False
-        return True
+    cdef cnp.ndarray fast_training(self, const plain_call *call, cnp.ndarray x, object out):
+        cdef cnp.ndarray y
+        cdef Saved saved
+        cdef int64_t count = call.shape.n * call.shape.s
+        if count == 1 or not can_train(call, x, self.gamma_array, self.beta_array, out):
+            return None
+        if self.mean_array is not None and not self.can_update(call.shape.c, out):
+            return None
+        y = target_of(out, x)
+        saved = train(call, x, self.gamma_array, self.beta_array, y)
+        self._saved = saved
+        if self.mean_array is not None:
+            self.update_running(saved, count)
+        return y
 
-    cdef int infer(self, cnp.ndarray x, cnp.ndarray y, int axis) except -1:
-        cdef fastbn_shape shape
-        cdef fastbn_input source
-        cdef fastbn_output target
-        cdef fastbn_params params
-        cdef fastbn_status status
-        cdef const void *mean = data_or_null(self.mean_array)
-        cdef const void *var = data_or_null(self.var_array)
-        cdef int i
-        shape.n = shape.s = 1
-        shape.c = self.num_features
-        for i in range(axis):
-            shape.n *= cnp.PyArray_DIM(x, i)
-        for i in range(axis + 1, cnp.PyArray_NDIM(x)):
-            shape.s *= cnp.PyArray_DIM(x, i)
-        shape.dtype = FASTBN_FLOAT32 if cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT32 else FASTBN_FLOAT64
-        source.data, target.data = cnp.PyArray_DATA(x), cnp.PyArray_DATA(y)
-        source.stride_n = target.stride_n = shape.c * shape.s
-        source.stride_c = target.stride_c = shape.s
-        params.gamma, params.beta = data_or_null(self.gamma_array), data_or_null(self.beta_array)
-        params.dtype = FASTBN_FLOAT64 if self.is_double else FASTBN_FLOAT32
-        if cnp.PyArray_NBYTES(x) < 16384:  # releasing the GIL would cost more than it gives
-            return check(fastbn_inference(&shape, source, mean, var, &params, self.eps_value, target, 0))
-        with nogil:
-            status = fastbn_inference(&shape, source, mean, var, &params, self.eps_value, target, 0)
-        return check(status)
+    cdef bint can_update(self, cnp.npy_intp c, object out) noexcept:
+        """Whether nothing can go wrong once y is written."""
+        cdef object mean = self.mean_array, var = self.var_array
+        cdef int kind = self.kind()
+        return (is_vector_of(mean, c, kind) and cnp.PyArray_ISWRITEABLE(<cnp.ndarray> mean) and is_clear_of(out, mean)
+                and is_vector_of(var, c, kind) and cnp.PyArray_ISWRITEABLE(<cnp.ndarray> var) and is_clear_of(out, var)
+                and PyLong_CheckExact(self.num_batches_tracked))
+
+    cdef int update_running(self, Saved saved, int64_t count) except -1:
+        cdef object seen = self.num_batches_tracked
+        cdef double momentum = seen / (seen + 1) if self._momentum is None else self._momentum
+        cdef double var_scale = <double> count / <double> (count - self._ddof)
+        check(fastbn_update_running(self.num_features, saved.row(MEAN), saved.row(VAR), momentum, var_scale,
+                                    cnp.PyArray_DATA(<cnp.ndarray> self.mean_array),
+                                    cnp.PyArray_DATA(<cnp.ndarray> self.var_array),
+                                    dtype_of_kind(self.kind())))
+        self.num_batches_tracked = seen + 1
+        return 0
+
+    cdef cnp.ndarray fast_backward(self, object dy, object out):
+        """dx, with dgamma and dbeta set; or None where the general way must be taken."""
+        cdef Saved saved
+        cdef tuple found
+        if not self.takes_fast_path or not isinstance(self._saved, Saved):
+            return None
+        saved = <Saved> self._saved
+        if saved.gradient_kind != self.kind():  # x's, where the layer has no gamma
+            return None
+        found = gradients(saved, dy, out, self.gamma_array is not None, self.beta_array is not None, 0)
+        if found is None:
+            return None
+        self._saved = None
+        self.dgamma, self.dbeta = found[1], found[2]
+        return found[0]
 
     # What the subclass sets; it has checked the values.
 
@@ -158,10 +148,15 @@ cdef class LayerBase:
     def _get_var(self):
         return self.var_array
 
-    def _infer(self, x, out):
-        return self.fast_inference(x, out)
+    @cython.binding(False)
+    def _forward(self, x, out):
+        return self.fast_forward(x, out)
+
+    @cython.binding(False)
+    def _backward(self, dy, out):
+        return self.fast_backward(dy, out)
 
     def __call__(self, x, *, out=None):
         """The same as forward(x, out=out)."""
-        cdef object y = self.fast_inference(x, out)
+        cdef object y = self.fast_forward(x, out)
         return y if y is not None else self.forward(x, out=out)

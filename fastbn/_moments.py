@@ -30,6 +30,13 @@ class Moments:
             raise ValueError(f"mean has shape {mean.shape} and M2 {M2.shape}, expected one shape (C,)")
         self.count, self.mean, self.M2 = int(count), mean, M2
 
+    @classmethod
+    def of_arrays(cls, count, mean, M2):
+        """Without checks, and without copies of the arrays."""
+        self = cls.__new__(cls)
+        self.count, self.mean, self.M2 = count, mean, M2
+        return self
+
     def var(self, ddof=0):
         """The variance M2 / (count - ddof), shape (C,), float64; NaN where count <= ddof."""
         if self.count <= ddof:

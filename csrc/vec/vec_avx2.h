@@ -8,6 +8,13 @@
 typedef struct { __m256 a, b; } f32x16;
 typedef struct { __m256d a, b; } f64x8;
 
+/* Hides from the compiler that a vector is constant, so that it leaves a * 1 - b as it is. */
+#if defined(__GNUC__)
+#define FBN_OPAQUE(v) __asm__("" : "+x"((v).a))
+#else
+#define FBN_OPAQUE(v) (void)0
+#endif
+
 /* All ones in the first n of 8 (of 4) lanes; n may be negative or too large. */
 static inline __m256i fbn_mask32(int64_t n)
 {
@@ -65,6 +72,21 @@ static inline f32x16 f32x16_mul(f32x16 x, f32x16 y)
 {
     return (f32x16){_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)};
 }
+static inline f32x16 f32x16_one(void)
+{
+    f32x16 v = f32x16_set(1);
+    FBN_OPAQUE(v);
+    return v;
+}
+static inline f32x16 f32x16_diff(f32x16 x, f32x16 one, f32x16 y)
+{
+    return (f32x16){_mm256_fmsub_ps(x.a, one.a, y.a), _mm256_fmsub_ps(x.b, one.a, y.b)};
+}
+static inline f32x16 f32x16_join(f32x16 x, f32x16 y, int64_t n)
+{
+    return (f32x16){_mm256_blendv_ps(y.a, x.a, _mm256_castsi256_ps(fbn_mask32(n))),
+                    _mm256_blendv_ps(y.b, x.b, _mm256_castsi256_ps(fbn_mask32(n - 8)))};
+}
 
 static inline f64x8 f64x8_set(double a) { return (f64x8){_mm256_set1_pd(a), _mm256_set1_pd(a)}; }
 static inline f64x8 f64x8_load(const double *p) { return (f64x8){_mm256_loadu_pd(p), _mm256_loadu_pd(p + 4)}; }
@@ -100,6 +122,22 @@ static inline f64x8 f64x8_mul(f64x8 x, f64x8 y)
 {
     return (f64x8){_mm256_mul_pd(x.a, y.a), _mm256_mul_pd(x.b, y.b)};
 }
+static inline f64x8 f64x8_one(void)
+{
+    f64x8 v = f64x8_set(1);
+    FBN_OPAQUE(v);
+    return v;
+}
+static inline f64x8 f64x8_diff(f64x8 x, f64x8 one, f64x8 y)
+{
+    return (f64x8){_mm256_fmsub_pd(x.a, one.a, y.a), _mm256_fmsub_pd(x.b, one.a, y.b)};
+}
+static inline f64x8 f64x8_join(f64x8 x, f64x8 y, int64_t n)
+{
+    return (f64x8){_mm256_blendv_pd(y.a, x.a, _mm256_castsi256_pd(fbn_mask64(n))),
+                   _mm256_blendv_pd(y.b, x.b, _mm256_castsi256_pd(fbn_mask64(n - 4)))};
+}
+static inline f64x8 f64x8_fold(f64x8 x, f64x8 y) { return (f64x8){_mm256_add_pd(x.a, x.b), _mm256_add_pd(y.a, y.b)}; }
 
 static inline f64x8 f64x8_of_f32(__m256 v)
 {

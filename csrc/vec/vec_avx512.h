@@ -5,6 +5,13 @@
 #include <immintrin.h>
 #include <stdint.h>
 
+/* Hides from the compiler that a vector is constant, so that it leaves a * 1 - b as it is. */
+#if defined(__GNUC__)
+#define FBN_OPAQUE(v) __asm__("" : "+v"(v))
+#else
+#define FBN_OPAQUE(v) (void)0
+#endif
+
 typedef __m512 f32x16;
 typedef __m512d f64x8;
 
@@ -24,6 +31,15 @@ static inline f32x16 f32x16_add(f32x16 a, f32x16 b) { return _mm512_add_ps(a, b)
 static inline f32x16 f32x16_sub(f32x16 a, f32x16 b) { return _mm512_sub_ps(a, b); }
 static inline f32x16 f32x16_mul(f32x16 a, f32x16 b) { return _mm512_mul_ps(a, b); }
 
+static inline f32x16 f32x16_one(void)
+{
+    f32x16 v = f32x16_set(1);
+    FBN_OPAQUE(v);
+    return v;
+}
+static inline f32x16 f32x16_diff(f32x16 a, f32x16 one, f32x16 b) { return _mm512_fmsub_ps(a, one, b); }
+static inline f32x16 f32x16_join(f32x16 a, f32x16 b, int64_t n) { return _mm512_mask_blend_ps(fbn_mask16(n), b, a); }
+
 static inline f64x8 f64x8_set(double a) { return _mm512_set1_pd(a); }
 static inline f64x8 f64x8_load(const double *p) { return _mm512_loadu_pd(p); }
 static inline f64x8 f64x8_load_part(const double *p, int64_t n, f64x8 fill)
@@ -36,6 +52,19 @@ static inline void f64x8_stream(double *p, f64x8 v) { _mm512_stream_pd(p, v); }
 static inline f64x8 f64x8_add(f64x8 a, f64x8 b) { return _mm512_add_pd(a, b); }
 static inline f64x8 f64x8_sub(f64x8 a, f64x8 b) { return _mm512_sub_pd(a, b); }
 static inline f64x8 f64x8_mul(f64x8 a, f64x8 b) { return _mm512_mul_pd(a, b); }
+
+static inline f64x8 f64x8_one(void)
+{
+    f64x8 v = f64x8_set(1);
+    FBN_OPAQUE(v);
+    return v;
+}
+static inline f64x8 f64x8_diff(f64x8 a, f64x8 one, f64x8 b) { return _mm512_fmsub_pd(a, one, b); }
+static inline f64x8 f64x8_join(f64x8 a, f64x8 b, int64_t n) { return _mm512_mask_blend_pd(fbn_mask8(n), b, a); }
+static inline f64x8 f64x8_fold(f64x8 a, f64x8 b)
+{
+    return _mm512_add_pd(_mm512_shuffle_f64x2(a, b, 0x44), _mm512_shuffle_f64x2(a, b, 0xee));
+}
 
 static inline f64x8 f64x8_widen(const float *p) { return _mm512_cvtps_pd(_mm256_loadu_ps(p)); }
 static inline f64x8 f64x8_widen_part(const float *p, int64_t n, f64x8 fill)

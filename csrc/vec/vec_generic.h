@@ -49,6 +49,12 @@ static inline f32x16 f32x16_add(f32x16 x, f32x16 y) { return (f32x16){x.a + y.a,
 static inline f32x16 f32x16_sub(f32x16 x, f32x16 y) { return (f32x16){x.a - y.a, x.b - y.b, x.c - y.c, x.d - y.d}; }
 static inline f32x16 f32x16_mul(f32x16 x, f32x16 y) { return (f32x16){x.a * y.a, x.b * y.b, x.c * y.c, x.d * y.d}; }
 
+static inline f32x16 f32x16_join(f32x16 x, f32x16 y, int64_t n)
+{
+    memcpy(&y, &x, (size_t)n * sizeof(float));
+    return y;
+}
+
 static inline f64x8 f64x8_set(double a)
 {
     fbn_d2 v = {a, a};
@@ -70,6 +76,13 @@ static inline f64x8 f64x8_add(f64x8 x, f64x8 y) { return (f64x8){x.a + y.a, x.b 
 static inline f64x8 f64x8_sub(f64x8 x, f64x8 y) { return (f64x8){x.a - y.a, x.b - y.b, x.c - y.c, x.d - y.d}; }
 static inline f64x8 f64x8_mul(f64x8 x, f64x8 y) { return (f64x8){x.a * y.a, x.b * y.b, x.c * y.c, x.d * y.d}; }
 
+static inline f64x8 f64x8_join(f64x8 x, f64x8 y, int64_t n)
+{
+    memcpy(&y, &x, (size_t)n * sizeof(double));
+    return y;
+}
+static inline f64x8 f64x8_fold(f64x8 x, f64x8 y) { return (f64x8){x.a + x.c, x.b + x.d, y.a + y.c, y.b + y.d}; }
+
 static inline f64x8 f64x8_widen(const float *p)
 {
     return (f64x8){fbn_d2_widen(p), fbn_d2_widen(p + 2), fbn_d2_widen(p + 4), fbn_d2_widen(p + 6)};
@@ -90,6 +103,12 @@ static inline f64x8 f32x16_high(f32x16 v)
 {
     return (f64x8){{v.c[0], v.c[1]}, {v.c[2], v.c[3]}, {v.d[0], v.d[1]}, {v.d[2], v.d[3]}};
 }
+
+/* Without fused multiply-add. */
+#define f32x16_one() f32x16_set(1)
+#define f64x8_one() f64x8_set(1)
+#define f32x16_diff(x, one, y) ((void)(one), f32x16_sub(x, y))
+#define f64x8_diff(x, one, y) ((void)(one), f64x8_sub(x, y))
 
 static inline void fbn_prefetch(const void *p) { __builtin_prefetch(p, 0, 2); }
 static inline void fbn_stream_fence(void) {}

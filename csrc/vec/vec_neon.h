@@ -54,6 +54,12 @@ static inline f32x16 f32x16_mul(f32x16 x, f32x16 y)
 {
     return (f32x16){vmulq_f32(x.a, y.a), vmulq_f32(x.b, y.b), vmulq_f32(x.c, y.c), vmulq_f32(x.d, y.d)};
 }
+static inline f32x16 f32x16_join(f32x16 x, f32x16 y, int64_t n)
+{
+    float lanes[16];
+    f32x16_store(lanes, x);
+    return f32x16_load_part(lanes, n, y);
+}
 
 static inline f64x8 f64x8_set(double x)
 {
@@ -99,6 +105,16 @@ static inline f64x8 f64x8_mul(f64x8 x, f64x8 y)
 {
     return (f64x8){vmulq_f64(x.a, y.a), vmulq_f64(x.b, y.b), vmulq_f64(x.c, y.c), vmulq_f64(x.d, y.d)};
 }
+static inline f64x8 f64x8_join(f64x8 x, f64x8 y, int64_t n)
+{
+    double lanes[8];
+    f64x8_store(lanes, x);
+    return f64x8_load_part(lanes, n, y);
+}
+static inline f64x8 f64x8_fold(f64x8 x, f64x8 y)
+{
+    return (f64x8){vaddq_f64(x.a, x.c), vaddq_f64(x.b, x.d), vaddq_f64(y.a, y.c), vaddq_f64(y.b, y.d)};
+}
 
 static inline f64x8 f64x8_of_f32(float32x4_t low, float32x4_t high)
 {
@@ -116,6 +132,12 @@ static inline f64x8 f64x8_widen_part(const float *p, int64_t n, f64x8 fill)
 }
 static inline f64x8 f32x16_low(f32x16 v) { return f64x8_of_f32(v.a, v.b); }
 static inline f64x8 f32x16_high(f32x16 v) { return f64x8_of_f32(v.c, v.d); }
+
+/* vfmaq would do, but adders are not what these cores lack. */
+#define f32x16_one() f32x16_set(1)
+#define f64x8_one() f64x8_set(1)
+#define f32x16_diff(x, one, y) ((void)(one), f32x16_sub(x, y))
+#define f64x8_diff(x, one, y) ((void)(one), f64x8_sub(x, y))
 
 static inline void fbn_prefetch(const void *p) { __builtin_prefetch(p, 0, 2); }
 static inline void fbn_stream_fence(void) {}

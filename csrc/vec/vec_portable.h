@@ -7,6 +7,10 @@
  *   store, store_part
  *   stream     a store past the caches where the machine has one; p aligned to 64 bytes
  *   add, sub, mul
+ *   one, diff  diff(a, one(), b) is a - b; where a processor has fused multiply-add, as a * 1 - b, which is rounded once
+ *              and so has the same bits, and leaves the adders to the sums
+ *   join       the first n lanes of a, the others of b (0 <= n <= lanes)
+ *   fold       of doubles a, b: a[i] + a[i + 4] in lanes 0 to 3, b[i] + b[i + 4] in lanes 4 to 7
  *   widen      8 floats as doubles, exactly; widen_part likewise with n and fill
  *   low, high  lanes 0 to 7, lanes 8 to 15, as doubles, exactly
  *   fbn_prefetch      asks for the cache line of p in the second-level cache; p need not exist
@@ -37,7 +41,12 @@ typedef struct { double v[8]; } f64x8;
     static inline void V##_stream(T *p, V a) { V##_store(p, a); }                              \
     static inline V V##_add(V a, V b) { FBN_LANES(W, a.v[i] += b.v[i]); return a; }            \
     static inline V V##_sub(V a, V b) { FBN_LANES(W, a.v[i] -= b.v[i]); return a; }            \
-    static inline V V##_mul(V a, V b) { FBN_LANES(W, a.v[i] *= b.v[i]); return a; }
+    static inline V V##_mul(V a, V b) { FBN_LANES(W, a.v[i] *= b.v[i]); return a; }            \
+    static inline V V##_join(V a, V b, int64_t n)                                               \
+    {                                                                                          \
+        FBN_LANES((int)n, b.v[i] = a.v[i]);                                                    \
+        return b;                                                                              \
+    }
 
 FBN_PORTABLE(f32x16, float, 16)
 FBN_PORTABLE(f64x8, double, 8)
@@ -55,6 +64,20 @@ static inline f64x8 f64x8_widen_part(const float *p, int64_t n, f64x8 fill)
 }
 static inline f64x8 f32x16_low(f32x16 a) { return f64x8_widen(a.v); }
 static inline f64x8 f32x16_high(f32x16 a) { return f64x8_widen(a.v + 8); }
+
+static inline f64x8 f64x8_fold(f64x8 a, f64x8 b)
+{
+    f64x8 r;
+    FBN_LANES(4, r.v[i] = a.v[i] + a.v[i + 4]);
+    FBN_LANES(4, r.v[i + 4] = b.v[i] + b.v[i + 4]);
+    return r;
+}
+
+/* Without fused multiply-add. */
+#define f32x16_one() f32x16_set(1)
+#define f64x8_one() f64x8_set(1)
+#define f32x16_diff(x, one, y) ((void)(one), f32x16_sub(x, y))
+#define f64x8_diff(x, one, y) ((void)(one), f64x8_sub(x, y))
 
 static inline void fbn_prefetch(const void *p) { (void)p; }
 static inline void fbn_stream_fence(void) {}

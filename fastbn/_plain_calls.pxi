@@ -1,0 +1,131 @@
+# The operations on plain arrays, included by _core.pyx: from the arguments to the C core and its results in one go.
+#
+# Each function for Python takes all arguments by position and gives None where the general way must be taken. Without
+# binding they are plain built-ins, which a call under the limited API reaches without making a tuple first.
+
+
+cdef bint can_infer(const plain_call *call, cnp.ndarray x, object mean, object var, object gamma, object beta,
+                    object out) noexcept:
+    """Whether the statistics and parameters are vectors of one type, and `out` fits."""
+    cdef cnp.npy_intp c = call.shape.c
+    cdef int kind
+    if mean is None or var is None or not is_vector(mean, c):
+        return False
+    kind = cnp.PyArray_TYPE(<cnp.ndarray> mean)
+    return (is_vector_of(var, c, kind) and is_vector_of(gamma, c, kind) and is_vector_of(beta, c, kind) and fits(out, x)
+            and is_clear_of(out, mean) and is_clear_of(out, var) and is_clear_of(out, gamma) and is_clear_of(out, beta))
+
+
+cdef int infer(const plain_call *call, cnp.ndarray x, cnp.ndarray y, object mean, object var, object gamma,
+               object beta) except -1:
+    cdef fastbn_params params
+    params.gamma, params.beta = data_or_null(gamma), data_or_null(beta)
+    params.dtype = dtype_of_kind(cnp.PyArray_TYPE(<cnp.ndarray> mean))
+    return call_inference(&call.shape, packed_input(&call.shape, x), data_or_null(mean), data_or_null(var), &params,
+                          call.eps, packed_output(&call.shape, y), call.threads)
+
+
+@cython.binding(False)
+def plain_inference(x, mean, var, gamma, beta, eps, axis, out, num_threads):
+    cdef plain_call call
+    cdef cnp.ndarray y
+    if not read_call(x, axis, num_threads, &call) or not read_eps(eps, &call.eps):
+        return None
+    if not can_infer(&call, <cnp.ndarray> x, mean, var, gamma, beta, out):
+        return None
+    y = target_of(out, <cnp.ndarray> x)
+    infer(&call, <cnp.ndarray> x, y, mean, var, gamma, beta)
+    return y
+
+
+cdef bint can_train(const plain_call *call, cnp.ndarray x, object gamma, object beta, object out) noexcept:
+    return (is_vector(gamma, call.shape.c) and is_vector(beta, call.shape.c) and fits(out, x)
+            and is_clear_of(out, gamma) and is_clear_of(out, beta))
+
+
+cdef Saved train(const plain_call *call, cnp.ndarray x, object gamma, object beta, cnp.ndarray y):
+    """Writes y; gamma and beta are vectors or None."""
+    cdef Saved saved = Saved.__new__(Saved)
+    cdef fastbn_params params
+    saved.axis = call.axis
+    saved.take(x, call.shape.c, gamma, beta, False, is_same_memory(y, x))
+    params = saved.params()
+    call_training(&call.shape, packed_input(&call.shape, x), &params, call.eps, packed_output(&call.shape, y),
+                  saved.row(MEAN), saved.row(VAR), saved.row(RSTD), call.threads)
+    return saved
+
+
+@cython.binding(False)
+def plain_training(x, gamma, beta, eps, axis, out, num_threads):
+    cdef plain_call call
+    cdef cnp.ndarray y
+    if not read_call(x, axis, num_threads, &call) or not read_eps(eps, &call.eps):
+        return None
+    if not can_train(&call, <cnp.ndarray> x, gamma, beta, out):
+        return None
+    y = target_of(out, <cnp.ndarray> x)
+    return y, train(&call, <cnp.ndarray> x, gamma, beta, y)
+
+
+cdef object gamma_for_gradient(Saved saved, const void **data):
+    """gamma in the type of the gradients: it came from that type, or there is none. Gives what holds the data."""
+    cdef cnp.ndarray narrow
+    cdef cnp.npy_intp i, c = cnp.PyArray_DIM(saved.rows, 1)
+    cdef const double *wide = saved.row(GAMMA)
+    data[0] = wide if saved.has_gamma else NULL
+    if not saved.has_gamma or saved.gradient_kind == cnp.NPY_FLOAT64:
+        return saved
+    narrow = new_vector(c, cnp.NPY_FLOAT32)
+    data[0] = cnp.PyArray_DATA(narrow)
+    for i in range(c):
+        (<float *> data[0])[i] = <float> wide[i]
+    return narrow
+
+
+cdef tuple gradients(Saved saved, object dy, object out, bint wants_dgamma, bint wants_dbeta, int threads):
+    """(dx, dgamma, dbeta), None for what is not wanted; or None."""
+    cdef plain_call call
+    cdef fastbn_params params
+    cdef cnp.ndarray dx
+    cdef object dgamma = None, dbeta = None, holder
+    cdef bint uses_x
+    if saved.holds_y or saved.axis < 0 or not read_data(saved.x, saved.axis, &call):
+        return None
+    if call.shape.c != cnp.PyArray_DIM(saved.rows, 1) or not are_alike(saved.x, dy):
+        return None
+    if not fits(out, saved.x) or not fits(out, <cnp.ndarray> dy):
+        return None
+    holder = gamma_for_gradient(saved, &params.gamma)
+    params.beta, params.dtype = NULL, dtype_of_kind(saved.gradient_kind)
+    if wants_dgamma:
+        dgamma = new_vector(call.shape.c, saved.gradient_kind)
+    if wants_dbeta:
+        dbeta = new_vector(call.shape.c, saved.gradient_kind)
+    dx = target_of(out, saved.x)
+    uses_x = wants_dgamma or not saved.frozen
+    call_backward(&call.shape, packed_input(&call.shape, saved.x if uses_x else None),
+                  packed_input(&call.shape, dy), &params, saved.row(MEAN), saved.row(RSTD), saved.frozen,
+                  packed_output(&call.shape, dx), <void *> data_or_null(dgamma), <void *> data_or_null(dbeta), threads)
+    return dx, dgamma, dbeta
+
+
+@cython.binding(False)
+def plain_backward(dy, saved, out, num_threads):
+    """All three gradients."""
+    cdef int threads
+    if not isinstance(saved, Saved) or not read_threads(num_threads, &threads):
+        return None
+    return gradients(<Saved> saved, dy, out, True, True, threads)
+
+
+@cython.binding(False)
+def plain_moments(x, axis, num_threads):
+    """(count, mean, M2)."""
+    cdef plain_call call
+    cdef cnp.ndarray mean, m2
+    if not read_call(x, axis, num_threads, &call):
+        return None
+    mean, m2 = new_vector(call.shape.c, cnp.NPY_FLOAT64), new_vector(call.shape.c, cnp.NPY_FLOAT64)
+    call_moments(&call.shape, packed_input(&call.shape, x), <double *> cnp.PyArray_DATA(mean),
+                 <double *> cnp.PyArray_DATA(m2), call.threads)
+    return call.shape.n * call.shape.s, mean, m2

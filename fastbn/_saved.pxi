@@ -1,0 +1,100 @@
+# What a forward call leaves for the backward call, included by _core.pyx.
+
+cdef enum:
+    MEAN, VAR, RSTD, GAMMA, BETA, SAVED_ROWS
+
+
+cdef void widen(object vector, double *to) noexcept:
+    """A copy of a vector, see is_vector; of None nothing."""
+    cdef const void *data = data_or_null(vector)
+    cdef cnp.npy_intp i, c = cnp.PyArray_SIZE(<cnp.ndarray> vector) if vector is not None else 0
+    if c == 0:
+        return
+    if cnp.PyArray_TYPE(<cnp.ndarray> vector) == cnp.NPY_FLOAT32:
+        for i in range(c):
+            to[i] = (<const float *> data)[i]
+    else:
+        memcpy(to, data, c * sizeof(double))
+
+
+# Arrays tell the garbage collector nothing of what they refer to, so it could find no cycle through this anyway.
+@cython.final
+@cython.no_gc
+cdef class Saved:
+    """What a forward call leaves for the backward call.
+
+    mean, var, rstd: float64 arrays of shape (C,); var is the biased variance, rstd = 1 / sqrt(var + eps). It refers to
+    x (without copying it: keep x unchanged until backward) and holds copies of gamma and beta. After a forward call in
+    place it refers to y instead, from which the normalized x comes back as (y - beta) / gamma.
+    """
+    cdef readonly cnp.ndarray x
+    cdef readonly bint frozen, holds_y
+    cdef cnp.ndarray rows    # (SAVED_ROWS, C), float64, in one allocation; a view of a row is made when asked for
+    cdef bint has_gamma, has_beta
+    cdef int gradient_kind   # NumPy's number of the type that dgamma and dbeta get
+    cdef int axis            # -1 where there are several: then they are in `several`
+    cdef tuple several
+
+    def __init__(self, cnp.ndarray x not None, tuple axes not None, cnp.npy_intp c, gamma, beta, *, bint frozen,
+                 bint in_place):
+        """gamma, beta: plain arrays of shape (c,), or None. mean, var and rstd are for the caller to fill in."""
+        if not is_vector(gamma, c) or not is_vector(beta, c):
+            raise ValueError(f"gamma or beta is no plain array of shape ({c},)")
+        self.axis = axes[0] if len(axes) == 1 else -1
+        self.several = axes if self.axis < 0 else None
+        self.take(x, c, gamma, beta, frozen, in_place)
+
+    cdef int take(self, cnp.ndarray x, cnp.npy_intp c, object gamma, object beta, bint frozen, bint in_place) except -1:
+        cdef cnp.npy_intp[2] shape
+        shape[0], shape[1] = SAVED_ROWS, c
+        self.rows = cnp.PyArray_EMPTY(2, shape, cnp.NPY_FLOAT64, 0)
+        self.x, self.frozen, self.holds_y = x, frozen, in_place
+        self.has_gamma, self.has_beta = gamma is not None, beta is not None
+        self.gradient_kind = cnp.PyArray_TYPE(<cnp.ndarray> gamma if gamma is not None else x)
+        widen(gamma, self.row(GAMMA))
+        widen(beta, self.row(BETA))
+        return 0
+
+    cdef double *row(self, int which) noexcept:
+        return <double *> cnp.PyArray_DATA(self.rows) + which * cnp.PyArray_DIM(self.rows, 1)
+
+    cdef fastbn_params params(self) noexcept:
+        cdef fastbn_params params
+        params.gamma = self.row(GAMMA) if self.has_gamma else NULL
+        params.beta = self.row(BETA) if self.has_beta else NULL
+        params.dtype = FASTBN_FLOAT64
+        return params
+
+    @property
+    def mean(self):
+        return self.rows[MEAN]
+
+    @property
+    def var(self):
+        return self.rows[VAR]
+
+    @property
+    def rstd(self):
+        return self.rows[RSTD]
+
+    @property
+    def gamma(self):
+        """As float64; None where there was none."""
+        return self.rows[GAMMA] if self.has_gamma else None
+
+    @property
+    def beta(self):
+        return self.rows[BETA] if self.has_beta else None
+
+    @property
+    def axes(self):
+        return (self.axis,) if self.axis >= 0 else self.several
+
+    @property
+    def rounds_gradients(self):
+        """Whether dgamma and dbeta are float32."""
+        return self.gradient_kind == cnp.NPY_FLOAT32
+
+    def __repr__(self):
+        kind = "frozen" if self.frozen else "batch"
+        return f"Saved({kind} statistics of {len(self.rows[MEAN])} features)"
