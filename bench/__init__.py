@@ -1,8 +1,19 @@
 """Benchmarks, run from a checkout: `python -m bench` compares contenders, `pytest bench` times each one alone.
 
-cases.py       what is computed: operation, shape, layout, the input data, the right answer, the bytes that must move
-contenders.py  who computes it: fastbn, NumPy, PyTorch; a new one is one class there
-timing.py      how long it takes: alternating blocks, medians of ratios
-report.py      tables and JSON
-compare.py     the command line: puts the four together
+A run goes from the top to the bottom of this list:
+
+cli.py       the flags
+run.py       the whole run, with its budget and its progress bar
+grid.py      which cases, and in which order; layers.json has the shapes of four networks
+cases.py     what is computed: operation, shape, layout, the input data, the right answer, the bytes that must move
+peers/       who computes it; a new one is one file there
+limit.py, .c the machine's limit: a loop that only moves those bytes
+cell.py      one cell measured: everybody on one case with one number of threads
+timing.py    how long it takes: alternating blocks, medians of ratios
+store.py     the folder of a run: JSON as it is measured, and at the end
+machine.py   what it was measured on
+verdict.py   what the cells say: fastest peers, losses, shares of the limit
+report.py    tables
+charts.py    PNG and SVG
+readme.py    the README's table, from a run: `python -m bench.readme FOLDER`
 """

@@ -1,200 +1,152 @@
-"""Tables and JSON from the measured cells. rich draws the tables where it is installed."""
-import json
-import os
-import platform
-from dataclasses import dataclass
+"""Tables from the measured cells, drawn by rich: on the terminal, and in the run's folder as text."""
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
-from bench.cases import Case
-from bench.contenders import BASELINE, gigabytes_per_second
-from bench.timing import Entry, ratio
+from bench.peers import BASELINE
+from bench.verdict import entry_of, outputs_of, peers_of
 
-BASE_FRESH, BASE_OUT = (BASELINE, "fresh"), (BASELINE, "out=")
+FILE_WIDTH = 200      # of text that no terminal folds
+ROWS_ON_TERMINAL = 80  # more than this is for tables.txt
+LOST_ON_TERMINAL = 40
 
-
-@dataclass
-class Cell:
-    """One case with one number of threads, and its timed entries."""
-    case: Case
-    threads: int
-    entries: list[Entry]
-
-    def entry(self, key):
-        return next((e for e in self.entries if e.key == key), None)
-
-    def ratio(self, peer_key, base_key):
-        """(ratio, disturbed), or None where one of the two is not there."""
-        peer, base = self.entry(peer_key), self.entry(base_key)
-        return ratio(peer, base) if peer and base else None
+LEGEND = ("us: median time of fastbn. GB/s: the bytes that must move / time. limit: share of the speed of a loop that "
+          "only moves those bytes, over the same buffers.\n"
+          "Peers: their time / fastbn's with the same kind of output, above 1 fastbn is faster. error: the largest, "
+          "relative to the largest number of the answer in float64.\n"
+          "*: disturbed by other processes. !: the memory's speed before and after differs by more than 15 %.")
 
 
-def _threads_text(threads):
+def console_for(file=None):
+    """The terminal, or a file, in which nothing is folded."""
+    console = Console(file=file, highlight=False)
+    return console if console.is_terminal else Console(file=file, highlight=False, width=FILE_WIDTH)
+
+
+def threads_text(threads):
     return "1 thread" if threads == 1 else f"{threads} threads"
 
 
-def _number(value, digits, disturbed=False):
-    return f"{value:.{digits}f}" + ("*" if disturbed else "")
+def microseconds(seconds):
+    value = seconds * 1e6
+    return f"{value:.2f}" if value < 100 else f"{value:.0f}"
 
 
-def _microseconds(entry):
-    if entry is None:
-        return ""
-    value = entry.seconds * 1e6
-    return _number(value, 2 if value < 100 else 0, entry.disturbed)
+def size_text(size):
+    """1024 -> 1 KiB, as axis labels and notes have it."""
+    for unit, name in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if size >= unit:
+            return f"{size / unit:.3g} {name}"
+    return f"{size:.0f} B"
 
 
-def _rate(case, entry):
-    return "" if entry is None else _number(gigabytes_per_second(case, entry.seconds), 1)
+def _number(value, digits, star=False):
+    return "" if value is None else f"{value:.{digits}f}" + ("*" if star else "")
 
 
-def _ratio(found):
-    return "" if found is None else _number(found[0], 2, found[1])
-
-
-def _comparisons(cells):
-    """Pairs (peer, baseline) to divide: like with like, and a peer that has no out= also with the baseline's."""
-    keys = list(dict.fromkeys(e.key for cell in cells for e in cell.entries))
-    pairs = []
-    for contender, output in keys:
-        if contender == BASELINE:
-            continue
-        pairs.append(((contender, output), (BASELINE, output)))
-        if (contender, "out=") not in keys and BASE_OUT in keys:
-            pairs.append(((contender, output), BASE_OUT))
-    return pairs
-
-
-def _title(key):
-    contender, output = key
-    return contender if output == "fresh" else f"{contender} {output}"
-
-
-def _columns(cells):
-    """(title, function of a cell) for every column after the shape."""
-    columns, shown = [], set()
-    for key in (BASE_FRESH, BASE_OUT):
-        if any(cell.entry(key) for cell in cells):
-            columns.append((f"{_title(key)} us", lambda cell, key=key: _microseconds(cell.entry(key))))
-            columns.append(("GB/s", lambda cell, key=key: _rate(cell.case, cell.entry(key))))
-    for peer, base in _comparisons(cells):
-        if peer not in shown:
-            columns.append((f"{_title(peer)} us", lambda cell, peer=peer: _microseconds(cell.entry(peer))))
-            shown.add(peer)
-        columns.append(("ratio" if base[1] == peer[1] else "ratio to out=",
-                        lambda cell, peer=peer, base=base: _ratio(cell.ratio(peer, base))))
-    return columns
+def _row(cell, output, peers):
+    base = entry_of(cell, BASELINE, output)
+    others = [entry_of(cell, peer, output) for peer in peers]
+    errors = [e["error"] for e in others if e is not None]
+    mark = "!" if cell["flagged"] else ""
+    own = ["", "", "", ""] if base is None else [
+        microseconds(base["seconds"]) + ("*" if base["disturbed"] else ""), _number(base["gbps"], 1),
+        _number(base["share"], 2, cell["limit_disturbed"]), f"{base['error']:.0e}"]
+    return ["x".join(map(str, cell["shape"])) + mark, cell["layout"], cell["dtype"], cell["alignment"], output,
+            *own[:3], *("" if e is None else _number(e["ratio"], 2, e["disturbed"]) for e in others),
+            own[3], f"{max(errors):.0e}" if errors else ""]
 
 
 def tables(cells):
-    """(title, header, rows), one for each operation and number of threads."""
-    groups = {}
+    """(title, header, rows), one for each operation, number of threads and sweep."""
+    peers, groups = peers_of(cells), {}
     for cell in cells:
-        groups.setdefault((cell.case.operation, cell.threads), []).append(cell)
-    for (operation, threads), group in groups.items():
-        columns = _columns(group)
-        header = ["shape", "layout"] + [title for title, _ in columns]
-        rows = [[c.case.shape_text, c.case.layout] + [text(c) for _, text in columns] for c in group]
-        yield f"{operation}, {_threads_text(threads)}", header, rows
+        groups.setdefault((cell["sweep"], cell["operation"], cell["threads"]), []).append(cell)
+    header = ["shape", "layout", "type", "align", "output", "us", "GB/s", "limit", *peers, "error", "peers' error"]
+    for (sweep, operation, threads), group in sorted(groups.items()):
+        group.sort(key=lambda cell: [cell[name] for name in ("layout", "dtype", "alignment", "array_bytes", "shape")])
+        rows = [_row(cell, output, peers) for cell in group for output in outputs_of(cell)]
+        yield f"{operation}, {threads_text(threads)}" + (f", sweep over {sweep}" if sweep else ""), header, rows
 
 
-def print_tables(cells):
-    try:
-        from rich.console import Console
-        from rich.table import Table
-    except ImportError:
-        for table in tables(cells):
-            _print_plain(*table)
-        return
-    console = Console()
-    if not console.is_terminal:  # a file has no width to fold columns to
-        console = Console(width=200)
+def _table(title, header, rows, words):
+    """words: how many columns at the left are not numbers."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for index, name in enumerate(header):
+        table.add_column(name, justify="left" if index < words else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*map(escape, row))
+    return table
+
+
+def print_tables(console, cells):
+    console.print(LEGEND, "")
     for title, header, rows in tables(cells):
-        table = Table(title=title, title_justify="left")
-        for i, name in enumerate(header):
-            table.add_column(name, justify="left" if i < 2 else "right")
-        for row in rows:
-            table.add_row(*row)
-        console.print(table)
+        console.print(_table(title, header, rows, words=5))
 
 
-def _print_plain(title, header, rows):
-    widths = [max(map(len, column)) for column in zip(header, *rows)]
-    print(title)
-    for row in [header, *rows]:
-        cells = [t.ljust(w) if i < 2 else t.rjust(w) for i, (t, w) in enumerate(zip(row, widths))]
-        print("  " + "  ".join(cells).rstrip())
-    print()
+def rows_of(cells):
+    return sum(len(outputs_of(cell)) for cell in cells)
 
 
-def _print_disturbance(cells):
-    clean = [undisturbed for cell in cells for entry in cell.entries for undisturbed in entry.clean]
-    if not all(clean):
-        print(f"* disturbed by other processes ({clean.count(False)} of {len(clean)} blocks of this run were): "
-              "measure again on an idle machine")
+def print_head(console, machine):
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    caches = ", ".join(f"{name} {size_text(size)}" for name, size in
+                       (("L2", machine["caches"]["l2"]), ("last level", machine["caches"]["llc"])) if size)
+    console.print(escape(f"{machine['cpu']}, {machine['processors']} processors"
+                         + (f" ({caches})" if caches else "") + f"; Python {machine['python']}, {versions}"))
 
 
-def judge(cells, peer):
-    """(lost, compared, disturbed), fresh against fresh: lost are (ratio, cell) with the peer faster, worst first."""
-    found = [(cell.ratio((peer, "fresh"), BASE_FRESH), cell) for cell in cells]
-    found = [(*r, cell) for r, cell in found if r is not None]
-    lost = [(value, cell) for value, disturbed, cell in found if value < 1 and not disturbed]
-    disturbed = sum(disturbed for _, disturbed, _ in found)
-    return sorted(lost, key=lambda pair: pair[0]), len(found) - disturbed, disturbed
+def print_verdict(console, name, verdict):
+    """The verdict on the grid or on the sweeps."""
+    if verdict["comparisons"]:
+        _print_peers(console, name, verdict)
+        console.print(
+            f"{name}: the fastest peer takes {verdict['geometric_mean']:.2f} times fastbn's time (geometric mean of "
+            f"{verdict['comparisons']} comparisons in {verdict['cells']} cells); under 1 in {verdict['under_1']}, "
+            f"under {verdict['lost_below']} in {len(verdict['lost'])}" + (":" if verdict["lost"] else "."))
+        _print_lost(console, verdict["lost"])
+    if verdict["disturbed"]:
+        console.print(f"{name}: {verdict['disturbed']} more comparisons were disturbed by other processes: they count "
+                      "nowhere.")
+    if verdict["shares"]:
+        _print_shares(console, name, verdict["shares"])
+    if verdict["flagged"]:
+        console.print(f"{name}: in {verdict['flagged']} of {verdict['cells']} cells the memory's speed before and "
+                      "after differed by more than 15 %: measure again on an idle machine.")
+    for failed in verdict["failed"]:
+        console.print(escape(f"{failed['contender']} left out of {failed['operation']}, {failed['times']} times: "
+                             f"{failed['reason'][:300]}"))
 
 
-def print_verdict(cells, peers):
-    _print_disturbance(cells)
-    for peer in peers:
-        lost, compared, disturbed = judge(cells, peer)
-        print(f"{peer} is faster than {BASELINE} in {len(lost)} of {compared} cells, fresh against fresh"
-              + (f"; {disturbed} more were disturbed" if disturbed else "") + (":" if lost else ""))
-        for value, cell in lost:
-            print(f"  {cell.case}, {_threads_text(cell.threads)}: ratio {value:.2f}")
+def _print_peers(console, name, verdict):
+    rows = [[peer, str(v["comparisons"]), *(f"{v[key]:.2f}" for key in ("geometric_mean", "least", "greatest")),
+             str(v["under_1"])] for peer, v in verdict["peers"].items()]
+    header = ["peer", "comparisons", "geometric mean", "least", "greatest", "under 1"]
+    console.print(_table(f"{name}: each peer's time / fastbn's", header, rows, words=1))
 
 
-def _cpu_model():
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            for line in lines:
-                if line.startswith(("model name", "Model")):
-                    return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+def lost_text(lost):
+    """One line on a comparison that a peer wins."""
+    words = [lost["operation"], "x".join(map(str, lost["shape"])), lost["layout"], threads_text(lost["threads"]),
+             lost["output"] if lost["output"] != "fresh" else "fresh output"]
+    words += [lost["dtype"]] * (lost["dtype"] != "float32")
+    words += ["64-byte aligned"] * (lost["alignment"] == "64") + ["flagged"] * lost["flagged"]
+    return f"{', '.join(words)}: {lost['ratio']:.2f} ({lost['peer']})"
 
 
-def machine(contenders):
-    described = {
-        "cpu": _cpu_model(),
-        "processors": os.cpu_count(),
-        "load": os.getloadavg() if hasattr(os, "getloadavg") else None,
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "versions": {contender.name: contender.version() for contender in contenders},
-    }
-    for contender in contenders:
-        if contender.name == BASELINE:
-            described[BASELINE] = contender.fastbn.get_config()
-    return described
+def _print_lost(console, lost):
+    for item in lost[:LOST_ON_TERMINAL]:
+        console.print("  " + escape(lost_text(item)))
+    if len(lost) > LOST_ON_TERMINAL:
+        console.print(f"  and {len(lost) - LOST_ON_TERMINAL} more, in run.json")
 
 
-def _entry_dict(cell, entry):
-    ratios = [cell.ratio(entry.key, base) for base in (BASE_FRESH, BASE_OUT)]
-    return {
-        "contender": entry.contender, "output": entry.output, "expression": entry.expression,
-        "seconds": entry.seconds, "gigabytes_per_second": gigabytes_per_second(cell.case, entry.seconds),
-        "ratio_to_fresh": ratios[0] and ratios[0][0], "ratio_to_out": ratios[1] and ratios[1][0],
-        "disturbed": entry.disturbed, "blocks": entry.blocks, "clean": entry.clean,
-    }
-
-
-def _cell_dict(cell):
-    case = cell.case
-    return {"operation": case.operation, "shape": case.shape, "layout": case.layout, "dtype": case.dtype,
-            "threads": cell.threads, "bytes": case.bytes, "entries": [_entry_dict(cell, e) for e in cell.entries]}
-
-
-def write_json(path, cells, described, settings):
-    document = {"machine": described, "settings": settings, "cells": [_cell_dict(cell) for cell in cells]}
-    with open(path, "w", encoding="utf-8") as file:
-        json.dump(document, file, indent=1, default=str)
-        file.write("\n")
+def _print_shares(console, name, shares):
+    order = {operation: i for i, operation in enumerate(("inference", "training", "backward", "moments"))}
+    shares = sorted(shares, key=lambda s: (order[s["operation"]], s["layout"], s["threads"], s["regime"]))
+    rows = [[s["operation"], s["layout"], s["regime"], str(s["threads"]), str(s["cells"]),
+             *(f"{s[key]:.2f}" for key in ("least", "median", "greatest"))] for s in shares]
+    header = ["operation", "layout", "data fit", "threads", "cells", "least", "median", "greatest"]
+    console.print(_table(f"{name}: fastbn's share of the limit, into arrays that exist", header, rows, words=3))

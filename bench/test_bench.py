@@ -1,43 +1,51 @@
 """pytest bench: every contender alone on every case; a group is one case. Needs pytest-benchmark.
 
 Only times of one group compare, and roughly: contenders do not alternate here. `python -m bench` is the fair
-comparison.
-Select with -k: pytest bench -k "training and 56x56 and fastbn".
+comparison. Select with -k, or take more shapes: pytest bench --grid full -k "training and 56x56 and fastbn".
 """
 import pytest
 
 pytest.importorskip("pytest_benchmark", reason="pytest-benchmark is not installed")
 
-from bench.cases import check, make_cases, make_data, reference  # noqa: E402
-from bench.contenders import CONTENDERS, gigabytes_per_second, load, variants  # noqa: E402
+from bench.cases import DTYPES, LAYOUTS, OPERATIONS, check, make_data, reference, sample_features  # noqa: E402
+from bench.grid import Wanted, make_jobs  # noqa: E402
+from bench.peers import CONTENDERS, load, variants  # noqa: E402
 
-CONTENDERS_HERE, MISSING = load(CONTENDERS)
+
+def _parameters(grid):
+    """Case by case. A contender that is not installed is one skipped entry."""
+    present, missing = load(CONTENDERS)
+    wanted = Wanted(OPERATIONS, LAYOUTS, DTYPES[:1], ("numpy",), (1,), grid, ())
+    for job in make_jobs(wanted):
+        for contender, output in variants(job.case, present):
+            yield pytest.param(job.case, contender, output, id=f"{job.case}-{contender.name}-{output}")
+    for name, reason in missing.items():
+        yield pytest.param(None, None, None, id=name, marks=pytest.mark.skip(reason=f"{name} left out: {reason}"))
+
+
+def pytest_generate_tests(metafunc):
+    if "contender" in metafunc.fixturenames:
+        metafunc.parametrize("case, contender, output", list(_parameters(metafunc.config.getoption("--grid"))))
 
 
 @pytest.fixture(scope="module")
 def threads():
+    """All that fastbn may use."""
     import fastbn
     return fastbn.get_num_threads()
 
 
-def _parameters():
-    """Case by case. A contender that is not installed is one skipped entry."""
-    for case in make_cases():
-        for contender, output in variants(case, CONTENDERS_HERE):
-            yield pytest.param(case, contender, output, id=f"{case}-{contender.name}-{output}")
-    for name, reason in MISSING.items():
-        yield pytest.param(None, None, None, id=name, marks=pytest.mark.skip(reason=f"{name} left out: {reason}"))
-
-
 @pytest.mark.benchmark(max_time=0.2, min_rounds=5, warmup=True, warmup_iterations=3)
-@pytest.mark.parametrize("case, contender, output", list(_parameters()))
 def test_speed(benchmark, threads, case, contender, output):
-    data = make_data(case)
+    data, features = make_data(case), sample_features(case)
+    expected_data = contender.reference_data(case, data) if hasattr(contender, "reference_data") else data
     with contender.session(threads):
         work = contender.work(case, data, output, threads)
         benchmark.group = str(case)
         benchmark.extra_info.update(bytes=case.bytes, threads=threads, expression=work.expression)
         result = benchmark(work.function())
-        check(case, contender.name, contender.arrays(case, result), reference(case, data))
+        expected = reference(case, expected_data, features)
+        error = check(case, contender.name, contender.arrays(case, result), expected, features)
+    benchmark.extra_info["error"] = error
     if benchmark.stats is not None:  # None with --benchmark-disable
-        benchmark.extra_info["GB/s"] = gigabytes_per_second(case, benchmark.stats.stats.median)
+        benchmark.extra_info["GB/s"] = case.bytes / benchmark.stats.stats.median / 1e9

@@ -4,9 +4,10 @@
 enum {
     LANES = 16,
     SMALL_S = 64,         /* planes smaller than this are columns of a table */
-    NARROW = 512,         /* columns of a table that is summed in higher bands */
+    NARROW = 256,         /* columns of a table that is summed in higher bands */
     SMALL_S_ROWS = 8,     /* given at least this many rows */
-    WIDE_ENOUGH = 256,    /* columns that a folded table should have */
+    NARROW_ENOUGH = 64,   /* columns whose sums and parameters fit the registers */
+    WIDE_ENOUGH = 256,    /* columns that a folded table should have, if it cannot be as narrow as that */
     NEVER_FOLD = 1024,    /* columns from which an odd width costs nothing */
     PIECE = 16384,        /* entries */
     ROW_STEP = 32,        /* a chunk of a table is a multiple of so many rows */
@@ -35,9 +36,11 @@ static int64_t lanes_gcd(int64_t a)
 static int64_t fold_of(int64_t n, int64_t columns)
 {
     int64_t base = LANES / lanes_gcd(columns);
-    if (columns >= NEVER_FOLD || (columns >= WIDE_ENOUGH && base == 1))
+    if (columns >= NEVER_FOLD || (base == 1 && (columns >= WIDE_ENOUGH || columns == NARROW_ENOUGH)))
         return 1;
-    int64_t fold = base * divide_up(WIDE_ENOUGH, base * columns);
+    int64_t least_columns = base * columns;
+    int64_t times = least_columns <= NARROW_ENOUGH ? NARROW_ENOUGH / least_columns : divide_up(WIDE_ENOUGH, least_columns);
+    int64_t fold = base * times;
     if (n / fold >= 8)
         return fold;
     return n / base >= 2 ? base : 1;

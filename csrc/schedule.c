@@ -234,16 +234,17 @@ static int64_t tasks(const struct fbn_job *job)
     return most(parts, stretches);
 }
 
-/* Past the caches where all the arrays together do not fit the last one; not in place, where y's lines were just read,
+/* Past the caches where all the arrays together take more than half of the last one, from where on storing through it
+ * was slower (measured); not in place, where y's lines were just read,
  * nor in short runs, whose ends share lines. */
 static enum fbn_way way_of(const struct fbn_job *job, int64_t bytes)
 {
     const struct fbn_plan *plan = &job->out_plan;
     int64_t run = (plan->layout == FBN_ROWS ? plan->width : plan->s) * job->size;
     int in_place = job->y.data == job->x.data || job->y.data == job->dy.data;
-    if (bytes > fbn_last_level_bytes() && run >= SHORT_RUN && !in_place)
+    if (bytes > fbn_last_level_bytes() / 2 && run >= SHORT_RUN && !in_place)
         return FBN_STREAM;
-    return bytes > fbn_last_level_bytes() / 4 ? FBN_IN_ORDER : FBN_IN_CACHE;
+    return bytes > fbn_last_level_bytes() / 8 * 3 ? FBN_IN_ORDER : FBN_IN_CACHE;
 }
 
 static void work(void *schedule_, int thread, int threads)

@@ -162,8 +162,8 @@ def test_sdist_has_every_source_and_nothing_built(sdist):
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     expected = {*FILES, "fastbn/_core.pyx", "fastbn/py.typed"}
-    for pattern in ("csrc/**/*.[ch]", "csrc/**/*.inc", "tests/**/*.py", "tests/c/*", "bench/**/*.py", "fastbn/**/*.py",
-                    "fastbn/*.px*"):
+    for pattern in ("csrc/**/*.[ch]", "csrc/**/*.inc", "tests/**/*.py", "tests/c/*", "bench/**/*.py", "bench/*.c",
+                    "bench/*.json", "fastbn/**/*.py", "fastbn/*.px*"):
         expected |= {path.relative_to(ROOT).as_posix() for path in ROOT.glob(pattern) if path.is_file()}
     assert expected <= names
     assert not [name for name in names if name.endswith(BUILT) or name in {"fastbn/_core.c", "fastbn/include"}]
@@ -188,7 +188,7 @@ def test_wheel_metadata(wheel):
     requirements = metadata.get_all("Requires-Dist")
     assert [line for line in requirements if "extra ==" not in line] == ["numpy>=1.26"]
     assert not [line for line in requirements if line.startswith("torch")]
-    assert set(metadata.get_all("Provides-Extra")) == {"demo", "test", "bench"}
+    assert set(metadata.get_all("Provides-Extra")) == {"demo", "test", "bench", "peers"}
     assert (metadata["Version"], metadata["Requires-Python"]) == (VERSION, ">=3.11")
     assert metadata["License-Expression"] == "BSD-3-Clause"
 

@@ -8,12 +8,16 @@
 typedef struct { __m256 a, b; } f32x16;
 typedef struct { __m256d a, b; } f64x8;
 
-/* Hides from the compiler that a vector is constant, so that it leaves a * 1 - b as it is. */
+/* Opaque: hides from the compiler that a vector is constant, so that it leaves a * 1 - b as it is. */
 #if defined(__GNUC__)
 #define FBN_OPAQUE(v) __asm__("" : "+x"((v).a))
+#define FBN_SETTLE(v) __asm__ __volatile__("" : "+x"((v).a), "+x"((v).b))
 #else
 #define FBN_OPAQUE(v) (void)0
+#define FBN_SETTLE(v) (void)0
 #endif
+#define f32x16_settle(x) FBN_SETTLE(x)
+#define f64x8_settle(x) FBN_SETTLE(x)
 
 /* All ones in the first n of 8 (of 4) lanes; n may be negative or too large. */
 static inline __m256i fbn_mask32(int64_t n)

@@ -5,12 +5,16 @@
 #include <immintrin.h>
 #include <stdint.h>
 
-/* Hides from the compiler that a vector is constant, so that it leaves a * 1 - b as it is. */
+/* Opaque: hides from the compiler that a vector is constant, so that it leaves a * 1 - b as it is. */
 #if defined(__GNUC__)
 #define FBN_OPAQUE(v) __asm__("" : "+v"(v))
+#define FBN_SETTLE(v) __asm__ __volatile__("" : "+v"(v))
 #else
 #define FBN_OPAQUE(v) (void)0
+#define FBN_SETTLE(v) (void)0
 #endif
+#define f32x16_settle(x) FBN_SETTLE(x)
+#define f64x8_settle(x) FBN_SETTLE(x)
 
 typedef __m512 f32x16;
 typedef __m512d f64x8;

@@ -105,6 +105,8 @@ static inline f64x8 f32x16_high(f32x16 v)
 }
 
 /* Without fused multiply-add. */
+#define f32x16_settle(x) ((void)0)
+#define f64x8_settle(x) ((void)0)
 #define f32x16_one() f32x16_set(1)
 #define f64x8_one() f64x8_set(1)
 #define f32x16_diff(x, one, y) ((void)(one), f32x16_sub(x, y))

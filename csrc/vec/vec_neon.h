@@ -134,6 +134,8 @@ static inline f64x8 f32x16_low(f32x16 v) { return f64x8_of_f32(v.a, v.b); }
 static inline f64x8 f32x16_high(f32x16 v) { return f64x8_of_f32(v.c, v.d); }
 
 /* vfmaq would do, but adders are not what these cores lack. */
+#define f32x16_settle(x) ((void)0)
+#define f64x8_settle(x) ((void)0)
 #define f32x16_one() f32x16_set(1)
 #define f64x8_one() f64x8_set(1)
 #define f32x16_diff(x, one, y) ((void)(one), f32x16_sub(x, y))

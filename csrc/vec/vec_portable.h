@@ -9,6 +9,7 @@
  *   add, sub, mul
  *   one, diff  diff(a, one(), b) is a - b; where a processor has fused multiply-add, as a * 1 - b, which is rounded once
  *              and so has the same bits, and leaves the adders to the sums
+ *   settle     nothing, but that the compiler should compute a vector here, neither earlier nor later
  *   join       the first n lanes of a, the others of b (0 <= n <= lanes)
  *   fold       of doubles a, b: a[i] + a[i + 4] in lanes 0 to 3, b[i] + b[i + 4] in lanes 4 to 7
  *   widen      8 floats as doubles, exactly; widen_part likewise with n and fill
@@ -74,6 +75,8 @@ static inline f64x8 f64x8_fold(f64x8 a, f64x8 b)
 }
 
 /* Without fused multiply-add. */
+#define f32x16_settle(x) ((void)0)
+#define f64x8_settle(x) ((void)0)
 #define f32x16_one() f32x16_set(1)
 #define f64x8_one() f64x8_set(1)
 #define f32x16_diff(x, one, y) ((void)(one), f32x16_sub(x, y))

@@ -1,0 +1,82 @@
+"""PyTorch below its autograd: under inference_mode, on the same memory as the others.
+
+The functions are the fastest that PyTorch has for each operation: native_batch_norm rather than functional.batch_norm,
+and for moments batch_norm_update_stats, as its own batch normalization does, rather than var_mean, which takes up to
+thirty times as long. Of out=, native_batch_norm's writes in place; that of the backward function computes into a fresh
+tensor and copies, which is no out=.
+"""
+from contextlib import contextmanager
+
+from bench.cases import EPS
+from bench.peers.work import Work
+
+_EXPRESSIONS = {
+    "inference": "native_batch_norm(x, gamma, beta, mean, var, False, 0.0, eps{})",
+    "training": "native_batch_norm(x, gamma, beta, None, None, True, 0.0, eps{})",
+    "backward": "native_batch_norm_backward(dy, x, gamma, None, None, mean, rstd, True, eps, wanted)",
+    "moments": "batch_norm_update_stats(x, None, None, 0.0)",
+    "call": "bn(x)",
+}
+
+
+class Torch:
+    name = "torch"
+
+    def __init__(self):
+        import torch
+        self.torch = torch
+
+    def version(self):
+        return self.torch.__version__
+
+    @contextmanager
+    def session(self, threads):
+        before = self.torch.get_num_threads()
+        self.torch.set_num_threads(threads)
+        try:
+            with self.torch.inference_mode():
+                yield
+        finally:
+            self.torch.set_num_threads(before)
+
+    def can(self, case, output):
+        if output == "out=":
+            return case.operation in ("inference", "training")
+        return case.operation != "call" or case.layout == "table"
+
+    def _tensor(self, case, array):
+        """Channels-last is memory_format=torch.channels_last: shape (N, C, H, W), the memory of an axis=-1 array."""
+        if case.layout == "last" and array.ndim == 3:
+            array = array[:, None]  # that format has no one-dimensional form
+        tensor = self.torch.from_numpy(array)
+        return tensor.movedim(-1, 1) if case.layout == "last" and tensor.ndim > 1 else tensor
+
+    def work(self, case, data, output, threads):
+        torch = self.torch
+        names = {name: self._tensor(case, a) for name, a in vars(data).items() if a is not None}
+        names.update(native_batch_norm=torch.native_batch_norm, batch_norm_update_stats=torch.batch_norm_update_stats,
+                     native_batch_norm_backward=torch.ops.aten.native_batch_norm_backward.default, wanted=[True] * 3,
+                     eps=EPS)
+        if case.operation == "call":
+            names["bn"] = self._layer(case, names)
+        if case.operation == "backward":
+            _, names["mean"], names["rstd"] = torch.native_batch_norm(
+                names["x"], names["gamma"], names["beta"], None, None, True, 0.0, EPS)
+        if output == "out=":
+            saved = [torch.empty(case.features if case.operation == "training" else 0, dtype=names["x"].dtype)
+                     for _ in range(2)]
+            names["out"] = (self._tensor(case, data.empty()), *saved)
+        return Work(_EXPRESSIONS[case.operation].format(", out=out" if output == "out=" else ""), names)
+
+    def _layer(self, case, names):
+        bn = self.torch.nn.BatchNorm1d(case.features, eps=EPS, dtype=names["x"].dtype).eval()
+        state = {"weight": "gamma", "bias": "beta", "running_mean": "mean", "running_var": "var"}
+        bn.load_state_dict({key: names[name] for key, name in state.items()}, strict=False)
+        return bn
+
+    def arrays(self, case, result):
+        if case.operation == "moments":
+            return tuple(tensor.numpy() for tensor in result)
+        first = result if case.operation == "call" else result[0]
+        array = (first.movedim(1, -1) if case.layout == "last" else first).numpy().reshape(case.array_shape)
+        return (array, result[1].numpy(), result[2].numpy()) if case.operation == "backward" else (array,)

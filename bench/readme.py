@@ -1,0 +1,105 @@
+"""python -m bench.readme FOLDER: writes a run's figures into README.md, between its two marks.
+
+Times and shares are those into an array that exists (moments apart, which have none); the peer is the one that comes
+nearest to fastbn, or goes ahead of it, in either kind of output.
+"""
+import argparse
+import sys
+from pathlib import Path
+
+from bench.cases import LAYOUTS
+from bench.grid import SMALL
+from bench.peers import BASELINE
+from bench.report import lost_text, microseconds, threads_text
+from bench.store import StoreError, read_document
+from bench.verdict import best_output, fastest_peer, outputs_of
+
+README = Path(__file__).resolve().parents[1] / "README.md"
+BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
+OPERATIONS = ("training", "backward", "inference")
+LAYOUT_NAMES = {"first": "channels-first", "last": "channels-last", "table": "table"}
+LOST_AT_MOST = 30
+
+
+def _text_of(cell):
+    """1491 (0.93; torch 1.5): microseconds, share of the limit, the fastest peer and its time / fastbn's."""
+    base = cell and best_output(cell, BASELINE)
+    if not base:
+        return ""
+    found = min((pair for pair in (fastest_peer(cell, output) for output in outputs_of(cell)) if pair), default=None)
+    notes = [f"{base['share']:.2f}"] if base["share"] is not None else []
+    notes += [f"{found[1]} {found[0]:.2g}"] if found else []
+    return microseconds(base["seconds"]) + (f" ({'; '.join(notes)})" if notes else "")
+
+
+def table_lines(cells):
+    """The shapes of the small grid, as far as the run has them."""
+    found = {(tuple(c["shape"]), c["layout"], c["operation"], c["threads"]): c for c in cells
+             if not c["sweep"] and c["alignment"] == "numpy" and c["dtype"] == "float32"}
+    threads = sorted({key[3] for key in found})
+    columns = [(operation, count) for operation in OPERATIONS for count in threads]
+    yield "| shape | layout | " + " | ".join(f"{name}, {threads_text(count)}" for name, count in columns) + " |"
+    yield "|---" * (2 + len(columns)) + "|"
+    for shape in SMALL:
+        for layout in LAYOUTS:
+            row = [_text_of(found.get((shape, layout, *column))) for column in columns]
+            if any(row):
+                yield f"| {' x '.join(map(str, shape))} | {LAYOUT_NAMES[layout]} | " + " | ".join(row) + " |"
+
+
+def _head_lines(document):
+    machine = document["machine"]
+    peers = ", ".join(f"{name} {version}" for name, version in machine["versions"].items() if name != BASELINE)
+    command = f"python -m bench {document['runs'][-1]['arguments']}".rstrip()
+    yield (f"Measured on {document['runs'][-1]['date']} on {machine['cpu']}, {machine['processors']} processors, with "
+           f"`{command}`, against {peers}.")
+    yield ("float32; microseconds of fastbn into an array that exists; in brackets its share of the machine's limit, "
+           "and the fastest peer with its time divided by fastbn's: above 1 fastbn is faster.")
+
+
+def _verdict_lines(verdict):
+    """verdict of the grid: every cell of the run, not only those in the table."""
+    yield (f"Over all {verdict['cells']} cells of the run (operations, shapes, layouts, alignments, threads; "
+           f"{verdict['comparisons']} comparisons, fresh and existing outputs apart), the fastest peer takes "
+           f"{verdict['geometric_mean']:.2f} times fastbn's time (geometric mean); it is faster in "
+           f"{verdict['under_1']}, and by more than 5 % in {len(verdict['lost'])}"
+           + (" (measured five times each, the median):" if verdict["lost"] else "."))
+    yield from [""] * bool(verdict["lost"])
+    for lost in verdict["lost"][:LOST_AT_MOST]:
+        yield f"- {lost_text(lost)}"
+    if len(verdict["lost"]) > LOST_AT_MOST:
+        yield f"- and {len(verdict['lost']) - LOST_AT_MOST} more above {verdict['lost'][LOST_AT_MOST - 1]['ratio']:.2f}"
+
+
+def section(document):
+    """Everything between the marks."""
+    verdict = document["verdict"]["grid"]
+    if not verdict["comparisons"]:
+        raise StoreError("the run has no cell of the grid in which a peer was measured: was it one of sweeps alone?")
+    return "\n".join([*_head_lines(document), "", *table_lines(document["cells"]), "", *_verdict_lines(verdict)])
+
+
+def replace_section(text, new):
+    """text with `new` between the marks."""
+    begin, end = text.find(BEGIN), text.find(END)
+    if begin < 0 or end < begin:
+        raise StoreError(f"the README has no line {BEGIN} with {END} after it: put them where the figures belong")
+    return f"{text[:begin + len(BEGIN)]}\n{new}\n{text[end:]}"
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(prog="python -m bench.readme", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="of a run, with its run.json")
+    parser.add_argument("--readme", type=Path, default=README, metavar="FILE", help="default: the checkout's README.md")
+    args = parser.parse_args(argv)
+    try:
+        new = section(read_document(args.folder))
+        args.readme.write_text(replace_section(args.readme.read_text(encoding="utf-8"), new), encoding="utf-8")
+    except (StoreError, OSError) as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
