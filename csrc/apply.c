@@ -19,6 +19,15 @@ static int is_flat(const struct fbn_job *job)
     return plan->layout == FBN_ROWS && job->y.data && packed && plan->width * job->size % LINE == 0;
 }
 
+/* Adjacent entries of y that are written one after the other. */
+int64_t fbn_run_of_output(const struct fbn_job *job)
+{
+    const struct fbn_plan *plan = &job->out_plan;
+    if (plan->layout == FBN_ROWS)
+        return job->head >= 0 ? plan->width * plan->rows : plan->width;
+    return job->y.stride_c == plan->s && job->in.stride_c == plan->s ? plan->c * plan->s : plan->s;
+}
+
 void fbn_find_head(struct fbn_job *job)
 {
     job->head = is_flat(job) ? (int64_t)(-(uintptr_t)job->y.data % LINE) / job->size : -1;

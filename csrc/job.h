@@ -66,6 +66,7 @@ void fbn_spread_pivots(struct fbn_job *job, int64_t first, int64_t end);
 /* apply.c: the second pass. A stretch is a row of the table, or a piece of a plane, counted in memory order. */
 int64_t fbn_param_columns(const struct fbn_job *job);
 void fbn_find_head(struct fbn_job *job);
+int64_t fbn_run_of_output(const struct fbn_job *job);
 int64_t fbn_stretches(const struct fbn_job *job);
 void fbn_spread_params(struct fbn_job *job, int64_t first, int64_t end);
 void fbn_apply_features(struct fbn_job *job, int64_t first, int64_t end);

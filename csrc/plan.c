@@ -10,8 +10,10 @@ enum {
     WIDE_ENOUGH = 256,    /* columns that a folded table should have, if it cannot be as narrow as that */
     NEVER_FOLD = 1024,    /* columns from which an odd width costs nothing */
     PIECE = 16384,        /* entries */
-    ROW_STEP = 32,        /* a chunk of a table is a multiple of so many rows */
-    TABLE_CHUNK = 32768,  /* and has at least so many entries */
+    ROW_STEP = 16,        /* a chunk of a table is a multiple of so many rows */
+    TABLE_CHUNK = 32768,  /* and has at least so many entries, */
+    CHUNK_ROWS = 128,     /* and so many rows, if that leaves */
+    SOME_CHUNKS = 16,     /* so many chunks: each costs 16 bytes a column to exchange between threads */
     CHUNK = 16384,        /* entries of a feature, at least */
     MOST_CHUNKS = 64,
     PARTIALS = 131072,    /* pairs of sums that a table may store */
@@ -53,6 +55,17 @@ static int is_table(int64_t n, int64_t c, int64_t s, int64_t small_s, int packed
     return packed && c > 1 && s < small_s && n >= SMALL_S_ROWS;
 }
 
+/* An even number of about equal chunks, which two threads share evenly. */
+static int64_t rows_of_chunk(const struct fbn_plan *plan)
+{
+    int64_t chunks = least(MOST_CHUNKS, most(1, PARTIALS / plan->width));
+    int64_t rows = most(divide_up(TABLE_CHUNK, plan->width), divide_up(plan->rows, chunks));
+    rows = most(most(1, rows), least(CHUNK_ROWS, plan->rows / SOME_CHUNKS));
+    chunks = divide_up(plan->rows, rows);
+    chunks += chunks % 2 && chunks > 1;
+    return divide_up(most(1, divide_up(plan->rows, most(1, chunks))), ROW_STEP) * ROW_STEP;
+}
+
 static void cut_table(struct fbn_plan *plan, int packed)
 {
     int64_t columns = plan->c * plan->s;
@@ -62,9 +75,7 @@ static void cut_table(struct fbn_plan *plan, int packed)
     plan->narrow = plan->width <= NARROW;
     plan->rows = plan->n / plan->fold;
     plan->rest = plan->n % plan->fold * columns;
-    int64_t chunks = least(MOST_CHUNKS, most(1, PARTIALS / plan->width));
-    int64_t rows = most(divide_up(TABLE_CHUNK, plan->width), divide_up(plan->rows, chunks));
-    plan->chunk = divide_up(most(1, rows), ROW_STEP) * ROW_STEP;
+    plan->chunk = rows_of_chunk(plan);
     plan->chunks = most(1, divide_up(plan->rows, plan->chunk));
     plan->unit = plan->fold > 1 ? plan->c : plan->s == 1 ? 4 * LANES : LANES;
 }

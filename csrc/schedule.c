@@ -13,10 +13,9 @@
 #include "parallel.h"
 
 enum {
-    ROWS_BACKWARDS = 128,
     FEATURES_TO_FINISH = 32, /* by a thread, at least: sums of fewer share cache lines */
     /* bytes */
-    BACKWARDS = 256 * 1024,
+    BACKWARDS = 512 * 1024,
     SHORT_RUN = 1024,
     LONG_COLUMNS = 16384,
     EXCHANGE = 256,
@@ -121,9 +120,8 @@ static void sum_phase(struct fbn_job *job, int thread, int threads, int again)
 /* How many stretches the second pass takes forwards, while it goes backwards as a whole. */
 static int64_t backwards(const struct fbn_job *job)
 {
-    if (job->out_plan.layout == FBN_ROWS)
-        return ROWS_BACKWARDS;
-    return BACKWARDS / (job->out_plan.piece * job->size) + 1;
+    const struct fbn_plan *plan = &job->out_plan;
+    return BACKWARDS / ((plan->layout == FBN_ROWS ? plan->width : plan->piece) * job->size) + 1;
 }
 
 static void apply_phase(struct fbn_job *job, int thread, int threads)
@@ -234,15 +232,15 @@ static int64_t tasks(const struct fbn_job *job)
     return most(parts, stretches);
 }
 
-/* Past the caches where all the arrays together take more than half of the last one, from where on storing through it
- * was slower (measured); not in place, where y's lines were just read,
+/* Past the caches where all the arrays together do not fit the last one, for one thread half of it, from where on storing
+ * through it was slower (measured); not in place, where y's lines were just read,
  * nor in short runs, whose ends share lines. */
-static enum fbn_way way_of(const struct fbn_job *job, int64_t bytes)
+static enum fbn_way way_of(const struct fbn_job *job, int64_t bytes, int threads)
 {
-    const struct fbn_plan *plan = &job->out_plan;
-    int64_t run = (plan->layout == FBN_ROWS ? plan->width : plan->s) * job->size;
+    int64_t run = fbn_run_of_output(job) * job->size;
     int in_place = job->y.data == job->x.data || job->y.data == job->dy.data;
-    if (bytes > fbn_last_level_bytes() / 2 && run >= SHORT_RUN && !in_place)
+    int64_t too_much = threads > 1 ? fbn_last_level_bytes() : fbn_last_level_bytes() / 2;
+    if (bytes > too_much && run >= SHORT_RUN && !in_place)
         return FBN_STREAM;
     return bytes > fbn_last_level_bytes() / 8 * 3 ? FBN_IN_ORDER : FBN_IN_CACHE;
 }
@@ -269,7 +267,7 @@ void fbn_schedule(struct fbn_job *job, int num_threads)
 {
     int64_t bytes = (bytes_of_feature(job) + (job->y.data ? job->entries * job->size : 0)) * job->sums_plan.c;
     int threads = fbn_team_for(num_threads, bytes, exchanged(job), tasks(job));
-    job->way = way_of(job, bytes);
+    job->way = way_of(job, bytes, threads);
     struct schedule schedule = {job, goes_by_features(job, threads), features_in_cache(job, threads)};
     fbn_run(threads, work, &schedule);
 }
