@@ -80,8 +80,10 @@ static inline f64x8 f32x16_high(f32x16 v) { return _mm512_cvtps_pd(_mm512_extrac
 
 #if defined(__GNUC__) /* gcc 12 takes a function that only calls _mm_prefetch for one without effect, and drops it */
 #define fbn_prefetch(p) __builtin_prefetch((p), 0, 2)
+#define fbn_prefetch_near(p) __builtin_prefetch((p), 0, 3)
 #else
 #define fbn_prefetch(p) _mm_prefetch((const char *)(p), _MM_HINT_T1)
+#define fbn_prefetch_near(p) _mm_prefetch((const char *)(p), _MM_HINT_T0)
 #endif
 static inline void fbn_stream_fence(void) { _mm_sfence(); }
 

@@ -113,6 +113,7 @@ static inline f64x8 f32x16_high(f32x16 v)
 #define f64x8_diff(x, one, y) ((void)(one), f64x8_sub(x, y))
 
 static inline void fbn_prefetch(const void *p) { __builtin_prefetch(p, 0, 2); }
+static inline void fbn_prefetch_near(const void *p) { __builtin_prefetch(p, 0, 3); }
 static inline void fbn_stream_fence(void) {}
 
 #endif

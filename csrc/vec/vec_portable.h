@@ -15,6 +15,7 @@
  *   widen      8 floats as doubles, exactly; widen_part likewise with n and fill
  *   low, high  lanes 0 to 7, lanes 8 to 15, as doubles, exactly
  *   fbn_prefetch      asks for the cache line of p in the second-level cache; p need not exist
+ *   fbn_prefetch_near the same in the first-level cache
  *   fbn_stream_fence  orders stream stores before what follows
  */
 #ifndef FBN_VEC_H
@@ -83,6 +84,7 @@ static inline f64x8 f64x8_fold(f64x8 a, f64x8 b)
 #define f64x8_diff(x, one, y) ((void)(one), f64x8_sub(x, y))
 
 static inline void fbn_prefetch(const void *p) { (void)p; }
+static inline void fbn_prefetch_near(const void *p) { (void)p; }
 static inline void fbn_stream_fence(void) {}
 
 #endif
