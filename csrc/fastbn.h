@@ -18,10 +18,10 @@
  * 1. Same bits for any number of threads, any instruction set, any run: equal bytes for every value that is not
  *    NaN, equal places for NaN. The work is cut by shape alone; partial sums are stored by their place and added in
  *    that order; sums across lanes use 16 float or 8 double lanes and a halving tree on every machine; the
- *    kernels use + - * / sqrt, compare, select and conversions, never a fused multiply-add.
+ *    kernels use + - * / sqrt, compare, select and conversions; a fused multiply-add only as a * 1 - b, which is a - b.
  *    Bits may depend on (n, c, s), and on whether a table is packed where that matters (fastbn_wants_packed).
  * 2. Accuracy does not depend on the mean. Sums are taken of x - p and (x - p)^2, where the pivot p is the mean of up
- *    to 16 entries of the feature, spread over it: eight at a time as a float32 tree, the eights in double. All
+ *    to 16 entries of the feature, spread over it: up to 16 at a time as a float32 tree, these in double. All
  *    partial sums of a feature are about one pivot, so they simply add. A feature for which p turns out to be far from
  *    the mean (more than 1.4 standard deviations), or whose squares overflow or vanish, is computed again in double
  *    about its mean.
@@ -29,6 +29,11 @@
  * 3. The mean is applied in two parts, hi = float(mean) and lo = mean - hi: y = (x - hi) * a + (beta - lo * a). A
  *    constant feature gives exactly beta.
  * 4. NaN and Inf stay in their feature. Subnormals are kept. The floating-point environment is never written.
+ *
+ * Memory beyond the caller's arrays, gone when a call returns: some 130 bytes a feature; for planes 64 bytes for each
+ * chunk of a feature (a chunk has at least 16384 of its entries, a feature at most 64 chunks, or one); for tables up to
+ * five elements a column and 16 bytes for each column and chunk, at most 2 MiB or those of one chunk. A table has as
+ * many columns as features, or folded up to some 500, or n outer entries of c * s columns where s < 64.
  *
  * Every function checks its arguments first, returns a status, never prints, keeps no memory, and may be called from
  * several threads at once, also inside a parallel region of the caller (then it runs on the calling thread).

@@ -18,7 +18,7 @@
 #endif
 
 /* A parallel region costs about a microsecond, in which one core moves some tens of KiB. */
-#define DEFAULT_BYTES_PER_THREAD (64 * 1024)
+#define DEFAULT_BYTES_PER_THREAD (128 * 1024)
 
 #if defined(_MSC_VER)
 #define THREAD_LOCAL __declspec(thread)

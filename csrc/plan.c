@@ -13,7 +13,8 @@ enum {
     ROW_STEP = 16,        /* a chunk of a table is a multiple of so many rows */
     TABLE_CHUNK = 32768,  /* and has at least so many entries, */
     CHUNK_ROWS = 128,     /* and so many rows, if that leaves */
-    SOME_CHUNKS = 16,     /* so many chunks: each costs 16 bytes a column to exchange between threads */
+    SOME_CHUNKS = 16,     /* so many chunks: each costs 16 bytes a column to exchange between threads, */
+    WIDE = 4096,          /* or the table is so wide that threads can share its columns */
     CHUNK = 16384,        /* entries of a feature, at least */
     MOST_CHUNKS = 64,
     PARTIALS = 131072,    /* pairs of sums that a table may store */
@@ -60,7 +61,7 @@ static int64_t rows_of_chunk(const struct fbn_plan *plan)
 {
     int64_t chunks = least(MOST_CHUNKS, most(1, PARTIALS / plan->width));
     int64_t rows = most(divide_up(TABLE_CHUNK, plan->width), divide_up(plan->rows, chunks));
-    rows = most(most(1, rows), least(CHUNK_ROWS, plan->rows / SOME_CHUNKS));
+    rows = most(most(1, rows), least(CHUNK_ROWS, plan->width >= WIDE ? plan->rows : plan->rows / SOME_CHUNKS));
     chunks = divide_up(plan->rows, rows);
     chunks += chunks % 2 && chunks > 1;
     return divide_up(most(1, divide_up(plan->rows, most(1, chunks))), ROW_STEP) * ROW_STEP;

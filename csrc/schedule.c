@@ -17,7 +17,7 @@ enum {
     /* bytes */
     BACKWARDS = 512 * 1024,
     SHORT_RUN = 1024,
-    LONG_COLUMNS = 16384,
+    LONG_COLUMNS = 8192,
     EXCHANGE = 256,
     LONG_RUN = 128 * 1024 /* adjacent bytes that memory delivers at full speed */
 };

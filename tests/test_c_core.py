@@ -93,6 +93,10 @@ def test_fork(native):
     run([native, "fork"], timeout=100, **SETTINGS)
 
 
+def test_more_than_2_to_the_31_entries(native):
+    assert run([native, "large"], timeout=300, **SETTINGS).endswith("0 failures\n")
+
+
 def test_isa_of_the_environment(native):
     table = isa_table(run([native, "isa"]))
     usable = [name for name, state in table.items() if state == ["1", "1"]]

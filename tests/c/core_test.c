@@ -7,6 +7,7 @@
  *   core_test hash [isa] [threads]  one line an operation, shape, type and layout, to compare machines and compilers
  *   core_test isa                   the instruction sets: name, built, supported; then the active one
  *   core_test fork                  a child of a process that has used threads
+ *   core_test large                 more than 2^31 entries
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -16,6 +17,7 @@
 #include "parallel.h"
 
 int check_fork(void);
+int check_large(void);
 
 static const int64_t shapes[][3] = {
     {0, 5, 1},    {5, 0, 1},    {0, 3, 4},     {4, 3, 0},    {0, 0, 0},     {1, 1, 1},    {2, 3, 1},    {1, 64, 1},
@@ -228,6 +230,8 @@ int main(int argc, char **argv)
         return print_isas();
     if (strcmp(mode, "fork") == 0)
         return check_fork();
-    fprintf(stderr, "usage: core_test check|sample [threads ...] | hash [isa|best] [threads] | isa | fork\n");
+    if (strcmp(mode, "large") == 0)
+        return check_large();
+    fprintf(stderr, "usage: core_test check|sample [threads ...] | hash [isa|best] [threads] | isa | fork | large\n");
     return 2;
 }
