@@ -12,8 +12,8 @@ enum {
     PIECE = 16384,        /* entries */
     ROW_STEP = 16,        /* a chunk of a table is a multiple of so many rows */
     TABLE_CHUNK = 32768,  /* and has at least so many entries, */
-    CHUNK_ROWS = 128,     /* and so many rows, if that leaves */
-    SOME_CHUNKS = 16,     /* so many chunks: each costs 16 bytes a column to exchange between threads, */
+    CHUNK_ROWS = 256,     /* and so many rows, if that leaves */
+    SOME_CHUNKS = 8,     /* so many chunks: each costs 16 bytes a column to exchange between threads, */
     WIDE = 4096,          /* or the table is so wide that threads can share its columns */
     CHUNK = 16384,        /* entries of a feature, at least */
     MOST_CHUNKS = 64,
