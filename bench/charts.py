@@ -46,9 +46,9 @@ def draw(folder, cells, machine):
 
 def _save(folder, name, figure):
     FigureCanvasAgg(figure)
-    figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+    figure.savefig(folder / f"{name}.svg", metadata={"Date": None}, bbox_inches="tight")
     figure.set_layout_engine("none")  # the places are found: no need to look for them twice
-    figure.savefig(folder / f"{name}.png", dpi=110)
+    figure.savefig(folder / f"{name}.png", dpi=110, bbox_inches="tight")
     return folder / f"{name}.png"
 
 

@@ -2,8 +2,8 @@
  *
  * A kernel works on one piece of an array and knows nothing of threads, cutting or dtypes other than its own; pointers
  * are void here so that the code above the table is written once for all types. Strides count elements. "planes"
- * kernels see a run of `len` adjacent entries of each of `features` features, stride apart; "rows" kernels see `rows` rows of
- * `width` adjacent columns, each column with parameters of its own.
+ * kernels see a run of `len` adjacent entries of each of `features` features, stride apart; "rows" kernels see `rows`
+ * rows of `width` adjacent columns, each column with parameters of its own.
  */
 #ifndef FBN_KERNELS_H
 #define FBN_KERNELS_H

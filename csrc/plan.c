@@ -12,8 +12,8 @@ enum {
     PIECE = 16384,        /* entries */
     ROW_STEP = 16,        /* a chunk of a table is a multiple of so many rows */
     TABLE_CHUNK = 32768,  /* and has at least so many entries, */
-    CHUNK_ROWS = 256,     /* and so many rows, if that leaves */
-    SOME_CHUNKS = 8,     /* so many chunks: each costs 16 bytes a column to exchange between threads, */
+    CHUNK_ROWS = 256,     /* and, unless it is narrow, so many rows, if that leaves */
+    SOME_CHUNKS = 8,      /* so many chunks: each costs 16 bytes a column to exchange between threads, */
     WIDE = 4096,          /* or the table is so wide that threads can share its columns */
     CHUNK = 16384,        /* entries of a feature, at least */
     MOST_CHUNKS = 64,
@@ -42,7 +42,9 @@ static int64_t fold_of(int64_t n, int64_t columns)
     if (columns >= NEVER_FOLD || (base == 1 && (columns >= WIDE_ENOUGH || columns == NARROW_ENOUGH)))
         return 1;
     int64_t least_columns = base * columns;
-    int64_t times = least_columns <= NARROW_ENOUGH ? NARROW_ENOUGH / least_columns : divide_up(WIDE_ENOUGH, least_columns);
+    int64_t times = divide_up(WIDE_ENOUGH, least_columns);
+    if (least_columns <= NARROW_ENOUGH)
+        times = NARROW_ENOUGH / least_columns;
     int64_t fold = base * times;
     if (n / fold >= 8)
         return fold;
@@ -61,7 +63,8 @@ static int64_t rows_of_chunk(const struct fbn_plan *plan)
 {
     int64_t chunks = least(MOST_CHUNKS, most(1, PARTIALS / plan->width));
     int64_t rows = most(divide_up(TABLE_CHUNK, plan->width), divide_up(plan->rows, chunks));
-    rows = most(most(1, rows), least(CHUNK_ROWS, plan->width >= WIDE ? plan->rows : plan->rows / SOME_CHUNKS));
+    int64_t wide_rows = least(CHUNK_ROWS, plan->width >= WIDE ? plan->rows : plan->rows / SOME_CHUNKS);
+    rows = most(most(1, rows), plan->narrow ? 1 : wide_rows);
     chunks = divide_up(plan->rows, rows);
     chunks += chunks % 2 && chunks > 1;
     return divide_up(most(1, divide_up(plan->rows, most(1, chunks))), ROW_STEP) * ROW_STEP;

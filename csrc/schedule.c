@@ -208,11 +208,12 @@ static int goes_by_features(const struct fbn_job *job, int threads)
 }
 
 /* As many as the second-level cache holds, or so many more, if the thread's share of the last one holds them, that
- * their planes are a long run of memory. Groups are of about equal size: a small last one would have short runs. */
+ * their planes are a long run of memory; all where there is no second pass. Groups are of about equal size: a small last
+ * one would have short runs. */
 static int64_t features_in_cache(const struct fbn_job *job, int threads)
 {
     const int64_t c = job->sums_plan.c, feature = bytes_of_feature(job), plane = job->sums_plan.s * job->size;
-    if (job->sums_plan.layout == FBN_ROWS || job->out_plan.layout == FBN_ROWS)
+    if (job->sums_plan.layout == FBN_ROWS || job->out_plan.layout == FBN_ROWS || !job->y.data)
         return c;
     int64_t near = fbn_level2_bytes() / 2 / feature, far = fbn_last_level_bytes() / 2 / threads / feature;
     int64_t wanted = job->sums_plan.n > 1 ? (LONG_RUN + plane - 1) / plane : 1;
@@ -232,14 +233,14 @@ static int64_t tasks(const struct fbn_job *job)
     return most(parts, stretches);
 }
 
-/* Past the caches where all the arrays together do not fit the last one, for one thread half of it, from where on storing
- * through it was slower (measured); not in place, where y's lines were just read,
- * nor in short runs, whose ends share lines. */
+/* Past the caches where all the arrays together do not fit the last one, for one thread about half of it, from where on
+ * storing through it was slower (measured); not in place, where y's lines were just read, nor in short runs, whose ends
+ * share lines. */
 static enum fbn_way way_of(const struct fbn_job *job, int64_t bytes, int threads)
 {
     int64_t run = fbn_run_of_output(job) * job->size;
     int in_place = job->y.data == job->x.data || job->y.data == job->dy.data;
-    int64_t too_much = threads > 1 ? fbn_last_level_bytes() : fbn_last_level_bytes() / 2;
+    int64_t too_much = threads > 1 ? fbn_last_level_bytes() : fbn_last_level_bytes() / 16 * 7;
     if (bytes > too_much && run >= SHORT_RUN && !in_place)
         return FBN_STREAM;
     return bytes > fbn_last_level_bytes() / 8 * 3 ? FBN_IN_ORDER : FBN_IN_CACHE;
