@@ -13,8 +13,11 @@
 /* The most entries of a feature that are sampled for its pivot. */
 #define FBN_PIVOT_SAMPLES 16
 
+/* Of a feature in planes, see fbn_planes_sums. */
+#define FBN_ACCUMULATORS 8
+
 /* sum over entries of (u, v): u = x - p, v = (x - p)^2 without dy; u = dy, v = dy * (x - p) with it.
- * Planes: added to 8 accumulators a feature, the first four together u, the others v. */
+ * Planes: added to FBN_ACCUMULATORS of each feature, the first half of which are together u, the others v. */
 typedef void fbn_planes_sums(const void *x, int64_t x_stride, const void *dy, int64_t dy_stride, int64_t features,
                              int64_t len, const void *pivots, double *accumulators);
 /* Rows: added to sum_u and sum_v. narrow: in bands of twice as many rows. */

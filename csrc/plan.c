@@ -23,10 +23,6 @@ enum {
 
 static int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-
-static int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
-
 static int64_t lanes_gcd(int64_t a)
 {
     int64_t g = LANES;
@@ -61,13 +57,13 @@ static int is_table(int64_t n, int64_t c, int64_t s, int64_t small_s, int packed
 /* An even number of about equal chunks, which two threads share evenly. */
 static int64_t rows_of_chunk(const struct fbn_plan *plan)
 {
-    int64_t chunks = least(MOST_CHUNKS, most(1, PARTIALS / plan->width));
-    int64_t rows = most(divide_up(TABLE_CHUNK, plan->width), divide_up(plan->rows, chunks));
-    int64_t wide_rows = least(CHUNK_ROWS, plan->width >= WIDE ? plan->rows : plan->rows / SOME_CHUNKS);
-    rows = most(most(1, rows), plan->narrow ? 1 : wide_rows);
+    int64_t chunks = fbn_least(MOST_CHUNKS, fbn_most(1, PARTIALS / plan->width));
+    int64_t rows = fbn_most(divide_up(TABLE_CHUNK, plan->width), divide_up(plan->rows, chunks));
+    int64_t wide_rows = fbn_least(CHUNK_ROWS, plan->width >= WIDE ? plan->rows : plan->rows / SOME_CHUNKS);
+    rows = fbn_most(rows, plan->narrow ? 1 : wide_rows);
     chunks = divide_up(plan->rows, rows);
     chunks += chunks % 2 && chunks > 1;
-    return divide_up(most(1, divide_up(plan->rows, most(1, chunks))), ROW_STEP) * ROW_STEP;
+    return divide_up(fbn_most(1, divide_up(plan->rows, fbn_most(1, chunks))), ROW_STEP) * ROW_STEP;
 }
 
 static void cut_table(struct fbn_plan *plan, int packed)
@@ -80,18 +76,18 @@ static void cut_table(struct fbn_plan *plan, int packed)
     plan->rows = plan->n / plan->fold;
     plan->rest = plan->n % plan->fold * columns;
     plan->chunk = rows_of_chunk(plan);
-    plan->chunks = most(1, divide_up(plan->rows, plan->chunk));
+    plan->chunks = fbn_most(1, divide_up(plan->rows, plan->chunk));
     plan->unit = plan->fold > 1 ? plan->c : plan->s == 1 ? 4 * LANES : LANES;
 }
 
 static void cut_planes(struct fbn_plan *plan)
 {
     plan->layout = FBN_PLANES;
-    plan->piece = least(most(1, plan->s), PIECE);
+    plan->piece = fbn_least(fbn_most(1, plan->s), PIECE);
     plan->pieces = divide_up(plan->s, plan->piece);
     int64_t all = plan->n * plan->pieces;
-    plan->chunk = most(divide_up(CHUNK, plan->piece), divide_up(all, MOST_CHUNKS));
-    plan->chunks = most(1, divide_up(all, plan->chunk));
+    plan->chunk = fbn_most(divide_up(CHUNK, plan->piece), divide_up(all, MOST_CHUNKS));
+    plan->chunks = fbn_most(1, divide_up(all, plan->chunk));
     plan->unit = 1;
 }
 
@@ -126,7 +122,7 @@ int64_t fbn_plan_chunk_sums(const struct fbn_plan *plan) { return 2 * ((plan->wi
 
 int64_t fbn_plan_partials(const struct fbn_plan *plan)
 {
-    return plan->chunks * (plan->layout == FBN_ROWS ? fbn_plan_chunk_sums(plan) : 8 * plan->c);
+    return plan->chunks * (plan->layout == FBN_ROWS ? fbn_plan_chunk_sums(plan) : FBN_ACCUMULATORS * plan->c);
 }
 
 /* Spread evenly, but for a shift of its own for each (multiples of the golden ratio): samples at equal distances would
@@ -134,7 +130,7 @@ int64_t fbn_plan_partials(const struct fbn_plan *plan)
 int fbn_plan_samples(const struct fbn_plan *plan, int64_t stride_n, int64_t offset[FBN_PIVOT_SAMPLES])
 {
     int64_t entries = plan->n * plan->s;
-    int count = (int)least(entries, entries < FEW_ENTRIES ? FBN_PIVOT_SAMPLES / 2 : FBN_PIVOT_SAMPLES);
+    int count = (int)fbn_least(entries, entries < FEW_ENTRIES ? FBN_PIVOT_SAMPLES / 2 : FBN_PIVOT_SAMPLES);
     int64_t distance = entries / count;
     for (int i = 0; i < count; i++) {
         int64_t shift = (int64_t)((uint64_t)distance % 65536 * (40503u * (unsigned)i % 65536) / 65536);

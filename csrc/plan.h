@@ -9,6 +9,10 @@
 #include "fastbn.h"
 #include "kernels.h"
 
+static inline int64_t fbn_least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+static inline int64_t fbn_most(int64_t a, int64_t b) { return a > b ? a : b; }
+
 enum fbn_layout {
     FBN_PLANES, /* a feature is n runs of s adjacent entries */
     FBN_ROWS    /* a table: each column belongs to one feature */

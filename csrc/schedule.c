@@ -22,10 +22,6 @@ enum {
     LONG_RUN = 128 * 1024 /* adjacent bytes that memory delivers at full speed */
 };
 
-static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-
-static int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
-
 struct schedule {
     struct fbn_job *job;
     int by_features;
@@ -149,8 +145,8 @@ static void work_by_phases(const struct schedule *schedule, int thread, int thre
 {
     struct fbn_job *job = schedule->job;
     int64_t c = job->sums_plan.c, parts = (c + FEATURES_TO_FINISH - 1) / FEATURES_TO_FINISH;
-    int64_t first = least(c, share(parts, thread, threads) * FEATURES_TO_FINISH);
-    int64_t end = least(c, share(parts, thread + 1, threads) * FEATURES_TO_FINISH);
+    int64_t first = fbn_least(c, share(parts, thread, threads) * FEATURES_TO_FINISH);
+    int64_t end = fbn_least(c, share(parts, thread + 1, threads) * FEATURES_TO_FINISH);
     if (job->op->prepare) {
         job->op->prepare(job, first, end);
         fbn_spread_pivots(job, first, end);
@@ -217,7 +213,8 @@ static int64_t features_in_cache(const struct fbn_job *job, int threads)
         return c;
     int64_t near = fbn_level2_bytes() / 2 / feature, far = fbn_last_level_bytes() / 2 / threads / feature;
     int64_t wanted = job->sums_plan.n > 1 ? (LONG_RUN + plane - 1) / plane : 1;
-    int64_t most_in_group = most(1, most(near, least(far, wanted))), share_of_thread = (c + threads - 1) / threads;
+    int64_t most_in_group = fbn_most(1, fbn_most(near, fbn_least(far, wanted)));
+    int64_t share_of_thread = (c + threads - 1) / threads;
     int64_t groups = (share_of_thread + most_in_group - 1) / most_in_group;
     return (share_of_thread + groups - 1) / groups;
 }
@@ -229,8 +226,8 @@ static int64_t tasks(const struct fbn_job *job)
     int64_t stretches = job->y.data ? fbn_stretches(job) : 1;
     if (!job->op->prepare)
         return stretches;
-    int64_t parts = most(chunks, units(job));
-    return most(parts, stretches);
+    int64_t parts = fbn_most(chunks, units(job));
+    return fbn_most(parts, stretches);
 }
 
 /* Past the caches where all the arrays together do not fit the last one, for one thread about half of it, from where on

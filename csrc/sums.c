@@ -42,20 +42,18 @@ static void sum_table_chunk(struct fbn_job *job, int64_t first, int64_t end, int
              fbn_at(job->dy, job->size, plan->rows * plan->fold, 0, 0), ds, 1, plan->rest, pivot, u, v, plan->narrow);
 }
 
-enum { ACCUMULATORS = 8 }; /* of a feature, see fbn_planes_sums */
-
 /* The planes' storage: for each chunk and feature its accumulators. The planes of adjacent features are summed in the
  * order of memory. */
 static void sum_planes_chunk(struct fbn_job *job, int64_t first, int64_t end, int64_t chunk, int again)
 {
     const struct fbn_plan *plan = &job->sums_plan;
     fbn_planes_sums *sums = again ? job->typed->planes_sums_wide : job->typed->planes_sums;
-    double *accumulators = job->partial + ACCUMULATORS * (chunk * plan->c + first);
+    double *accumulators = job->partial + FBN_ACCUMULATORS * (chunk * plan->c + first);
     int64_t q = chunk * plan->chunk, all = plan->n * plan->pieces;
     int64_t last = q + plan->chunk < all ? q + plan->chunk : all;
     const char *pivots = (const char *)job->pivot + first * job->size;
 
-    memset(accumulators, 0, (size_t)((end - first) * ACCUMULATORS) * sizeof *accumulators);
+    memset(accumulators, 0, (size_t)((end - first) * FBN_ACCUMULATORS) * sizeof *accumulators);
     for (; q < last; q++) {
         int64_t n = q / plan->pieces, i = q % plan->pieces * plan->piece;
         int64_t len = plan->s - i < plan->piece ? plan->s - i : plan->piece;
@@ -127,10 +125,11 @@ static void total_table(struct fbn_job *job, int64_t first, int64_t end)
     const struct fbn_plan *plan = &job->sums_plan;
     int64_t period = plan->c * plan->s;
     const double *u = table_sums(job, 0), *v = u + fbn_plan_chunk_sums(plan) / 2;
-    if (first == 0 && end == plan->c)
+    const int whole = first == 0 && end == plan->c;
+    if (whole)
         add_chunks(job, 0, plan->width);
     for (int64_t j = 0; j < plan->width; j += period) {
-        if (!(first == 0 && end == plan->c))
+        if (!whole)
             add_chunks(job, j + first * plan->s, j + end * plan->s);
         add_columns(job->sum_u, u + j, first, end, plan->s);
         add_columns(job->sum_v, v + j, first, end, plan->s);
@@ -148,8 +147,8 @@ void fbn_total_sums(struct fbn_job *job, int64_t first, int64_t end)
     }
     for (int64_t k = 0; k < plan->chunks; k++)
         for (int64_t f = first; f < end; f++) {
-            const double *accumulators = job->partial + ACCUMULATORS * (k * plan->c + f);
+            const double *accumulators = job->partial + FBN_ACCUMULATORS * (k * plan->c + f);
             job->sum_u[f] += tree_of_4(accumulators);
-            job->sum_v[f] += tree_of_4(accumulators + 4);
+            job->sum_v[f] += tree_of_4(accumulators + FBN_ACCUMULATORS / 2);
         }
 }

@@ -133,6 +133,19 @@ def strided(values, order, steps):
     return view
 
 
+def unaligned(x):
+    raw = np.empty(x.nbytes + 1, np.uint8)
+    result = raw[1:].view(x.dtype).reshape(x.shape)
+    result[...] = x
+    return result
+
+
+def read_only(x):
+    result = x.copy()
+    result.flags.writeable = False
+    return result
+
+
 # --- How far a result may be from the reference ---------------------------------------------------------------------
 
 

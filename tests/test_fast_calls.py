@@ -15,6 +15,7 @@ import pytest
 
 import fastbn
 from fastbn import _core
+from oracle import read_only, unaligned
 
 FLOATS = (np.float32, np.float64)
 SHORT = ("plain_inference", "plain_training", "plain_backward", "plain_moments")
@@ -151,19 +152,6 @@ def test_values_that_are_not_finite(rng):
 
 
 # ---- what the short way leaves alone ----
-
-def unaligned(x):
-    raw = np.empty(x.nbytes + 1, np.uint8)
-    a = raw[1:].view(x.dtype).reshape(x.shape)
-    a[...] = x
-    return a
-
-
-def read_only(x):
-    x = x.copy()
-    x.flags.writeable = False
-    return x
-
 
 class Child(np.ndarray):
     pass

@@ -10,8 +10,8 @@ import pytest
 from numpy.lib.stride_tricks import sliding_window_view
 
 import fastbn
-from oracle import (FLOATS, check_every_operation, check_forward, check_gradients, native_copy, parameters, sample,
-                    statistics, strided)
+from oracle import (FLOATS, check_every_operation, check_forward, check_gradients, native_copy, parameters, read_only,
+                    sample, statistics, strided, unaligned)
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -30,19 +30,6 @@ class ArrayLike:
 
     def __array__(self, dtype=None, copy=None):
         return np.array(self._values, dtype=dtype)
-
-
-def unaligned(x):
-    raw = np.empty(x.nbytes + 1, np.uint8)
-    result = raw[1:].view(x.dtype).reshape(x.shape)
-    result[...] = x
-    return result
-
-
-def read_only(x):
-    result = x.copy()
-    result.flags.writeable = False
-    return result
 
 
 def steps_on(axis, step):

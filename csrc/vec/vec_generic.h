@@ -9,6 +9,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "vec_plain.h"
+
 typedef float fbn_f4 __attribute__((vector_size(16)));
 typedef double fbn_d2 __attribute__((vector_size(16)));
 typedef struct { fbn_f4 a, b, c, d; } f32x16;
@@ -103,14 +105,6 @@ static inline f64x8 f32x16_high(f32x16 v)
 {
     return (f64x8){{v.c[0], v.c[1]}, {v.c[2], v.c[3]}, {v.d[0], v.d[1]}, {v.d[2], v.d[3]}};
 }
-
-/* Without fused multiply-add. */
-#define f32x16_settle(x) ((void)0)
-#define f64x8_settle(x) ((void)0)
-#define f32x16_one() f32x16_set(1)
-#define f64x8_one() f64x8_set(1)
-#define f32x16_diff(x, one, y) ((void)(one), f32x16_sub(x, y))
-#define f64x8_diff(x, one, y) ((void)(one), f64x8_sub(x, y))
 
 static inline void fbn_prefetch(const void *p) { __builtin_prefetch(p, 0, 2); }
 static inline void fbn_prefetch_near(const void *p) { __builtin_prefetch(p, 0, 3); }

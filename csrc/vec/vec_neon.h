@@ -7,6 +7,8 @@
 #include <arm_neon.h>
 #include <stdint.h>
 
+#include "vec_plain.h"
+
 typedef struct { float32x4_t a, b, c, d; } f32x16;
 typedef struct { float64x2_t a, b, c, d; } f64x8;
 
@@ -132,14 +134,6 @@ static inline f64x8 f64x8_widen_part(const float *p, int64_t n, f64x8 fill)
 }
 static inline f64x8 f32x16_low(f32x16 v) { return f64x8_of_f32(v.a, v.b); }
 static inline f64x8 f32x16_high(f32x16 v) { return f64x8_of_f32(v.c, v.d); }
-
-/* vfmaq would do, but adders are not what these cores lack. */
-#define f32x16_settle(x) ((void)0)
-#define f64x8_settle(x) ((void)0)
-#define f32x16_one() f32x16_set(1)
-#define f64x8_one() f64x8_set(1)
-#define f32x16_diff(x, one, y) ((void)(one), f32x16_sub(x, y))
-#define f64x8_diff(x, one, y) ((void)(one), f64x8_sub(x, y))
 
 static inline void fbn_prefetch(const void *p) { __builtin_prefetch(p, 0, 2); }
 static inline void fbn_prefetch_near(const void *p) { __builtin_prefetch(p, 0, 3); }

@@ -23,6 +23,8 @@
 
 #include <stdint.h>
 
+#include "vec_plain.h"
+
 typedef struct { float v[16]; } f32x16;
 typedef struct { double v[8]; } f64x8;
 
@@ -74,14 +76,6 @@ static inline f64x8 f64x8_fold(f64x8 a, f64x8 b)
     FBN_LANES(4, r.v[i + 4] = b.v[i] + b.v[i + 4]);
     return r;
 }
-
-/* Without fused multiply-add. */
-#define f32x16_settle(x) ((void)0)
-#define f64x8_settle(x) ((void)0)
-#define f32x16_one() f32x16_set(1)
-#define f64x8_one() f64x8_set(1)
-#define f32x16_diff(x, one, y) ((void)(one), f32x16_sub(x, y))
-#define f64x8_diff(x, one, y) ((void)(one), f64x8_sub(x, y))
 
 static inline void fbn_prefetch(const void *p) { (void)p; }
 static inline void fbn_prefetch_near(const void *p) { (void)p; }
