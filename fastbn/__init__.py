@@ -6,7 +6,8 @@ made of. See README.md, and csrc/fastbn.h for the numeric contract.
 import os as _os
 
 from . import _core
-from ._config import get_config, get_num_threads, rearm_threads, set_num_threads, show_config
+from ._config import (get_config, get_num_threads, get_output_cache, rearm_threads, set_num_threads, set_output_cache,
+                      show_config)
 from ._functional import batch_norm_backward, batch_norm_inference, batch_norm_training, moments
 from ._layer import BatchNorm
 from ._moments import Moments
@@ -14,7 +15,8 @@ from ._moments import Moments
 __version__ = _core.version()
 
 __all__ = ["BatchNorm", "Moments", "batch_norm_backward", "batch_norm_inference", "batch_norm_training", "get_config",
-           "get_include", "get_num_threads", "moments", "rearm_threads", "set_num_threads", "show_config"]
+           "get_include", "get_num_threads", "get_output_cache", "moments", "rearm_threads", "set_num_threads",
+           "set_output_cache", "show_config"]
 
 
 def get_include():

@@ -3,6 +3,7 @@ likely cause; nothing has changed when one of them raises.
 """
 import math
 import numbers
+import sys
 
 import numpy as np
 
@@ -93,11 +94,23 @@ def momentum(value):
     return value
 
 
+def _is_whole(value):
+    return isinstance(value, (int, np.integer)) and not isinstance(value, (bool, np.bool_))
+
+
+def byte_count(nbytes, name):
+    if not _is_whole(nbytes):
+        raise TypeError(f"{name} is {nbytes!r}, expected an int, a number of bytes, or None")
+    if nbytes < 0:
+        raise ValueError(f"{name} is {nbytes}, expected at least 0")
+    return min(int(nbytes), sys.maxsize)
+
+
 def threads(num_threads):
     """The C core's number: 0 for None."""
     if num_threads is None:
         return 0
-    if isinstance(num_threads, (bool, np.bool_)) or not isinstance(num_threads, (int, np.integer)):
+    if not _is_whole(num_threads):
         raise TypeError(f"num_threads is {num_threads!r}, expected a positive int or None")
     if num_threads < 1:
         raise ValueError(f"num_threads is {num_threads}, expected at least 1, or None for the settings' number")

@@ -1,4 +1,5 @@
-"""What was built, what this machine offers, what is in use; and the number of threads."""
+"""What was built, what this machine offers, what is in use; the number of threads and the memory kept for results."""
+import os
 import sys
 
 import numpy as np
@@ -29,6 +30,28 @@ def rearm_threads():
     _core.rearm_threads()
 
 
+def set_output_cache(nbytes):
+    """Keeps at most `nbytes` bytes of the memory of freed results for the next ones; None: 512 MiB, 0: none.
+
+    An array of more than 32 MiB that a call returned, once nothing refers to it, would go back to the system, which clears its
+    pages before it hands them out again: that costs two to three times the computation. Such memory is kept instead, the
+    longest unused goes first, and the system may take it whenever it runs short. FASTBN_OUTPUT_CACHE sets the bytes that a
+    process starts with. Linux only; elsewhere, and where NumPy was given another allocator, nothing is kept.
+    Raises TypeError, ValueError.
+    """
+    _core.set_output_cache(_OUTPUT_CACHE if nbytes is None else _checks.byte_count(nbytes, "nbytes"))
+
+
+def get_output_cache():
+    """The bytes that may be kept, see set_output_cache; 0 on systems where nothing is."""
+    return _core.get_output_cache()
+
+
+_OUTPUT_CACHE = _core.get_output_cache()
+if os.environ.get("FASTBN_OUTPUT_CACHE", "").isdecimal():
+    set_output_cache(int(os.environ["FASTBN_OUTPUT_CACHE"]))
+
+
 def get_config():
     """The configuration as a dict: strings, ints, bools and lists of strings; None where unknown."""
     names = _core.isa_names()
@@ -45,6 +68,7 @@ def get_config():
         "isa_active": _core.isa_active(),
         "openmp": _core.openmp(),
         "num_threads": _core.get_num_threads(),
+        "output_cache": _core.get_output_cache(),
         "cache_bytes": [_core.cache_bytes(level) or None for level in (1, 2, 3)],
     }
 
@@ -69,6 +93,7 @@ def show_config(file=None):
         ("threads", f"{config['num_threads']}"),
         ("OpenMP", config["openmp"] or "none: every call runs on one thread"),
         ("data caches", caches),
+        ("output cache", _size(config["output_cache"])),
     ]
     for name, value in rows:
         print(f"{name:17} {value}", file=file)

@@ -260,6 +260,7 @@ def update_running_f64(const double[::1] mean not None, const double[::1] var no
 
 # ---- the operations on plain arrays, and the layer ----
 
+include "_outputs.pxi"
 include "_plain.pxi"
 include "_saved.pxi"
 include "_plain_calls.pxi"

@@ -132,7 +132,7 @@ cdef cnp.ndarray target_of(object out, cnp.ndarray x):
     """out, or a new array like x."""
     if out is not None:
         return <cnp.ndarray> out
-    return cnp.PyArray_EMPTY(cnp.PyArray_NDIM(x), cnp.PyArray_DIMS(x), cnp.PyArray_TYPE(x), 0)
+    return new_result(cnp.PyArray_NDIM(x), cnp.PyArray_DIMS(x), cnp.PyArray_TYPE(x))
 
 
 cdef cnp.ndarray new_vector(cnp.npy_intp c, int kind):
