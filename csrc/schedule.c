@@ -141,12 +141,12 @@ static void finish_phase(struct fbn_job *job, int64_t first, int64_t end, int ag
     }
 }
 
-/* Into how many the features can be shared out between the passes. Where a row holds them many times over, two threads
- * would write to the same cache lines all along it. */
+/* Into how many the features can be shared out between the passes. Where a row of the plan holds them several times over,
+ * two threads would write to the same cache lines all along it. */
 static int64_t parts_to_finish(const struct fbn_job *job)
 {
     const struct fbn_plan *plan = &job->sums_plan;
-    return fbn_more_columns(plan) ? 1 : (plan->c + FEATURES_TO_FINISH - 1) / FEATURES_TO_FINISH;
+    return plan->fold > 1 ? 1 : (plan->c + FEATURES_TO_FINISH - 1) / FEATURES_TO_FINISH;
 }
 
 static void work_by_phases(const struct schedule *schedule, int thread, int threads)
