@@ -26,7 +26,7 @@ typedef void fbn_rows_sums(const void *x, int64_t x_stride, const void *dy, int6
 
 /* How the second pass walks and stores. */
 enum fbn_way {
-    FBN_IN_CACHE, /* several rows at once, which saves loads of parameters */
+    FBN_IN_CACHE, /* the second level: several rows at once, which saves loads of parameters */
     FBN_IN_ORDER, /* strictly in the order of memory, which large data want */
     FBN_STREAM    /* the same, with stores past the caches where y is aligned to 64 bytes */
 };

@@ -240,7 +240,7 @@ static int64_t tasks(const struct fbn_job *job)
 
 /* Past the caches where all the arrays together do not fit the last one, for one thread about half of it, from where on
  * storing through it was slower (measured); not in place, where y's lines were just read, nor in short runs, whose ends
- * share lines. */
+ * share lines. In order where the second-level caches do not hold them. */
 static enum fbn_way way_of(const struct fbn_job *job, int64_t bytes, int threads)
 {
     int64_t run = fbn_run_of_output(job) * job->size;
@@ -248,7 +248,7 @@ static enum fbn_way way_of(const struct fbn_job *job, int64_t bytes, int threads
     int64_t too_much = threads > 1 ? fbn_last_level_bytes() : fbn_last_level_bytes() / 16 * 7;
     if (bytes > too_much && run >= SHORT_RUN && !in_place)
         return FBN_STREAM;
-    return bytes > fbn_last_level_bytes() / 8 * 3 ? FBN_IN_ORDER : FBN_IN_CACHE;
+    return bytes > threads * fbn_level2_bytes() ? FBN_IN_ORDER : FBN_IN_CACHE;
 }
 
 static void work(void *schedule_, int thread, int threads)
