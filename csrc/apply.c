@@ -4,12 +4,14 @@
  *
  * A packed table whose rows are whole cache lines is flat: since NumPy's arrays start 16, 32 or 48 bytes off a line,
  * its rows are counted from the first line boundary of y, `head` elements in, with the columns rotated by as much. So
- * every store of every row is aligned, which a store past the caches must be. The columns' parameters go on for a line
- * beyond the width, which makes the rotation a pointer.
+ * every store of every row is aligned, which a store past the caches must be. The columns' parameters go on for two lines
+ * beyond their period, which makes the rotation a pointer and lets vectors be loaded from any column. Of a table that is
+ * folded they are kept for a few rows of the array only: each thread writes those of its features, and a cache line in
+ * which the features of two threads alternate costs both of them.
  */
 #include "job.h"
 
-enum { LINE = 64 };
+enum { LINE = 64, PERIOD = 64 /* columns, at least */ };
 
 static int is_flat(const struct fbn_job *job)
 {
@@ -33,12 +35,19 @@ void fbn_find_head(struct fbn_job *job)
     job->head = is_flat(job) ? (int64_t)(-(uintptr_t)job->y.data % LINE) / job->size : -1;
 }
 
+/* After how many columns the parameters are the same again, or the width. */
+static int64_t period(const struct fbn_plan *plan)
+{
+    const int64_t row = plan->c * plan->s;
+    return fbn_least(plan->width, (PERIOD + row - 1) / row * row);
+}
+
 /* 0 where the features' own arrays serve as the columns. */
 int64_t fbn_param_columns(const struct fbn_job *job)
 {
     const struct fbn_plan *plan = &job->out_plan;
-    if (job->head > 0)
-        return plan->width + LINE / job->size;
+    if (job->head > 0 || plan->fold > 1)
+        return period(plan) + 2 * LINE / job->size;
     return fbn_more_columns(plan) ? plan->width : 0;
 }
 
@@ -65,10 +74,10 @@ static void apply_planes(struct fbn_job *job, int64_t f, int64_t features, int64
     if (job->gradient)
         job->typed->planes_gradient(fbn_at(job->x, job->size, n, f, i), job->x.stride_c,
                                     fbn_at(job->dy, job->size, n, f, i), job->dy.stride_c, y, job->y.stride_c, features,
-                                    len, par, job->way);
+                                    len, par, 0, job->way);
     else
         job->typed->planes_affine(fbn_at(job->in, job->size, n, f, i), job->in.stride_c, y, job->y.stride_c, features,
-                                  len, par, job->way);
+                                  len, par, 0, job->way);
 }
 
 static const char *moved(struct fbn_array a, int64_t size, int64_t elements)
@@ -80,7 +89,7 @@ static const char *moved(struct fbn_array a, int64_t size, int64_t elements)
  * is `column`. */
 static void apply_rows(struct fbn_job *job, int64_t at_row, int64_t at, int64_t count, int64_t column, int64_t width)
 {
-    const int64_t fold = job->out_plan.fold, size = job->size;
+    const int64_t fold = job->out_plan.fold, size = job->size, repeat = fold > 1 ? period(&job->out_plan) : width;
     const void *par[FBN_MOST_PARAMS];
     params_at(job, job->par_columns, column, par);
     char *y = (char *)moved(job->y, size, at_row * job->y.stride_n + at);
@@ -88,9 +97,9 @@ static void apply_rows(struct fbn_job *job, int64_t at_row, int64_t at, int64_t 
     const char *x = moved(job->x, size, at_row * job->x.stride_n + at);
     if (job->gradient)
         job->typed->rows_gradient(x, job->x.stride_n * fold, in, job->in.stride_n * fold, y, job->y.stride_n * fold,
-                                  count, width, par, job->way);
+                                  count, width, par, repeat, job->way);
     else
-        job->typed->rows_affine(in, job->in.stride_n * fold, y, job->y.stride_n * fold, count, width, par,
+        job->typed->rows_affine(in, job->in.stride_n * fold, y, job->y.stride_n * fold, count, width, par, repeat,
                                 job->way);
 }
 
@@ -136,8 +145,8 @@ static void apply_elements(struct fbn_job *job, int64_t begin, int64_t end, int6
     int64_t width = job->out_plan.width, rows = (end - begin) / width, rest = (end - begin) % width;
     if (rows > 0)
         apply_rows(job, 0, begin, rows, column, width);
-    if (rest > 0)
-        apply_rows(job, 0, begin + rows * width, 1, column, rest);
+    for (int64_t most = period(&job->out_plan), at = end - rest; at < end; at += most)
+        apply_rows(job, 0, at, 1, column, fbn_least(most, end - at));
 }
 
 static void apply_flat(struct fbn_job *job, int64_t begin, int64_t end)

@@ -31,14 +31,16 @@ enum fbn_way {
     FBN_STREAM    /* the same, with stores past the caches where y is aligned to 64 bytes */
 };
 
-/* y = (x - par[0]) * par[1] + par[2]. Planes: of `count` features; rows: of `count` rows. */
+/* y = (x - par[0]) * par[1] + par[2]. Planes: of `count` features; rows: of `count` rows. period: planes ignore it; the
+ * columns j and j + period of a row have equal parameters, and if it is less than the width, rows follow each other
+ * without a gap, y is aligned to 64 bytes, and par goes on for 64 bytes more. */
 typedef void fbn_affine(const void *x, int64_t x_stride, void *y, int64_t y_stride, int64_t count, int64_t len,
-                        const void *const par[3], enum fbn_way way);
+                        const void *const par[3], int64_t period, enum fbn_way way);
 
 /* dx = ((dy - par[1]) - (x - par[0]) * par[2]) * par[3]. */
 typedef void fbn_gradient(const void *x, int64_t x_stride, const void *dy, int64_t dy_stride, void *dx,
                           int64_t dx_stride, int64_t count, int64_t len, const void *const par[4],
-                          enum fbn_way way);
+                          int64_t period, enum fbn_way way);
 
 /* The kernels of one data type. */
 struct fbn_typed {
