@@ -1,12 +1,20 @@
 import os
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, Self, TextIO, overload
+from typing import Any, Literal, Self, TextIO, TypedDict, TypeVar, Unpack, overload
 
 import numpy as np
 import numpy.typing as npt
 
 _Array = npt.NDArray[Any]
 _Axis = int | tuple[int, ...]
+_Target = TypeVar("_Target")  # another framework's layer
+
+class _Settings(TypedDict, total=False):
+    axis: _Axis
+    eps: float
+    momentum: float | None
+    ddof: int
+    dtype: npt.DTypeLike
 
 __version__: str
 
@@ -70,6 +78,41 @@ class BatchNorm:
     def load_state_dict(self, state: Mapping[str, npt.ArrayLike]) -> Self: ...
     def save(self, path: str | os.PathLike[str]) -> None: ...
     def load(self, path: str | os.PathLike[str]) -> Self: ...
+    @classmethod
+    def from_torch(
+        cls, source: Any, prefix: str = "", *, track_running_stats: bool = True, **settings: Unpack[_Settings]
+    ) -> Self: ...
+    @overload
+    def to_torch(self, target: None = None, prefix: str = "") -> dict[str, _Array]: ...
+    @overload
+    def to_torch(self, target: str | os.PathLike[str], prefix: str = "") -> None: ...
+    @overload
+    def to_torch(self, target: _Target) -> _Target: ...
+    @classmethod
+    def from_keras(
+        cls, source: Any, config: Mapping[str, Any] | None = None, **settings: Unpack[_Settings]
+    ) -> Self: ...
+    @overload
+    def to_keras(self, target: None = None) -> tuple[list[_Array], dict[str, Any]]: ...
+    @overload
+    def to_keras(self, target: _Target) -> _Target: ...
+    @classmethod
+    def from_flax(cls, source: Any, module: Any = None, *, prefix: str = "", **settings: Unpack[_Settings]) -> Self: ...
+    @overload
+    def to_flax(self, target: None = None, *, prefix: str = "") -> dict[str, dict[str, Any]]: ...
+    @overload
+    def to_flax(self, target: _Target) -> _Target: ...
+    @classmethod
+    def from_onnx(
+        cls, node: Any, initializers: Any, *, opset: int | None = None, **settings: Unpack[_Settings]
+    ) -> Self: ...
+    def to_onnx(self, *, opset: int = 15) -> tuple[dict[str, float | int], dict[str, _Array]]: ...
+    @classmethod
+    def from_chainer(cls, source: Any, *, prefix: str = "", **settings: Unpack[_Settings]) -> Self: ...
+    @overload
+    def to_chainer(self, target: None = None, *, prefix: str = "") -> dict[str, _Array]: ...
+    @overload
+    def to_chainer(self, target: _Target) -> _Target: ...
 
 @overload
 def batch_norm_inference(

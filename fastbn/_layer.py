@@ -9,13 +9,14 @@ from . import _checks, _core, _state
 from ._canonical import normalize_axes
 from ._functional import batch_norm_backward, batch_norm_inference, normalize_by_batch
 from ._moments import Moments
+from .convert import Conversions
 
 # Attributes that the core's part of the layer keeps.
 _SLOTS = ("training", "num_batches_tracked", "dgamma", "dbeta", "_momentum", "_ddof")
 _UPDATE_RUNNING = {np.dtype(np.float32): _core.update_running_f32, np.dtype(np.float64): _core.update_running_f64}
 
 
-class BatchNorm(_core.LayerBase):
+class BatchNorm(_core.LayerBase, Conversions):
     """Batch normalization over a feature axis, with learned scale and shift.
 
     Training: y = (x - mean) / sqrt(var + eps) * gamma + beta with the mean and the biased variance of each feature over the
@@ -37,7 +38,8 @@ class BatchNorm(_core.LayerBase):
     Attributes: gamma, beta, running_mean, running_var (arrays of shape (C,), or None), num_batches_tracked, dgamma, dbeta (set by
     backward), training, num_features, dtype, eps, momentum, axis, ddof. A layer starts in training mode.
 
-    A layer in inference mode may be called from many threads at once.
+    A layer in inference mode may be called from many threads at once. BatchNorm.from_torch, from_keras, from_flax, from_onnx,
+    from_chainer make a layer from another framework's, to_torch and so on go back.
     Raises TypeError, ValueError for arguments out of range; warns where momentum < 0.5, since PyTorch's momentum means the opposite.
     Source: Ioffe and Szegedy 2015 (arXiv:1502.03167).
     """

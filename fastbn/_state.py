@@ -59,11 +59,15 @@ def fill(layer, state):
 
 
 def save(layer, path):
-    """Into a file beside it, then renamed: a failure leaves the old file as it was."""
+    replace(path, lambda file: np.savez(file, **copies(layer)))
+
+
+def replace(path, write):
+    """write(file) into a file beside it, then renamed: a failure leaves the old file as it was."""
     temporary = f"{path}.{os.getpid()}.part"
     try:
         with open(temporary, "wb") as file:
-            np.savez(file, **copies(layer))
+            write(file)
         os.replace(temporary, path)
     except BaseException:
         if os.path.exists(temporary):

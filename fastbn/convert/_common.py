@@ -1,0 +1,125 @@
+"""What all conversions share: a layer out of a framework's arrays and settings, and a layer's arrays into a target."""
+import decimal
+import math
+
+import numpy as np
+
+from .. import _checks, _state
+from ._arrays import as_array
+
+_SETTINGS = ("axis", "eps", "momentum", "ddof", "dtype")
+_NEUTRAL = {"gamma": 1.0, "beta": 0.0}
+
+
+def build(cls, arrays, names, settings, given, *, batches=0, training=True, features=None):
+    """A layer of class `cls`.
+
+    arrays: {"gamma", "beta", "running_mean", "running_var": value or None}; names: the framework's names for them.
+    settings: the framework's own, with fastbn's names and meanings; given: the caller's, which win.
+    features: their number where there may be no array at all.
+    """
+    settings = _merged(settings, given)
+    arrays = _checked(arrays, names, settings["axis"])
+    settings.setdefault("dtype", _wider(arrays))
+    momentum = _checks.momentum(settings["momentum"])
+    if "momentum" not in given:
+        settings["momentum"] = 0.9
+    layer = cls(features if not arrays else next(iter(arrays.values())).size, scale="gamma" in arrays,
+                center="beta" in arrays, track_running_stats="running_mean" in arrays, **settings)
+    layer._momentum = momentum  # not through the property, which warns: a translated one is small on purpose
+    counter = {"num_batches_tracked": as_array(batches)} if "running_mean" in arrays else {}
+    _state.fill(layer, arrays | counter)
+    return layer.train(training)
+
+
+def _merged(settings, given):
+    unknown = sorted(set(given) - set(_SETTINGS))
+    if unknown:
+        raise TypeError(f"{unknown[0]} is no setting of the layer; expected {', '.join(_SETTINGS)}")
+    return settings | given
+
+
+def _checked(arrays, names, axis):
+    """Those that are there, flat, of floats and of one shape: as many axes as there are feature axes, or one."""
+    found = {key: _checks.as_data(as_array(value), names[key]) for key, value in arrays.items() if value is not None}
+    if ("running_mean" in found) != ("running_var" in found):
+        have, lack = ("running_mean", "running_var") if "running_mean" in found else ("running_var", "running_mean")
+        raise ValueError(f"there is a {names[have]} and no {names[lack]}, expected both or neither")
+    ranks = {1, len(axis)} if isinstance(axis, (tuple, list)) else {1}
+    reference = next((key for key in ("running_mean", "gamma", "beta") if key in found), None)
+    for key, a in found.items():
+        if a.ndim not in ranks:
+            raise ValueError(f"{names[key]} has shape {a.shape}, expected one dimension, (C,): is it another layer's? "
+                             "(Several feature axes take a tuple as axis.)")
+        if a.shape != found[reference].shape:
+            raise ValueError(f"{names[key]} has shape {a.shape}, expected {found[reference].shape}, the shape of "
+                             f"{names[reference]}: are they of one layer?")
+    return {key: a.reshape(-1) for key, a in found.items()}
+
+
+def _wider(arrays):
+    return np.float64 if any(a.dtype == np.float64 for a in arrays.values()) else np.float32
+
+
+def complement(momentum):
+    """1 - momentum, in decimal, so that 0.1 gives 0.9 and 0.9 gives 0.1. None (a cumulative average) stays None."""
+    return None if momentum is None else float(1 - decimal.Decimal(repr(float(momentum))))
+
+
+def prefixed(prefix, separator):
+    """A prefix that ends with the separator, or is empty."""
+    if not isinstance(prefix, str):
+        raise TypeError(f"prefix is {prefix!r}, expected a str")
+    return prefix if not prefix or prefix.endswith(separator) else prefix + separator
+
+
+def missing(name, prefix, keys, suffix):
+    """The error for an entry that is not there, with the prefixes that have one."""
+    others = [repr(key.removesuffix(suffix)) for key in map(str, keys) if key.endswith(suffix)]
+    hint = f"those that have one: {', '.join(others[:8])}{', ...' * (len(others) > 8)}" if others else "none has one"
+    return ValueError(f"there is no {name} under prefix {prefix!r}: is the prefix another ({hint}), or the layer no "
+                      "batch norm with running statistics?")
+
+
+def outgoing(layer, names):
+    """Copies of the arrays that the layer has, by the framework's names."""
+    found = {their: getattr(layer, ours) for ours, their in names.items()}
+    return {their: a.copy() for their, a in found.items() if a is not None}
+
+
+def require_statistics(layer, framework):
+    if layer.running_mean is None:
+        raise RuntimeError("this layer has no running statistics (track_running_stats=False), which a batch norm of "
+                           f"{framework} always has")
+
+
+def require_momentum(layer, framework):
+    """The weight of the old average, where there must be one."""
+    if layer.momentum is None:
+        raise ValueError(f"momentum is None, a cumulative average, which {framework} does not have: set the layer's "
+                         "momentum to the weight that the old average keeps, 0.99 for example")
+    return layer.momentum
+
+
+def pairs(layer, targets, names):
+    """[(target, value), ...] for the arrays of a framework's layer, with every check made and nothing written.
+
+    targets: {"gamma", ...: variable or None}. What the target has and the layer lacks becomes 1 or 0, which changes
+        nothing.
+    """
+    result = []
+    for key, target in targets.items():
+        value = getattr(layer, key)
+        if target is None and value is not None:
+            raise ValueError(f"this layer has a {key} and the target no {names[key]}: it was made without, and would "
+                             "compute something else")
+        if target is None:
+            continue
+        if value is None and key not in _NEUTRAL:
+            raise RuntimeError(f"this layer has no {key} (track_running_stats=False) and the target a {names[key]}")
+        if math.prod(target.shape) != layer.num_features:
+            raise ValueError(f"the target's {names[key]} has shape {tuple(target.shape)}, expected "
+                             f"{layer.num_features} entries, one for each feature of this layer")
+        value = np.full(layer.num_features, _NEUTRAL[key], layer.dtype) if value is None else value
+        result.append((target, value.reshape(tuple(target.shape))))
+    return result

@@ -1,0 +1,114 @@
+"""Chainer: chainer.links.BatchNormalization, or a dict of its arrays."""
+import numpy as np
+
+from ._common import build, missing, outgoing, pairs, prefixed, require_statistics
+
+_NAMES = {"gamma": "gamma", "beta": "beta", "running_mean": "avg_mean", "running_var": "avg_var"}
+_DEFAULTS = {"axis": 1, "eps": 2e-5, "momentum": 0.9, "ddof": 1}
+
+
+def from_chainer(cls, source, *, prefix="", **settings):
+    """A layer with the state of a Chainer batch norm.
+
+    source: a chainer.links.BatchNormalization; or a dict of arrays {"gamma", "beta", "avg_mean", "avg_var", "N"},
+        gamma, beta and N where it has them, as chainer.serializers.save_npz writes (pass what np.load gives).
+    prefix: the link's path in a dict of a whole network: "conv/bn".
+    settings: axis, eps, momentum, ddof, dtype of the layer, in fastbn's meaning, where another value is wanted. A link
+        brings its own eps, decay and axis; a dict has none, and Chainer's defaults stand (eps 2e-5, decay 0.9, axis 1).
+
+    What is translated: decay, the weight of the old average, is momentum; eps is the same; ddof=1: avg_var takes the
+    unbiased variance, m / (m - 1) times the biased one. A link's axis names the axes to sum over, fastbn's the others;
+    arrays of several feature axes become flat. N, the batches seen in fine-tuning, is num_batches_tracked: fine-tuning
+    is momentum=None. Exact, for inference and further training (but for rounding; and for one value a feature, which
+    Chainer puts into its averages). The layer starts in training mode.
+
+    Raises TypeError, ValueError (not initialized, entries missing or misshapen).
+    Source: Chainer, chainer/links/normalization/batch_normalization.py; for avg_var `adjust` in
+        chainer/functions/normalization/batch_normalization.py (GeneralBatchNormalizationImpl.forward).
+    """
+    if _is_link(source):
+        if prefix:
+            raise ValueError(f"prefix is {prefix!r} and source a link, expected no prefix: it is for dicts")
+        _check_initialized(source, "source")
+        arrays = {key: getattr(source, name) for key, name in _NAMES.items()}
+        own = {"axis": _feature_axes(source), "eps": source.eps, "momentum": source.decay, "ddof": 1}
+        return build(cls, arrays, _NAMES, own, settings, batches=source.N)
+    arrays, batches = _of_dict(source, prefix)
+    rank = np.ndim(arrays["running_mean"])
+    own = _DEFAULTS | {"axis": 1 if rank <= 1 else tuple(range(1, rank + 1))}
+    return build(cls, arrays, _NAMES, own, settings, batches=batches)
+
+
+def _is_link(source):
+    return any(cls.__name__ == "BatchNormalization" and cls.__module__.startswith("chainer.links")
+               for cls in type(source).__mro__)
+
+
+def _check_initialized(link, argument):
+    if link.avg_mean is None:
+        raise ValueError(f"{argument} is a link that is not initialized and has no arrays: call it on a batch first")
+    if not isinstance(link.avg_mean, np.ndarray):
+        raise TypeError(f"{argument} has arrays of type {type(link.avg_mean).__name__}, expected NumPy's: call its "
+                        "to_cpu() first")
+
+
+def _feature_axes(link):
+    """From the axes to sum over (None: all but the ones after the first) to the feature axes."""
+    rank = link.avg_mean.ndim
+    if link.axis is None:
+        axes = tuple(range(1, rank + 1))
+    else:
+        axes = tuple(i for i in range(len(link.axis) + rank) if i not in link.axis)
+    return axes[0] if len(axes) == 1 else axes
+
+
+def _of_dict(source, prefix):
+    if not hasattr(source, "keys"):
+        raise TypeError(f"source is a {type(source).__name__}, expected a chainer.links.BatchNormalization or a dict "
+                        "of its arrays")
+    prefix = prefixed(prefix, "/")
+    arrays = {key: source[prefix + name] if prefix + name in source else None for key, name in _NAMES.items()}
+    for key in ("running_mean", "running_var"):
+        if arrays[key] is None:
+            raise missing(_NAMES[key], prefix, source.keys(), _NAMES[key])
+    return arrays, source[prefix + "N"] if prefix + "N" in source else 0
+
+
+def to_chainer(self, target=None, *, prefix=""):
+    """This layer's state in Chainer's names and meaning.
+
+    target: None: returns a dict of arrays {"gamma", "beta", "avg_mean", "avg_var", "N"}, those that the layer has. It
+        holds no settings: make the link with decay=bn.momentum, eps=bn.eps.
+        A chainer.links.BatchNormalization: fills it, sets its N, decay and eps, and returns it; its axis stays. Where
+        it has a gamma or beta and this layer none, they become 1 and 0.
+    prefix: the link's path in a dict of a whole network: "conv/bn".
+
+    decay is momentum; where that is None, a cumulative average, N is num_batches_tracked, a link keeps its decay, and
+    calls with finetune=True continue the average; else N is 0. Chainer always takes the unbiased variance, so a layer
+    with ddof=0 is converted exactly for inference, but its avg_var would grow on by N / (N - 1) larger batch variances
+    there.
+
+    Raises TypeError, ValueError (shapes, switches; the target is as it was), RuntimeError (no running statistics).
+    Source: Chainer, chainer/links/normalization/batch_normalization.py.
+    """
+    require_statistics(self, "Chainer")
+    seen = self.num_batches_tracked if self.momentum is None else 0
+    if target is not None:
+        return _fill(self, target, prefix, seen)
+    prefix = prefixed(prefix, "/")
+    state = {prefix + name: a for name, a in outgoing(self, _NAMES).items()}
+    return state | {prefix + "N": np.array(seen, np.int64)}
+
+
+def _fill(layer, link, prefix, seen):
+    if not _is_link(link):
+        raise TypeError(f"target is a {type(link).__name__}, expected a chainer.links.BatchNormalization")
+    if prefix:
+        raise ValueError(f"prefix is {prefix!r} and target a link, expected no prefix: it is for dicts")
+    _check_initialized(link, "target")
+    targets = {"gamma": link.gamma, "beta": link.beta, "running_mean": link.avg_mean, "running_var": link.avg_var}
+    for target, value in pairs(layer, targets, _NAMES):
+        (target if isinstance(target, np.ndarray) else target.array)[...] = value
+    link.N, link.eps = seen, layer.eps
+    link.decay = link.decay if layer.momentum is None else layer.momentum
+    return link
