@@ -246,6 +246,29 @@ class BatchNorm(_core.LayerBase, Conversions):
         self.dbeta = None if dbeta is None else dbeta.astype(self.dtype, copy=False)
         return dx
 
+    # ---- folding ----
+
+    def as_affine(self):
+        """(scale, shift), float64 arrays of shape (C,), with which inference is y = x * scale + shift.
+
+            scale = gamma / sqrt(running_var + eps)      shift = beta - running_mean * scale
+        computed in double as gamma * (1 / sqrt(...)), with gamma = 1 and beta = 0 where absent. They are the numbers of
+        inference itself, which with hi = running_mean in the data's type computes
+            (x - hi) * scale + (beta - (running_mean - hi) * scale)
+        where scale and the bracket are rounded to that type. So the two differ by rounding alone; but where |mean| / std is
+        large, x * scale + shift cancels and loses as many digits, unless it is computed in double.
+        New arrays, which later training does not change. Raises RuntimeError (no running statistics).
+        Source: Ioffe and Szegedy 2015 (arXiv:1502.03167), algorithm 2, step 11.
+        """
+        if not self._tracks:
+            raise RuntimeError("this layer has no running statistics: it was made with track_running_stats=False, so its "
+                               "inference takes the statistics of each batch and is no fixed affine map")
+        with np.errstate(all="ignore"):
+            scale = 1.0 / np.sqrt(self.running_var.astype(np.float64) + self.eps)
+            scale = scale if self.gamma is None else self.gamma.astype(np.float64) * scale
+            shift = -(self.running_mean.astype(np.float64) * scale)
+            return scale, shift if self.beta is None else self.beta.astype(np.float64) + shift
+
     # ---- state ----
 
     def state_dict(self):
