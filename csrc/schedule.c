@@ -141,20 +141,22 @@ static void finish_phase(struct fbn_job *job, int64_t first, int64_t end, int ag
     }
 }
 
-/* Into how many the features can be shared out between the passes. Where a row of the plan holds them several times over,
- * two threads would write to the same cache lines all along it. */
-static int64_t parts_to_finish(const struct fbn_job *job)
+/* A thread takes a multiple of this many features between the passes. Where a row of the plan holds each of
+ * them several times over, two threads would write to the same cache lines all along it, so one takes all. */
+static int64_t features_to_finish(const struct fbn_plan *plan) { return plan->fold > 1 ? plan->c : FEATURES_TO_FINISH; }
+
+/* The first of thread t. */
+static int64_t first_to_finish(const struct fbn_plan *plan, int thread, int threads)
 {
-    const struct fbn_plan *plan = &job->sums_plan;
-    return plan->fold > 1 ? 1 : (plan->c + FEATURES_TO_FINISH - 1) / FEATURES_TO_FINISH;
+    int64_t unit = features_to_finish(plan);
+    return fbn_least(plan->c, share((plan->c + unit - 1) / unit, thread, threads) * unit);
 }
 
 static void work_by_phases(const struct schedule *schedule, int thread, int threads)
 {
     struct fbn_job *job = schedule->job;
-    int64_t c = job->sums_plan.c, parts = parts_to_finish(job);
-    int64_t first = fbn_least(c, share(parts, thread, threads) * FEATURES_TO_FINISH);
-    int64_t end = fbn_least(c, share(parts, thread + 1, threads) * FEATURES_TO_FINISH);
+    const struct fbn_plan *plan = &job->sums_plan;
+    int64_t first = first_to_finish(plan, thread, threads), end = first_to_finish(plan, thread + 1, threads);
     if (job->op->prepare) {
         job->op->prepare(job, first, end);
         fbn_spread_pivots(job, first, end);
@@ -163,7 +165,7 @@ static void work_by_phases(const struct schedule *schedule, int thread, int thre
         fbn_barrier(threads);
         finish_phase(job, first, end, 0);
         fbn_barrier(threads);
-        int again = memchr(job->bad, 1, (size_t)c) != NULL;
+        int again = memchr(job->bad, 1, (size_t)plan->c) != NULL;
         if (again) {
             pivots_again(job, first, end);
             fbn_barrier(threads);
