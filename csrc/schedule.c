@@ -141,14 +141,11 @@ static void finish_phase(struct fbn_job *job, int64_t first, int64_t end, int ag
     }
 }
 
-/* A thread takes a multiple of this many features between the passes. Where a row of the plan holds each of
- * them several times over, two threads would write to the same cache lines all along it, so one takes all. */
-static int64_t features_to_finish(const struct fbn_plan *plan) { return plan->fold > 1 ? plan->c : FEATURES_TO_FINISH; }
-
-/* The first of thread t. */
+/* Between the passes, the first feature of thread t. Where a row of the plan holds each feature several times over, two
+ * threads would write to the same cache lines all along it, so one takes all. */
 static int64_t first_to_finish(const struct fbn_plan *plan, int thread, int threads)
 {
-    int64_t unit = features_to_finish(plan);
+    int64_t unit = plan->fold > 1 ? plan->c : FEATURES_TO_FINISH;
     return fbn_least(plan->c, share((plan->c + unit - 1) / unit, thread, threads) * unit);
 }
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import _core
+from . import _checks, _core
 
 
 class Arrangement(NamedTuple):
@@ -82,7 +82,7 @@ def normalize_axes(axis, ndim, name="x"):
         raise ValueError("axis is empty: name the feature axis, for example axis=1")
     result = []
     for one in axes:
-        if isinstance(one, (bool, np.bool_)) or not isinstance(one, (int, np.integer)):
+        if not _checks.is_whole(one):
             raise TypeError(f"axis must be an int or a tuple of ints, not {one!r}")
         if not -ndim <= one < ndim:
             raise ValueError(f"axis {one} is out of range for {name} with {ndim} dimension{'s' * (ndim != 1)}")

@@ -94,12 +94,13 @@ def momentum(value):
     return value
 
 
-def _is_whole(value):
+def is_whole(value):
+    """Whether value is an int, Python's or NumPy's, and no bool."""
     return isinstance(value, (int, np.integer)) and not isinstance(value, (bool, np.bool_))
 
 
 def byte_count(nbytes, name):
-    if not _is_whole(nbytes):
+    if not is_whole(nbytes):
         raise TypeError(f"{name} is {nbytes!r}, expected an int, a number of bytes, or None")
     if nbytes < 0:
         raise ValueError(f"{name} is {nbytes}, expected at least 0")
@@ -110,7 +111,7 @@ def threads(num_threads):
     """The C core's number: 0 for None."""
     if num_threads is None:
         return 0
-    if not _is_whole(num_threads):
+    if not is_whole(num_threads):
         raise TypeError(f"num_threads is {num_threads!r}, expected a positive int or None")
     if num_threads < 1:
         raise ValueError(f"num_threads is {num_threads}, expected at least 1, or None for the settings' number")

@@ -343,7 +343,7 @@ def _rebuild(cls, settings):
 
 
 def _positive(num_features):
-    if isinstance(num_features, (bool, np.bool_)) or not isinstance(num_features, (int, np.integer)):
+    if not _checks.is_whole(num_features):
         raise TypeError(f"num_features is {num_features!r}, expected an int")
     if num_features < 1:
         raise ValueError(f"num_features is {num_features}, expected at least 1")

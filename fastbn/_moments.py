@@ -3,6 +3,8 @@ import numbers
 
 import numpy as np
 
+from . import _checks
+
 
 class Moments:
     """Statistics of some entries of C features, which can be merged with those of others.
@@ -21,7 +23,7 @@ class Moments:
 
     def __init__(self, count, mean, M2):
         """Raises TypeError, ValueError where count is no natural number or the arrays are not of one shape (C,)."""
-        if isinstance(count, bool) or not isinstance(count, (int, np.integer)):
+        if not _checks.is_whole(count):
             raise TypeError(f"count is {count!r}, expected an int")
         if count < 0:
             raise ValueError(f"count is {count}, expected 0 or more")

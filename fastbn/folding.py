@@ -120,7 +120,7 @@ def _bias(value, outputs):
 
 
 def _check_groups(groups, weight, transposed):
-    if isinstance(groups, bool) or not isinstance(groups, (int, np.integer)):
+    if not _checks.is_whole(groups):
         raise TypeError(f"groups is {groups!r}, expected an int")
     if groups < 1 or weight.shape[0] % groups:
         side = "input" if transposed else "output"
