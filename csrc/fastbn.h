@@ -63,6 +63,11 @@ typedef enum fastbn_status {
 
 typedef enum fastbn_dtype { FASTBN_FLOAT32 = 0, FASTBN_FLOAT64 = 1 } fastbn_dtype;
 
+typedef enum fastbn_activation {
+    FASTBN_IDENTITY = 0, FASTBN_RELU, FASTBN_LEAKY_RELU, FASTBN_RELU6, FASTBN_SIGMOID, FASTBN_TANH, FASTBN_SILU,
+    FASTBN_GELU, FASTBN_GELU_TANH, FASTBN_HARDSWISH, FASTBN_ELU
+} fastbn_activation;
+
 /* The shape and type of the data. */
 typedef struct fastbn_shape {
     int64_t n, c, s;

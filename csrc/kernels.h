@@ -10,6 +10,8 @@
 
 #include <stdint.h>
 
+#include "fastbn.h"
+
 /* The most entries of a feature that are sampled for its pivot. */
 #define FBN_PIVOT_SAMPLES 16
 
@@ -66,6 +68,11 @@ struct fbn_typed {
     /* par[0..3] of fbn_gradient, from mean(dy) and rstd^2 * mean(dy * (x - mean)). */
     void (*gradient_params)(int64_t c, const double *mean, const double *rstd, const double *gamma,
                             const double *mean_dy, const double *slope, void *const par[4]);
+    /* y = act(z), entry by entry; y may be z. slope: of leaky_relu, alpha of elu; ignored by the others. */
+    void (*activate)(const void *z, void *y, int64_t n, fastbn_activation activation, double slope);
+    /* dz = dy * act'(z); dz may be dy or z. */
+    void (*activate_gradient)(const void *z, const void *dy, void *dz, int64_t n, fastbn_activation activation,
+                              double slope);
 };
 
 struct fbn_kernels {

@@ -265,6 +265,7 @@ include "_plain.pxi"
 include "_saved.pxi"
 include "_plain_calls.pxi"
 include "_layer_base.pxi"
+include "_activate.pxi"
 
 
 # ---- configuration ----

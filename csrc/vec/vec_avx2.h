@@ -76,6 +76,30 @@ static inline f32x16 f32x16_mul(f32x16 x, f32x16 y)
 {
     return (f32x16){_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)};
 }
+static inline f32x16 f32x16_div(f32x16 x, f32x16 y)
+{
+    return (f32x16){_mm256_div_ps(x.a, y.a), _mm256_div_ps(x.b, y.b)};
+}
+static inline f32x16 f32x16_less(f32x16 a, f32x16 b, f32x16 x, f32x16 y)
+{
+    return (f32x16){_mm256_blendv_ps(y.a, x.a, _mm256_cmp_ps(a.a, b.a, _CMP_LT_OQ)),
+                    _mm256_blendv_ps(y.b, x.b, _mm256_cmp_ps(a.b, b.b, _CMP_LT_OQ))};
+}
+static inline f32x16 f32x16_magnitude(f32x16 x)
+{
+    return (f32x16){_mm256_andnot_ps(_mm256_set1_ps(-0.0f), x.a), _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x.b)};
+}
+static inline f32x16 f32x16_signed_as(f32x16 x, f32x16 s)
+{
+    f32x16 v = f32x16_magnitude(x);
+    return (f32x16){_mm256_or_ps(v.a, _mm256_and_ps(_mm256_set1_ps(-0.0f), s.a)),
+                    _mm256_or_ps(v.b, _mm256_and_ps(_mm256_set1_ps(-0.0f), s.b))};
+}
+static inline f32x16 f32x16_power(f32x16 x)
+{
+    return (f32x16){_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(x.a), 23)),
+                    _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(x.b), 23))};
+}
 static inline f32x16 f32x16_one(void)
 {
     f32x16 v = f32x16_set(1);
@@ -126,6 +150,30 @@ static inline f64x8 f64x8_mul(f64x8 x, f64x8 y)
 {
     return (f64x8){_mm256_mul_pd(x.a, y.a), _mm256_mul_pd(x.b, y.b)};
 }
+static inline f64x8 f64x8_div(f64x8 x, f64x8 y)
+{
+    return (f64x8){_mm256_div_pd(x.a, y.a), _mm256_div_pd(x.b, y.b)};
+}
+static inline f64x8 f64x8_less(f64x8 a, f64x8 b, f64x8 x, f64x8 y)
+{
+    return (f64x8){_mm256_blendv_pd(y.a, x.a, _mm256_cmp_pd(a.a, b.a, _CMP_LT_OQ)),
+                   _mm256_blendv_pd(y.b, x.b, _mm256_cmp_pd(a.b, b.b, _CMP_LT_OQ))};
+}
+static inline f64x8 f64x8_magnitude(f64x8 x)
+{
+    return (f64x8){_mm256_andnot_pd(_mm256_set1_pd(-0.0), x.a), _mm256_andnot_pd(_mm256_set1_pd(-0.0), x.b)};
+}
+static inline f64x8 f64x8_signed_as(f64x8 x, f64x8 s)
+{
+    f64x8 v = f64x8_magnitude(x);
+    return (f64x8){_mm256_or_pd(v.a, _mm256_and_pd(_mm256_set1_pd(-0.0), s.a)),
+                   _mm256_or_pd(v.b, _mm256_and_pd(_mm256_set1_pd(-0.0), s.b))};
+}
+static inline f64x8 f64x8_power(f64x8 x)
+{
+    return (f64x8){_mm256_castsi256_pd(_mm256_slli_epi64(_mm256_castpd_si256(x.a), 52)),
+                   _mm256_castsi256_pd(_mm256_slli_epi64(_mm256_castpd_si256(x.b), 52))};
+}
 static inline f64x8 f64x8_one(void)
 {
     f64x8 v = f64x8_set(1);
@@ -156,6 +204,16 @@ static inline f64x8 f64x8_widen_part(const float *p, int64_t n, f64x8 fill)
 }
 static inline f64x8 f32x16_low(f32x16 v) { return f64x8_of_f32(v.a); }
 static inline f64x8 f32x16_high(f32x16 v) { return f64x8_of_f32(v.b); }
+
+static inline void f64x8_narrow(float *p, f64x8 v)
+{
+    _mm_storeu_ps(p, _mm256_cvtpd_ps(v.a));
+    _mm_storeu_ps(p + 4, _mm256_cvtpd_ps(v.b));
+}
+static inline void f64x8_narrow_part(float *p, int64_t n, f64x8 v)
+{
+    _mm256_maskstore_ps(p, fbn_mask32(n), _mm256_set_m128(_mm256_cvtpd_ps(v.b), _mm256_cvtpd_ps(v.a)));
+}
 
 #if defined(__GNUC__) /* gcc 12 takes a function that only calls _mm_prefetch for one without effect, and drops it */
 #define fbn_prefetch(p) __builtin_prefetch((p), 0, 2)

@@ -34,6 +34,20 @@ static inline void f32x16_stream(float *p, f32x16 v) { _mm512_stream_ps(p, v); }
 static inline f32x16 f32x16_add(f32x16 a, f32x16 b) { return _mm512_add_ps(a, b); }
 static inline f32x16 f32x16_sub(f32x16 a, f32x16 b) { return _mm512_sub_ps(a, b); }
 static inline f32x16 f32x16_mul(f32x16 a, f32x16 b) { return _mm512_mul_ps(a, b); }
+static inline f32x16 f32x16_div(f32x16 a, f32x16 b) { return _mm512_div_ps(a, b); }
+static inline f32x16 f32x16_less(f32x16 a, f32x16 b, f32x16 x, f32x16 y)
+{
+    return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), y, x);
+}
+static inline f32x16 f32x16_magnitude(f32x16 a) { return _mm512_andnot_ps(_mm512_set1_ps(-0.0f), a); }
+static inline f32x16 f32x16_signed_as(f32x16 a, f32x16 s)
+{
+    return _mm512_or_ps(f32x16_magnitude(a), _mm512_and_ps(_mm512_set1_ps(-0.0f), s));
+}
+static inline f32x16 f32x16_power(f32x16 a)
+{
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(a), 23));
+}
 
 static inline f32x16 f32x16_one(void)
 {
@@ -56,6 +70,20 @@ static inline void f64x8_stream(double *p, f64x8 v) { _mm512_stream_pd(p, v); }
 static inline f64x8 f64x8_add(f64x8 a, f64x8 b) { return _mm512_add_pd(a, b); }
 static inline f64x8 f64x8_sub(f64x8 a, f64x8 b) { return _mm512_sub_pd(a, b); }
 static inline f64x8 f64x8_mul(f64x8 a, f64x8 b) { return _mm512_mul_pd(a, b); }
+static inline f64x8 f64x8_div(f64x8 a, f64x8 b) { return _mm512_div_pd(a, b); }
+static inline f64x8 f64x8_less(f64x8 a, f64x8 b, f64x8 x, f64x8 y)
+{
+    return _mm512_mask_blend_pd(_mm512_cmp_pd_mask(a, b, _CMP_LT_OQ), y, x);
+}
+static inline f64x8 f64x8_magnitude(f64x8 a) { return _mm512_andnot_pd(_mm512_set1_pd(-0.0), a); }
+static inline f64x8 f64x8_signed_as(f64x8 a, f64x8 s)
+{
+    return _mm512_or_pd(f64x8_magnitude(a), _mm512_and_pd(_mm512_set1_pd(-0.0), s));
+}
+static inline f64x8 f64x8_power(f64x8 a)
+{
+    return _mm512_castsi512_pd(_mm512_slli_epi64(_mm512_castpd_si512(a), 52));
+}
 
 static inline f64x8 f64x8_one(void)
 {
@@ -74,6 +102,11 @@ static inline f64x8 f64x8_widen(const float *p) { return _mm512_cvtps_pd(_mm256_
 static inline f64x8 f64x8_widen_part(const float *p, int64_t n, f64x8 fill)
 {
     return _mm512_mask_cvtps_pd(fill, fbn_mask8(n), _mm256_maskz_loadu_ps(fbn_mask8(n), p));
+}
+static inline void f64x8_narrow(float *p, f64x8 v) { _mm256_storeu_ps(p, _mm512_cvtpd_ps(v)); }
+static inline void f64x8_narrow_part(float *p, int64_t n, f64x8 v)
+{
+    _mm256_mask_storeu_ps(p, fbn_mask8(n), _mm512_cvtpd_ps(v));
 }
 static inline f64x8 f32x16_low(f32x16 v) { return _mm512_cvtps_pd(_mm512_castps512_ps256(v)); }
 static inline f64x8 f32x16_high(f32x16 v) { return _mm512_cvtps_pd(_mm512_extractf32x8_ps(v, 1)); }

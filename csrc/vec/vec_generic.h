@@ -13,6 +13,8 @@
 
 typedef float fbn_f4 __attribute__((vector_size(16)));
 typedef double fbn_d2 __attribute__((vector_size(16)));
+typedef uint32_t fbn_u4 __attribute__((vector_size(16)));
+typedef uint64_t fbn_u2 __attribute__((vector_size(16)));
 typedef struct { fbn_f4 a, b, c, d; } f32x16;
 typedef struct { fbn_d2 a, b, c, d; } f64x8;
 
@@ -29,6 +31,27 @@ static inline fbn_d2 fbn_d2_load(const double *p)
     return v;
 }
 static inline fbn_d2 fbn_d2_widen(const float *p) { return (fbn_d2){p[0], p[1]}; }
+
+/* x where a < b, else y. */
+static inline fbn_f4 fbn_f4_less(fbn_f4 a, fbn_f4 b, fbn_f4 x, fbn_f4 y)
+{
+    fbn_u4 mask = (fbn_u4)(a < b);
+    return (fbn_f4)((mask & (fbn_u4)x) | (~mask & (fbn_u4)y));
+}
+static inline fbn_d2 fbn_d2_less(fbn_d2 a, fbn_d2 b, fbn_d2 x, fbn_d2 y)
+{
+    fbn_u2 mask = (fbn_u2)(a < b);
+    return (fbn_d2)((mask & (fbn_u2)x) | (~mask & (fbn_u2)y));
+}
+/* The bits of x but the first, the first of s. */
+static inline fbn_f4 fbn_f4_sign(fbn_f4 x, fbn_f4 s)
+{
+    return (fbn_f4)(((fbn_u4)x & 0x7fffffffu) | ((fbn_u4)s & 0x80000000u));
+}
+static inline fbn_d2 fbn_d2_sign(fbn_d2 x, fbn_d2 s)
+{
+    return (fbn_d2)(((fbn_u2)x & 0x7fffffffffffffffull) | ((fbn_u2)s & 0x8000000000000000ull));
+}
 
 static inline f32x16 f32x16_set(float a)
 {
@@ -50,6 +73,22 @@ static inline void f32x16_stream(float *p, f32x16 v) { f32x16_store(p, v); }
 static inline f32x16 f32x16_add(f32x16 x, f32x16 y) { return (f32x16){x.a + y.a, x.b + y.b, x.c + y.c, x.d + y.d}; }
 static inline f32x16 f32x16_sub(f32x16 x, f32x16 y) { return (f32x16){x.a - y.a, x.b - y.b, x.c - y.c, x.d - y.d}; }
 static inline f32x16 f32x16_mul(f32x16 x, f32x16 y) { return (f32x16){x.a * y.a, x.b * y.b, x.c * y.c, x.d * y.d}; }
+static inline f32x16 f32x16_div(f32x16 x, f32x16 y) { return (f32x16){x.a / y.a, x.b / y.b, x.c / y.c, x.d / y.d}; }
+static inline f32x16 f32x16_less(f32x16 a, f32x16 b, f32x16 x, f32x16 y)
+{
+    return (f32x16){fbn_f4_less(a.a, b.a, x.a, y.a), fbn_f4_less(a.b, b.b, x.b, y.b),
+                    fbn_f4_less(a.c, b.c, x.c, y.c), fbn_f4_less(a.d, b.d, x.d, y.d)};
+}
+static inline f32x16 f32x16_signed_as(f32x16 x, f32x16 s)
+{
+    return (f32x16){fbn_f4_sign(x.a, s.a), fbn_f4_sign(x.b, s.b), fbn_f4_sign(x.c, s.c), fbn_f4_sign(x.d, s.d)};
+}
+static inline f32x16 f32x16_magnitude(f32x16 x) { return f32x16_signed_as(x, f32x16_set(0)); }
+static inline f32x16 f32x16_power(f32x16 x)
+{
+    return (f32x16){(fbn_f4)((fbn_u4)x.a << 23), (fbn_f4)((fbn_u4)x.b << 23),
+                    (fbn_f4)((fbn_u4)x.c << 23), (fbn_f4)((fbn_u4)x.d << 23)};
+}
 
 static inline f32x16 f32x16_join(f32x16 x, f32x16 y, int64_t n)
 {
@@ -77,6 +116,22 @@ static inline void f64x8_stream(double *p, f64x8 v) { f64x8_store(p, v); }
 static inline f64x8 f64x8_add(f64x8 x, f64x8 y) { return (f64x8){x.a + y.a, x.b + y.b, x.c + y.c, x.d + y.d}; }
 static inline f64x8 f64x8_sub(f64x8 x, f64x8 y) { return (f64x8){x.a - y.a, x.b - y.b, x.c - y.c, x.d - y.d}; }
 static inline f64x8 f64x8_mul(f64x8 x, f64x8 y) { return (f64x8){x.a * y.a, x.b * y.b, x.c * y.c, x.d * y.d}; }
+static inline f64x8 f64x8_div(f64x8 x, f64x8 y) { return (f64x8){x.a / y.a, x.b / y.b, x.c / y.c, x.d / y.d}; }
+static inline f64x8 f64x8_less(f64x8 a, f64x8 b, f64x8 x, f64x8 y)
+{
+    return (f64x8){fbn_d2_less(a.a, b.a, x.a, y.a), fbn_d2_less(a.b, b.b, x.b, y.b),
+                   fbn_d2_less(a.c, b.c, x.c, y.c), fbn_d2_less(a.d, b.d, x.d, y.d)};
+}
+static inline f64x8 f64x8_signed_as(f64x8 x, f64x8 s)
+{
+    return (f64x8){fbn_d2_sign(x.a, s.a), fbn_d2_sign(x.b, s.b), fbn_d2_sign(x.c, s.c), fbn_d2_sign(x.d, s.d)};
+}
+static inline f64x8 f64x8_magnitude(f64x8 x) { return f64x8_signed_as(x, f64x8_set(0)); }
+static inline f64x8 f64x8_power(f64x8 x)
+{
+    return (f64x8){(fbn_d2)((fbn_u2)x.a << 52), (fbn_d2)((fbn_u2)x.b << 52),
+                   (fbn_d2)((fbn_u2)x.c << 52), (fbn_d2)((fbn_u2)x.d << 52)};
+}
 
 static inline f64x8 f64x8_join(f64x8 x, f64x8 y, int64_t n)
 {
@@ -97,6 +152,14 @@ static inline f64x8 f64x8_widen_part(const float *p, int64_t n, f64x8 fill)
         lanes[i] = p[i];
     return f64x8_load(lanes);
 }
+static inline void f64x8_narrow_part(float *p, int64_t n, f64x8 v)
+{
+    double lanes[8];
+    f64x8_store(lanes, v);
+    for (int64_t i = 0; i < n; i++)
+        p[i] = (float)lanes[i];
+}
+static inline void f64x8_narrow(float *p, f64x8 v) { f64x8_narrow_part(p, 8, v); }
 static inline f64x8 f32x16_low(f32x16 v)
 {
     return (f64x8){{v.a[0], v.a[1]}, {v.a[2], v.a[3]}, {v.b[0], v.b[1]}, {v.b[2], v.b[3]}};

@@ -56,6 +56,31 @@ static inline f32x16 f32x16_mul(f32x16 x, f32x16 y)
 {
     return (f32x16){vmulq_f32(x.a, y.a), vmulq_f32(x.b, y.b), vmulq_f32(x.c, y.c), vmulq_f32(x.d, y.d)};
 }
+static inline f32x16 f32x16_div(f32x16 x, f32x16 y)
+{
+    return (f32x16){vdivq_f32(x.a, y.a), vdivq_f32(x.b, y.b), vdivq_f32(x.c, y.c), vdivq_f32(x.d, y.d)};
+}
+static inline f32x16 f32x16_less(f32x16 a, f32x16 b, f32x16 x, f32x16 y)
+{
+    return (f32x16){vbslq_f32(vcltq_f32(a.a, b.a), x.a, y.a), vbslq_f32(vcltq_f32(a.b, b.b), x.b, y.b),
+                    vbslq_f32(vcltq_f32(a.c, b.c), x.c, y.c), vbslq_f32(vcltq_f32(a.d, b.d), x.d, y.d)};
+}
+static inline f32x16 f32x16_magnitude(f32x16 x)
+{
+    return (f32x16){vabsq_f32(x.a), vabsq_f32(x.b), vabsq_f32(x.c), vabsq_f32(x.d)};
+}
+static inline f32x16 f32x16_signed_as(f32x16 x, f32x16 s)
+{
+    return (f32x16){vbslq_f32(vdupq_n_u32(0x80000000u), s.a, x.a), vbslq_f32(vdupq_n_u32(0x80000000u), s.b, x.b),
+                    vbslq_f32(vdupq_n_u32(0x80000000u), s.c, x.c), vbslq_f32(vdupq_n_u32(0x80000000u), s.d, x.d)};
+}
+static inline f32x16 f32x16_power(f32x16 x)
+{
+    return (f32x16){vreinterpretq_f32_u32(vshlq_n_u32(vreinterpretq_u32_f32(x.a), 23)),
+                    vreinterpretq_f32_u32(vshlq_n_u32(vreinterpretq_u32_f32(x.b), 23)),
+                    vreinterpretq_f32_u32(vshlq_n_u32(vreinterpretq_u32_f32(x.c), 23)),
+                    vreinterpretq_f32_u32(vshlq_n_u32(vreinterpretq_u32_f32(x.d), 23))};
+}
 static inline f32x16 f32x16_join(f32x16 x, f32x16 y, int64_t n)
 {
     float lanes[16];
@@ -107,6 +132,33 @@ static inline f64x8 f64x8_mul(f64x8 x, f64x8 y)
 {
     return (f64x8){vmulq_f64(x.a, y.a), vmulq_f64(x.b, y.b), vmulq_f64(x.c, y.c), vmulq_f64(x.d, y.d)};
 }
+static inline f64x8 f64x8_div(f64x8 x, f64x8 y)
+{
+    return (f64x8){vdivq_f64(x.a, y.a), vdivq_f64(x.b, y.b), vdivq_f64(x.c, y.c), vdivq_f64(x.d, y.d)};
+}
+static inline f64x8 f64x8_less(f64x8 a, f64x8 b, f64x8 x, f64x8 y)
+{
+    return (f64x8){vbslq_f64(vcltq_f64(a.a, b.a), x.a, y.a), vbslq_f64(vcltq_f64(a.b, b.b), x.b, y.b),
+                   vbslq_f64(vcltq_f64(a.c, b.c), x.c, y.c), vbslq_f64(vcltq_f64(a.d, b.d), x.d, y.d)};
+}
+static inline f64x8 f64x8_magnitude(f64x8 x)
+{
+    return (f64x8){vabsq_f64(x.a), vabsq_f64(x.b), vabsq_f64(x.c), vabsq_f64(x.d)};
+}
+static inline f64x8 f64x8_signed_as(f64x8 x, f64x8 s)
+{
+    return (f64x8){vbslq_f64(vdupq_n_u64(0x8000000000000000ull), s.a, x.a),
+                   vbslq_f64(vdupq_n_u64(0x8000000000000000ull), s.b, x.b),
+                   vbslq_f64(vdupq_n_u64(0x8000000000000000ull), s.c, x.c),
+                   vbslq_f64(vdupq_n_u64(0x8000000000000000ull), s.d, x.d)};
+}
+static inline f64x8 f64x8_power(f64x8 x)
+{
+    return (f64x8){vreinterpretq_f64_u64(vshlq_n_u64(vreinterpretq_u64_f64(x.a), 52)),
+                   vreinterpretq_f64_u64(vshlq_n_u64(vreinterpretq_u64_f64(x.b), 52)),
+                   vreinterpretq_f64_u64(vshlq_n_u64(vreinterpretq_u64_f64(x.c), 52)),
+                   vreinterpretq_f64_u64(vshlq_n_u64(vreinterpretq_u64_f64(x.d), 52))};
+}
 static inline f64x8 f64x8_join(f64x8 x, f64x8 y, int64_t n)
 {
     double lanes[8];
@@ -134,6 +186,19 @@ static inline f64x8 f64x8_widen_part(const float *p, int64_t n, f64x8 fill)
 }
 static inline f64x8 f32x16_low(f32x16 v) { return f64x8_of_f32(v.a, v.b); }
 static inline f64x8 f32x16_high(f32x16 v) { return f64x8_of_f32(v.c, v.d); }
+
+static inline void f64x8_narrow(float *p, f64x8 v)
+{
+    vst1q_f32(p, vcvt_high_f32_f64(vcvt_f32_f64(v.a), v.b));
+    vst1q_f32(p + 4, vcvt_high_f32_f64(vcvt_f32_f64(v.c), v.d));
+}
+static inline void f64x8_narrow_part(float *p, int64_t n, f64x8 v)
+{
+    float lanes[8];
+    f64x8_narrow(lanes, v);
+    for (int64_t i = 0; i < n; i++)
+        p[i] = lanes[i];
+}
 
 static inline void fbn_prefetch(const void *p) { __builtin_prefetch(p, 0, 2); }
 static inline void fbn_prefetch_near(const void *p) { __builtin_prefetch(p, 0, 3); }

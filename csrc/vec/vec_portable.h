@@ -6,13 +6,19 @@
  *   load_part  the first n lanes from p (1 <= n <= lanes), the others from fill; reads nothing past p + n
  *   store, store_part
  *   stream     a store past the caches where the machine has one; p aligned to 64 bytes
- *   add, sub, mul
+ *   add, sub, mul, div
+ *   less       of a, b, x, y: x where a < b, else y, also where a or b is NaN
+ *   magnitude  without the sign
+ *   signed_as  the magnitude of a with the sign of s, zeros and NaN included
+ *   power      the bits moved up by 23 (52), to where the exponent is: 2^k of a float whose last bits are k + 127, of a
+ *              double whose last bits are k + 1023
  *   one, diff  diff(a, one(), b) is a - b; where a processor has fused multiply-add, as a * 1 - b, which is rounded once
  *              and so has the same bits, and leaves the adders to the sums
  *   settle     nothing, but that the compiler should compute a vector here, neither earlier nor later
  *   join       the first n lanes of a, the others of b (0 <= n <= lanes)
  *   fold       of doubles a, b: a[i] + a[i + 4] in lanes 0 to 3, b[i] + b[i + 4] in lanes 4 to 7
  *   widen      8 floats as doubles, exactly; widen_part likewise with n and fill
+ *   narrow     8 doubles rounded to floats, to p; narrow_part the first n of them
  *   low, high  lanes 0 to 7, lanes 8 to 15, as doubles, exactly
  *   fbn_prefetch      asks for the cache line of p in the second-level cache; p need not exist
  *   fbn_prefetch_near the same in the first-level cache
@@ -22,6 +28,7 @@
 #define FBN_VEC_H
 
 #include <stdint.h>
+#include <string.h>
 
 #include "vec_plain.h"
 
@@ -32,7 +39,8 @@ typedef struct { double v[8]; } f64x8;
     for (int i = 0; i < (count); i++) \
     (expression)
 
-#define FBN_PORTABLE(V, T, W)                                                                   \
+/* U: an unsigned integer of the size of T, S: its sign bit, M: the bits of T's significand that are stored. */
+#define FBN_PORTABLE(V, T, W, U, S, M)                                                         \
     static inline V V##_set(T a) { V r; FBN_LANES(W, r.v[i] = a); return r; }                  \
     static inline V V##_load(const T *p) { V r; FBN_LANES(W, r.v[i] = p[i]); return r; }       \
     static inline V V##_load_part(const T *p, int64_t n, V fill)                               \
@@ -46,14 +54,38 @@ typedef struct { double v[8]; } f64x8;
     static inline V V##_add(V a, V b) { FBN_LANES(W, a.v[i] += b.v[i]); return a; }            \
     static inline V V##_sub(V a, V b) { FBN_LANES(W, a.v[i] -= b.v[i]); return a; }            \
     static inline V V##_mul(V a, V b) { FBN_LANES(W, a.v[i] *= b.v[i]); return a; }            \
+    static inline V V##_div(V a, V b) { FBN_LANES(W, a.v[i] /= b.v[i]); return a; }            \
+    static inline V V##_less(V a, V b, V x, V y)                                               \
+    {                                                                                          \
+        FBN_LANES(W, x.v[i] = a.v[i] < b.v[i] ? x.v[i] : y.v[i]);                              \
+        return x;                                                                              \
+    }                                                                                          \
+    static inline V V##_signed_as(V a, V s)                                                    \
+    {                                                                                          \
+        U bits[W], signs[W];                                                                   \
+        memcpy(bits, &a, sizeof a);                                                            \
+        memcpy(signs, &s, sizeof s);                                                           \
+        FBN_LANES(W, bits[i] = (bits[i] & ~(S)) | (signs[i] & (S)));                           \
+        memcpy(&a, bits, sizeof a);                                                            \
+        return a;                                                                              \
+    }                                                                                          \
+    static inline V V##_magnitude(V a) { return V##_signed_as(a, V##_set(0)); }                \
+    static inline V V##_power(V a)                                                             \
+    {                                                                                          \
+        U bits[W];                                                                             \
+        memcpy(bits, &a, sizeof a);                                                            \
+        FBN_LANES(W, bits[i] <<= (M));                                                         \
+        memcpy(&a, bits, sizeof a);                                                            \
+        return a;                                                                              \
+    }                                                                                          \
     static inline V V##_join(V a, V b, int64_t n)                                               \
     {                                                                                          \
         FBN_LANES((int)n, b.v[i] = a.v[i]);                                                    \
         return b;                                                                              \
     }
 
-FBN_PORTABLE(f32x16, float, 16)
-FBN_PORTABLE(f64x8, double, 8)
+FBN_PORTABLE(f32x16, float, 16, uint32_t, 0x80000000u, 23)
+FBN_PORTABLE(f64x8, double, 8, uint64_t, 0x8000000000000000u, 52)
 
 static inline f64x8 f64x8_widen(const float *p)
 {
@@ -66,6 +98,8 @@ static inline f64x8 f64x8_widen_part(const float *p, int64_t n, f64x8 fill)
     FBN_LANES((int)n, fill.v[i] = p[i]);
     return fill;
 }
+static inline void f64x8_narrow_part(float *p, int64_t n, f64x8 a) { FBN_LANES((int)n, p[i] = (float)a.v[i]); }
+static inline void f64x8_narrow(float *p, f64x8 a) { f64x8_narrow_part(p, 8, a); }
 static inline f64x8 f32x16_low(f32x16 a) { return f64x8_widen(a.v); }
 static inline f64x8 f32x16_high(f32x16 a) { return f64x8_widen(a.v + 8); }
 

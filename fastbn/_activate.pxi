@@ -1,0 +1,60 @@
+# The kernels of the activations for tests, included by _core.pyx: one call of the kernel, on plain arrays.
+
+cdef extern from "fastbn.h":
+    ctypedef enum fastbn_activation:
+        pass
+
+cdef extern from "dispatch.h":
+    cdef struct fbn_typed:
+        void (*activate)(const void *z, void *y, int64_t n, fastbn_activation activation, double slope) noexcept
+        void (*activate_gradient)(const void *z, const void *dy, void *dz, int64_t n, fastbn_activation activation,
+                                  double slope) noexcept
+
+    cdef struct fbn_kernels:
+        fbn_typed typed[2]
+
+    fastbn_status fbn_kernels_active(const fbn_kernels **kernels)
+
+
+# In the order of fastbn_activation.
+cdef tuple ACTIVATIONS = ("identity", "relu", "leaky_relu", "relu6", "sigmoid", "tanh", "silu", "gelu", "gelu_tanh",
+                          "hardswish", "elu")
+
+
+cdef cnp.ndarray like(object z, object a, str name):
+    """a, which has to be a plain array of the type and size of z; a fresh one for None."""
+    if not is_plain(z) or not is_real(cnp.PyArray_TYPE(z)):
+        raise TypeError("z must be a C-contiguous float32 or float64 array")
+    if a is None:
+        return cnp.PyArray_EMPTY(cnp.PyArray_NDIM(z), cnp.PyArray_DIMS(z), cnp.PyArray_TYPE(z), 0)
+    if not is_plain(a) or cnp.PyArray_TYPE(a) != cnp.PyArray_TYPE(z) or cnp.PyArray_SIZE(a) != cnp.PyArray_SIZE(z):
+        raise TypeError(f"{name} must be a C-contiguous array of the type and size of z")
+    return a
+
+
+cdef const fbn_typed *typed_kernels(cnp.ndarray z) except NULL:
+    cdef const fbn_kernels *kernels = NULL
+    check(fbn_kernels_active(&kernels))
+    return &kernels.typed[<int> dtype_of_kind(cnp.PyArray_TYPE(z))]
+
+
+def activation_names():
+    """The activations that have a kernel."""
+    return ACTIVATIONS
+
+
+def activate(z, str activation not None, double slope=0.0, out=None):
+    """For tests: the activation of every entry of z. slope: of leaky_relu, alpha of elu."""
+    cdef fastbn_activation number = <fastbn_activation> <int> ACTIVATIONS.index(activation)
+    cdef cnp.ndarray y = like(z, out, "out")
+    typed_kernels(z).activate(cnp.PyArray_DATA(z), cnp.PyArray_DATA(y), cnp.PyArray_SIZE(z), number, slope)
+    return y
+
+
+def activate_gradient(z, dy, str activation not None, double slope=0.0, out=None):
+    """For tests: dy times the derivative of the activation at every entry of z."""
+    cdef fastbn_activation number = <fastbn_activation> <int> ACTIVATIONS.index(activation)
+    cdef cnp.ndarray dy_array = like(z, dy, "dy"), dz = like(z, out, "out")
+    typed_kernels(z).activate_gradient(cnp.PyArray_DATA(z), cnp.PyArray_DATA(dy_array), cnp.PyArray_DATA(dz),
+                                       cnp.PyArray_SIZE(z), number, slope)
+    return dz
