@@ -10,6 +10,7 @@
  * line in which the features of two threads alternate costs both of them.
  */
 #include "job.h"
+#include "tiles.h"
 
 enum { LINE = 64, PERIOD = 64 /* columns, at least */ };
 
@@ -18,15 +19,17 @@ static int is_flat(const struct fbn_job *job)
     const struct fbn_plan *plan = &job->out_plan;
     int64_t row = plan->c * plan->s;
     int packed = job->y.stride_n == row && job->in.stride_n == row && (!job->gradient || job->x.stride_n == row);
-    return plan->layout == FBN_ROWS && job->y.data && packed && plan->width * job->size % LINE == 0;
+    return plan->layout == FBN_ROWS && job->y.data && !job->tiles_out && packed && plan->width * job->size % LINE == 0;
 }
 
 /* Adjacent entries of y that are written one after the other. */
 int64_t fbn_run_of_output(const struct fbn_job *job)
 {
     const struct fbn_plan *plan = &job->out_plan;
-    if (plan->layout == FBN_ROWS)
-        return job->head >= 0 ? plan->width * plan->rows : plan->width;
+    if (plan->layout == FBN_ROWS) {
+        int gapless = job->head >= 0 || (job->tiles_out && job->y.stride_n == plan->c * plan->s);
+        return gapless ? plan->width * plan->rows : plan->width;
+    }
     return job->y.stride_c == plan->s && job->in.stride_c == plan->s ? plan->c * plan->s : plan->s;
 }
 
@@ -35,9 +38,12 @@ void fbn_find_head(struct fbn_job *job)
     job->head = is_flat(job) ? (int64_t)(-(uintptr_t)job->y.data % LINE) / job->size : -1;
 }
 
-/* After how many columns the parameters are the same again, or the width. */
-static int64_t period(const struct fbn_plan *plan)
+/* After how many columns the parameters are the same again, or the width, which tiles want. */
+static int64_t period(const struct fbn_job *job)
 {
+    const struct fbn_plan *plan = &job->out_plan;
+    if (job->tiles_out)
+        return plan->width;
     const int64_t row = plan->c * plan->s;
     return fbn_least(plan->width, (PERIOD + row - 1) / row * row);
 }
@@ -47,7 +53,7 @@ int64_t fbn_param_columns(const struct fbn_job *job)
 {
     const struct fbn_plan *plan = &job->out_plan;
     if (job->head > 0 || plan->fold > 1)
-        return period(plan) + 2 * LINE / job->size;
+        return period(job) + 2 * LINE / job->size;
     return fbn_more_columns(plan) ? plan->width : 0;
 }
 
@@ -55,7 +61,16 @@ void fbn_spread_params(struct fbn_job *job, int64_t first, int64_t end)
 {
     int64_t columns = fbn_param_columns(job);
     for (int i = 0; columns > 0 && i < (job->gradient ? 4 : 3); i++)
-        fbn_spread(&job->out_plan, job->size, job->par[i], job->par_columns[i], columns, first, end);
+        fbn_spread(&job->out_plan, job->lane_size, job->par[i], job->par_columns[i], columns, first, end);
+    if (!job->op->prepare)
+        fbn_spread_z(job, first, end);
+}
+
+void fbn_spread_z(struct fbn_job *job, int64_t first, int64_t end)
+{
+    int64_t columns = job->dy.data && job->tiles_out ? fbn_param_columns(job) : 0; /* of both passes, backward */
+    for (int i = 0; columns > 0 && i < 3; i++)
+        fbn_spread(&job->out_plan, job->lane_size, job->z[i], job->z_columns[i], columns, first, end);
 }
 
 /* The parameters from feature or column `at` on. */
@@ -69,6 +84,11 @@ static void params_at(const struct fbn_job *job, void *const base[], int64_t at,
 static void apply_planes(struct fbn_job *job, int64_t f, int64_t features, int64_t n, int64_t i, int64_t len)
 {
     const void *par[FBN_MOST_PARAMS];
+    if (job->tiles_out) {
+        fbn_tiles_apply(job, &(struct fbn_block){
+                                 .n = n, .f = f, .i = i, .runs = features, .len = len, .next_c = 1, .column = f});
+        return;
+    }
     params_at(job, job->par, f, par);
     char *y = fbn_at(job->y, job->size, n, f, i);
     if (job->gradient)
@@ -89,8 +109,13 @@ static const char *moved(struct fbn_array a, int64_t size, int64_t elements)
  * is `column`. */
 static void apply_rows(struct fbn_job *job, int64_t at_row, int64_t at, int64_t count, int64_t column, int64_t width)
 {
-    const int64_t fold = job->out_plan.fold, size = job->size, repeat = fold > 1 ? period(&job->out_plan) : width;
+    const int64_t fold = job->out_plan.fold, size = job->size, repeat = fold > 1 ? period(job) : width;
     const void *par[FBN_MOST_PARAMS];
+    if (job->tiles_out) {
+        fbn_tiles_apply(job, &(struct fbn_block){
+                                 .n = at_row, .i = at, .runs = count, .len = width, .next_n = fold, .column = column});
+        return;
+    }
     params_at(job, job->par_columns, column, par);
     char *y = (char *)moved(job->y, size, at_row * job->y.stride_n + at);
     const char *in = moved(job->in, size, at_row * job->in.stride_n + at);
@@ -145,7 +170,7 @@ static void apply_elements(struct fbn_job *job, int64_t begin, int64_t end, int6
     int64_t width = job->out_plan.width, rows = (end - begin) / width, rest = (end - begin) % width;
     if (rows > 0)
         apply_rows(job, 0, begin, rows, column, width);
-    for (int64_t most = period(&job->out_plan), at = end - rest; at < end; at += most)
+    for (int64_t most = period(job), at = end - rest; at < end; at += most)
         apply_rows(job, 0, at, 1, column, fbn_least(most, end - at));
 }
 

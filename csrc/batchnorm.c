@@ -32,7 +32,13 @@ static fastbn_status check_params(const fastbn_params *params)
 {
     if (!params)
         return FASTBN_ERROR_NULL;
-    return is_dtype(params->dtype) ? FASTBN_OK : FASTBN_ERROR_DTYPE;
+    if (!is_dtype(params->dtype))
+        return FASTBN_ERROR_DTYPE;
+    if (params->activation < FASTBN_IDENTITY || params->activation > FASTBN_ELU)
+        return FASTBN_ERROR_ACTIVATION;
+    int invertible = params->activation == FASTBN_IDENTITY ||
+                     (params->activation == FASTBN_LEAKY_RELU && params->slope > 0.0);
+    return params->extra && params->extra->inverts && !invertible ? FASTBN_ERROR_ACTIVATION : FASTBN_OK;
 }
 
 static int is_empty(const fastbn_shape *shape) { return shape->n == 0 || shape->c == 0 || shape->s == 0; }
@@ -46,6 +52,22 @@ static fastbn_status check_array(const fastbn_shape *shape, struct fbn_array a)
     return shape->s == 1 && shape->c > 1 && a.stride_c != 1 ? FASTBN_ERROR_STRIDE : FASTBN_OK;
 }
 
+static struct fbn_array input(fastbn_input a) { return (struct fbn_array){(char *)a.data, a.stride_n, a.stride_c}; }
+
+static struct fbn_array output(fastbn_output a) { return (struct fbn_array){a.data, a.stride_n, a.stride_c}; }
+
+/* Arrays that may be missing. */
+static fastbn_status check_extra(const fastbn_shape *shape, const fastbn_extra *extra)
+{
+    if (!extra)
+        return FASTBN_OK;
+    const struct fbn_array arrays[] = {input(extra->residual), output(extra->dresidual), input(extra->written)};
+    for (int i = 0; i < 3; i++)
+        if (arrays[i].data && check_array(shape, arrays[i]) != FASTBN_OK)
+            return FASTBN_ERROR_STRIDE;
+    return extra->weights && !extra->weights->data ? FASTBN_ERROR_NULL : FASTBN_OK;
+}
+
 #define RETURN_IF_ERROR(expression)            \
     do {                                       \
         fastbn_status status_ = (expression);  \
@@ -54,10 +76,6 @@ static fastbn_status check_array(const fastbn_shape *shape, struct fbn_array a)
     } while (0)
 
 /* ---- a job ---- */
-
-static struct fbn_array input(fastbn_input a) { return (struct fbn_array){(char *)a.data, a.stride_n, a.stride_c}; }
-
-static struct fbn_array output(fastbn_output a) { return (struct fbn_array){a.data, a.stride_n, a.stride_c}; }
 
 static int is_packed(const fastbn_shape *shape, struct fbn_array a)
 {
@@ -70,9 +88,58 @@ static fastbn_status open_job(struct fbn_job *job, const fastbn_shape *shape, co
     RETURN_IF_ERROR(fbn_kernels_active(&job->kernels));
     job->op = op;
     job->typed = &job->kernels->typed[shape->dtype];
-    job->size = shape->dtype == FASTBN_FLOAT32 ? (int64_t)sizeof(float) : (int64_t)sizeof(double);
+    job->lanes = job->typed;
+    job->lane_size = job->size = shape->dtype == FASTBN_FLOAT32 ? (int64_t)sizeof(float) : (int64_t)sizeof(double);
     job->entries = shape->n * shape->s;
+    job->total = (double)job->entries;
     return FASTBN_OK;
+}
+
+static void take_weights(struct fbn_job *job, const fastbn_weights *weights)
+{
+    job->weights = weights->data;
+    job->total = weights->total;
+    job->counts = weights->counts;
+    job->omits = weights->counts != NULL;
+}
+
+/* Once the other arrays are known. A backward pass that computes z needs it in both passes. */
+static void take_extra(struct fbn_job *job, const fastbn_params *params)
+{
+    const fastbn_extra *extra = params->extra;
+    job->activation = params->activation;
+    job->act_slope = params->slope;
+    if (extra) {
+        job->residual = input(extra->residual);
+        job->dresidual = output(extra->dresidual);
+        job->written = input(extra->written);
+        job->inverts = extra->inverts && job->activation != FASTBN_IDENTITY;
+        if (extra->weights)
+            take_weights(job, extra->weights);
+    }
+    int acts = job->activation != FASTBN_IDENTITY || job->residual.data || job->dresidual.data;
+    job->tiles_sums = job->weights || (acts && job->dy.data);
+    job->tiles_out = acts || (job->weights && job->dy.data);
+}
+
+static int counts_at(const struct fbn_job *job, int64_t entry)
+{
+    if (!job->weights)
+        return 1;
+    return job->lane_size == (int64_t)sizeof(float) ? ((const float *)job->weights)[entry] != 0
+                                                    : ((const double *)job->weights)[entry] != 0;
+}
+
+/* For the pivots: of entries that count, if any does. */
+static void take_samples(struct fbn_job *job)
+{
+    int64_t entry[FBN_PIVOT_SAMPLES];
+    job->samples = fbn_plan_samples(&job->sums_plan, entry);
+    for (int i = 0; i < job->samples; i++) {
+        for (int64_t k = 1; k < job->entries && !counts_at(job, entry[i]); k++)
+            entry[i] = (entry[i] + 1) % job->entries;
+        job->offset[i] = entry[i] / job->sums_plan.s * job->x.stride_n + entry[i] % job->sums_plan.s;
+    }
 }
 
 /* Once the arrays are known. */
@@ -80,11 +147,16 @@ static void plan_job(struct fbn_job *job, const fastbn_shape *shape)
 {
     int sums = is_packed(shape, job->x) && is_packed(shape, job->dy);
     int out = is_packed(shape, job->in) && is_packed(shape, job->y) && (!job->gradient || sums);
-    job->sums_plan = fbn_plan_make(shape->n, shape->c, shape->s, sums);
-    job->out_plan = fbn_plan_second(shape->n, shape->c, shape->s, out);
+    int more = is_packed(shape, job->residual) && is_packed(shape, job->dresidual) && is_packed(shape, job->written);
+    if (job->dy.data && job->tiles_out) { /* z is computed in both passes, with the same columns */
+        job->sums_plan = job->out_plan = fbn_plan_make(shape->n, shape->c, shape->s, sums && out && more);
+    } else {
+        job->sums_plan = fbn_plan_make(shape->n, shape->c, shape->s, sums);
+        job->out_plan = fbn_plan_second(shape->n, shape->c, shape->s, out && more);
+    }
     fbn_find_head(job);
     if (job->op->prepare && job->x.data)
-        job->samples = fbn_plan_samples(&job->sums_plan, job->x.stride_n, job->offset);
+        take_samples(job);
 }
 
 /* ---- parameters, as doubles ---- */
@@ -131,10 +203,16 @@ static void run(struct fbn_job *job, void *call_) { fbn_schedule(job, ((struct c
 
 fastbn_status fastbn_moments(const fastbn_shape *shape, fastbn_input x, double *mean, double *m2, int num_threads)
 {
+    return fastbn_weighted_moments(shape, x, NULL, mean, m2, num_threads);
+}
+
+fastbn_status fastbn_weighted_moments(const fastbn_shape *shape, fastbn_input x, const fastbn_weights *weights,
+                                      double *mean, double *m2, int num_threads)
+{
     struct fbn_job job;
     struct call call = {.threads = num_threads};
     RETURN_IF_ERROR(check_shape(shape));
-    if (shape->c > 0 && (!mean || !m2))
+    if ((shape->c > 0 && (!mean || !m2)) || (weights && !weights->data))
         return FASTBN_ERROR_NULL;
     RETURN_IF_ERROR(check_array(shape, input(x)));
     RETURN_IF_ERROR(open_job(&job, shape, &fbn_op_moments));
@@ -146,6 +224,9 @@ fastbn_status fastbn_moments(const fastbn_shape *shape, fastbn_input x, double *
     job.x = input(x);
     job.mean = mean;
     job.m2 = m2;
+    if (weights)
+        take_weights(&job, weights);
+    job.tiles_sums = job.weights != NULL;
     plan_job(&job, shape);
     return fbn_with_scratch(&job, run, &call);
 }
@@ -171,6 +252,7 @@ fastbn_status fastbn_inference(const fastbn_shape *shape, fastbn_input x, const 
     struct call call = {.params = params, .mean = mean, .var = var, .threads = num_threads};
     RETURN_IF_ERROR(check_shape(shape));
     RETURN_IF_ERROR(check_params(params));
+    RETURN_IF_ERROR(check_extra(shape, params->extra));
     if (shape->c > 0 && (!mean || !var))
         return FASTBN_ERROR_NULL;
     RETURN_IF_ERROR(check_array(shape, input(x)));
@@ -181,6 +263,7 @@ fastbn_status fastbn_inference(const fastbn_shape *shape, fastbn_input x, const 
     job.x = job.in = input(x);
     job.y = output(y);
     job.eps = eps;
+    take_extra(&job, params);
     plan_job(&job, shape);
     return fbn_with_scratch(&job, run_inference, &call);
 }
@@ -203,6 +286,7 @@ fastbn_status fastbn_training(const fastbn_shape *shape, fastbn_input x, const f
     struct call call = {.params = params, .threads = num_threads};
     RETURN_IF_ERROR(check_shape(shape));
     RETURN_IF_ERROR(check_params(params));
+    RETURN_IF_ERROR(check_extra(shape, params->extra));
     if (shape->c > 0 && (!mean || !var || !rstd))
         return FASTBN_ERROR_NULL;
     RETURN_IF_ERROR(check_array(shape, input(x)));
@@ -220,6 +304,7 @@ fastbn_status fastbn_training(const fastbn_shape *shape, fastbn_input x, const f
     job.mean = mean;
     job.var = var;
     job.rstd = rstd;
+    take_extra(&job, params);
     plan_job(&job, shape);
     return fbn_with_scratch(&job, run_training, &call);
 }
@@ -232,6 +317,8 @@ static void run_backward(struct fbn_job *job, void *call_)
     const fastbn_params *params = call->params;
     int64_t c = job->sums_plan.c;
     load_params(job->gamma, params->gamma, params->dtype, c, 1.0);
+    if (job->tiles_out)
+        load_params(job->beta, params->beta, params->dtype, c, 0.0);
     fbn_schedule(job, call->threads);
     store_params(call->dgamma, job->dgamma, params->dtype, c);
     store_params(call->dbeta, job->dbeta, params->dtype, c);
@@ -263,8 +350,10 @@ fastbn_status fastbn_backward(const fastbn_shape *shape, fastbn_input x, fastbn_
     struct fbn_job job;
     struct call call = {.params = params, .dgamma = dgamma, .dbeta = dbeta, .threads = num_threads};
     int wants_dx = dx.data != NULL, wants_sums = dgamma || dbeta;
+    int wants_dz = params && params->extra && params->extra->dresidual.data;
     RETURN_IF_ERROR(check_shape(shape));
     RETURN_IF_ERROR(check_params(params));
+    RETURN_IF_ERROR(check_extra(shape, params->extra));
     if (shape->c > 0 && (!mean || !rstd))
         return FASTBN_ERROR_NULL;
     RETURN_IF_ERROR(check_array(shape, input(dy)));
@@ -272,19 +361,20 @@ fastbn_status fastbn_backward(const fastbn_shape *shape, fastbn_input x, fastbn_
         RETURN_IF_ERROR(check_array(shape, output(dx)));
     if (!frozen || dgamma)
         RETURN_IF_ERROR(check_array(shape, input(x)));
-    RETURN_IF_ERROR(open_job(&job, shape, backward_op(frozen, wants_dx, wants_sums)));
+    RETURN_IF_ERROR(open_job(&job, shape, backward_op(frozen, wants_dx || wants_dz, wants_sums)));
     if (is_empty(shape)) {
         backward_of_nothing(shape, &call);
         return FASTBN_OK;
     }
-    if (!wants_dx && !wants_sums)
+    if (!wants_dx && !wants_dz && !wants_sums)
         return FASTBN_OK;
     job.x = input(x.data ? x : dy); /* frozen without x: sum(dy) alone is used */
     job.dy = job.in = input(dy);
     job.y = output(dx);
-    job.gradient = wants_dx && !frozen;
+    job.gradient = (wants_dx || wants_dz) && !frozen;
     job.mean = (double *)mean; /* only read */
     job.rstd = (double *)rstd;
+    take_extra(&job, params);
     plan_job(&job, shape);
     return fbn_with_scratch(&job, run_backward, &call);
 }

@@ -58,11 +58,14 @@ typedef enum fastbn_status {
     FASTBN_ERROR_DTYPE = 4,           /* not a member of fastbn_dtype */
     FASTBN_ERROR_MEMORY = 5,          /* scratch memory could not be allocated */
     FASTBN_ERROR_ISA_UNKNOWN = 6,     /* the name (or FASTBN_ISA) is no instruction set of this library */
-    FASTBN_ERROR_ISA_UNSUPPORTED = 7  /* known, but not built or not offered by this processor */
+    FASTBN_ERROR_ISA_UNSUPPORTED = 7, /* known, but not built or not offered by this processor */
+    FASTBN_ERROR_ACTIVATION = 8       /* not a member of fastbn_activation, or not invertible where it must be */
 } fastbn_status;
 
 typedef enum fastbn_dtype { FASTBN_FLOAT32 = 0, FASTBN_FLOAT64 = 1 } fastbn_dtype;
 
+/* Ramachandran, Zoph and Le 2017 (silu), Hendrycks and Gimpel 2016 (gelu), Howard et al. 2019 (hardswish), Clevert et
+ * al. 2015 (elu). */
 typedef enum fastbn_activation {
     FASTBN_IDENTITY = 0, FASTBN_RELU, FASTBN_LEAKY_RELU, FASTBN_RELU6, FASTBN_SIGMOID, FASTBN_TANH, FASTBN_SILU,
     FASTBN_GELU, FASTBN_GELU_TANH, FASTBN_HARDSWISH, FASTBN_ELU
@@ -85,15 +88,40 @@ typedef struct fastbn_output {
     int64_t stride_n, stride_c;
 } fastbn_output;
 
-/* gamma and beta, c entries of type dtype each; NULL stands for ones and for zeros. */
+/* How much the entries count in the statistics. An entry of weight 0 leaves no trace in them, whatever it is. */
+typedef struct fastbn_weights {
+    const void *data; /* n * s entries in the order (n, s), at least 0, of the type of the arithmetic */
+    double total;     /* their sum */
+    /* Not NULL: NaN entries of x do not count either, and these are, by feature, the total weights of those that do. */
+    const double *counts;
+} fastbn_weights;
+
+/* What few calls have. An array whose data is NULL is not there. */
+typedef struct fastbn_extra {
+    fastbn_input residual;        /* y = act(bn(x) + residual) */
+    fastbn_output dresidual;      /* backward: its gradient, dy * act'(z) */
+    /* backward: y as the forward call wrote it, in place of x's share in act', for relu and leaky_relu */
+    fastbn_input written;
+    int inverts;                  /* backward: x holds y, written in place; leaky_relu of a slope above 0, or identity */
+    const fastbn_weights *weights; /* NULL: every entry counts as one */
+} fastbn_extra;
+
+/* gamma and beta, c entries of type dtype each; NULL stands for ones and for zeros. y = act(bn(x)). */
 typedef struct fastbn_params {
     const void *gamma, *beta;
     fastbn_dtype dtype;
+    fastbn_activation activation;
+    double slope;              /* of leaky_relu for z < 0; alpha of elu */
+    const fastbn_extra *extra; /* NULL: nothing */
 } fastbn_params;
 
 /* Count is n * s. mean: c doubles; m2: c doubles, the sum of squared deviations from the mean (var = m2 / count). An
  * empty feature has mean 0 and m2 0. */
 fastbn_status fastbn_moments(const fastbn_shape *shape, fastbn_input x, double *mean, double *m2, int num_threads);
+
+/* The same with weights: mean = sum(w * x) / total, m2 = sum(w * (x - mean)^2), var = m2 / total. */
+fastbn_status fastbn_weighted_moments(const fastbn_shape *shape, fastbn_input x, const fastbn_weights *weights,
+                                      double *mean, double *m2, int num_threads);
 
 /* y = (x - mean) / sqrt(var + eps) * gamma + beta; mean and var have the type of the parameters. y may be x. */
 fastbn_status fastbn_inference(const fastbn_shape *shape, fastbn_input x, const void *mean, const void *var,
@@ -106,7 +134,9 @@ fastbn_status fastbn_training(const fastbn_shape *shape, fastbn_input x, const f
 
 /* Gradients, from the mean and rstd of the forward call. frozen != 0: those were constants (running statistics).
  * dx.data, dgamma, dbeta: NULL where not wanted, and then not computed; x.data may be NULL when frozen and dgamma is
- * NULL. dgamma and dbeta have the type params->dtype. params->beta is not used. dx may be dy. */
+ * NULL. dgamma and dbeta have the type params->dtype. params->beta is used where there is an activation. dx may be dy.
+ * With z = bn(x) + residual, dz = dy * act'(z) takes the place of dy. With weights w of the sum W (not frozen)
+ *   dx = gamma * rstd * (dz - w / W * dbeta - w / W * (x - mean) * rstd * dgamma). */
 fastbn_status fastbn_backward(const fastbn_shape *shape, fastbn_input x, fastbn_input dy, const fastbn_params *params,
                               const double *mean, const double *rstd, int frozen, fastbn_output dx, void *dgamma,
                               void *dbeta, int num_threads);

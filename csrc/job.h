@@ -29,22 +29,36 @@ struct fbn_op {
 };
 
 enum { FBN_MOST_PARAMS = 4 };
+enum { FBN_ZERO, FBN_MINUS_ZERO, FBN_ONE, FBN_CONSTANTS };
 
 struct fbn_job {
     const struct fbn_op *op;
     const struct fbn_kernels *kernels;
     const struct fbn_typed *typed;
-    int64_t size;                        /* bytes of an element */
+    const struct fbn_typed *lanes;       /* of the type of the arithmetic */
+    int64_t size, lane_size;             /* bytes of an element of the data, of the arithmetic */
     struct fbn_array x, dy;              /* what the sums are taken of */
     struct fbn_array in, y;              /* of the second pass: x or dy, and y or dx */
     struct fbn_plan sums_plan, out_plan; /* of the first and of the second pass */
     int64_t entries;                     /* of a feature */
+    double total;                        /* their weight: as many, where they have none */
     double eps;
     int gradient;                        /* the second pass reads x and dy, not just `in` */
     enum fbn_way way;                    /* how it stores */
     int64_t head;                        /* of a flat table, see apply.c; else -1 */
     int64_t offset[FBN_PIVOT_SAMPLES];
     int samples;
+
+    /* What goes in tiles, see tiles.c. */
+    int tiles_sums, tiles_out;            /* whether a pass does */
+    fastbn_activation activation;
+    double act_slope;                     /* of leaky_relu, alpha of elu */
+    struct fbn_array residual, dresidual;
+    struct fbn_array written;             /* y of the forward call, from which act' takes the sign of z */
+    int inverts;                          /* x holds that y, and act is inverted */
+    const char *weights;                  /* (n, s), in the type of the arithmetic */
+    const double *counts;                 /* by feature, in place of the total */
+    int omits;                            /* NaN entries of x do not count */
 
     /* By feature. */
     double *sum_u, *sum_v;                  /* totals of the chunks */
@@ -53,8 +67,10 @@ struct fbn_job {
     double *dgamma, *dbeta, *mean_dy, *slope; /* of the gradient */
     unsigned char *bad;
     void *pivot, *par[FBN_MOST_PARAMS];
+    void *z[3];                               /* the affine map to z, for backward */
     /* By column, where a plan has more columns than features; else the arrays above. */
-    void *pivot_columns, *par_columns[FBN_MOST_PARAMS];
+    void *pivot_columns, *par_columns[FBN_MOST_PARAMS], *z_columns[3];
+    void *constant[FBN_CONSTANTS];            /* in every column, for weights */
     double *partial; /* by chunk */
 };
 
@@ -63,12 +79,16 @@ void fbn_sum_chunks(struct fbn_job *job, int64_t first, int64_t end, int64_t chu
 void fbn_total_sums(struct fbn_job *job, int64_t first, int64_t end);
 void fbn_spread_pivots(struct fbn_job *job, int64_t first, int64_t end);
 
+/* Whether there is a second pass that writes something. */
+static inline int fbn_writes(const struct fbn_job *job) { return job->y.data || job->dresidual.data; }
+
 /* apply.c: the second pass. A stretch is a row of the table, or a piece of a plane, counted in memory order. */
 int64_t fbn_param_columns(const struct fbn_job *job);
 void fbn_find_head(struct fbn_job *job);
 int64_t fbn_run_of_output(const struct fbn_job *job);
 int64_t fbn_stretches(const struct fbn_job *job);
 void fbn_spread_params(struct fbn_job *job, int64_t first, int64_t end);
+void fbn_spread_z(struct fbn_job *job, int64_t first, int64_t end);
 void fbn_apply_features(struct fbn_job *job, int64_t first, int64_t end);
 void fbn_apply_stretch(struct fbn_job *job, int64_t begin, int64_t end);
 

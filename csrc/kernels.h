@@ -73,6 +73,15 @@ struct fbn_typed {
     /* dz = dy * act'(z); dz may be dy or z. */
     void (*activate_gradient)(const void *z, const void *dy, void *dz, int64_t n, fastbn_activation activation,
                               double slope);
+    /* See tiles.inc; arrays do not overlap. */
+    void (*add)(void *z, const void *r, int64_t n);
+    void (*weigh)(void *d, const void *w, void *t, int64_t n, int omit);
+    void (*hide)(void *d, void *dy, const void *w, int64_t n, int omit);
+    void (*subtract_weighted)(void *c, const void *dy, const void *w, const void *x, int64_t n, int omit);
+    /* n entries as the type that is computed in, and back. stream: stores past the caches, but for what lies before and
+     * after aligned vectors. */
+    void (*to_lanes)(const void *data, void *lanes, int64_t n);
+    void (*from_lanes)(const void *lanes, void *data, int64_t n, int stream);
 };
 
 struct fbn_kernels {

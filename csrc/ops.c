@@ -1,9 +1,9 @@
 /* ops.c - what is particular to each operation: its pivots, its statistics, the parameters of its second pass. */
-#include <string.h>
+#include <math.h>
 
 #include "job.h"
 
-static char *element(const struct fbn_job *job, void *array, int64_t f) { return (char *)array + f * job->size; }
+static char *element(const struct fbn_job *job, void *array, int64_t f) { return (char *)array + f * job->lane_size; }
 
 /* The parameter arrays from feature `first` on. */
 static void params_from(const struct fbn_job *job, int64_t first, void *par[FBN_MOST_PARAMS])
@@ -14,16 +14,57 @@ static void params_from(const struct fbn_job *job, int64_t first, void *par[FBN_
 
 /* ---- moments and training ---- */
 
+/* A sample that does not count may be NaN. Any pivot is right: where 0 is a bad one, the sums are taken again. */
+static void mend_pivots(struct fbn_job *job, int64_t first, int64_t end)
+{
+    for (int64_t f = first; f < end; f++) {
+        float *narrow = (float *)job->pivot + f;
+        double *wide = (double *)job->pivot + f;
+        if (job->lane_size == (int64_t)sizeof *narrow)
+            *narrow = *narrow == *narrow ? *narrow : 0;
+        else
+            *wide = *wide == *wide ? *wide : 0;
+    }
+}
+
 static void pivots_from_samples(struct fbn_job *job, int64_t first, int64_t end)
 {
     job->typed->pivots(fbn_at(job->x, job->size, 0, first, 0), job->x.stride_c, job->offset, job->samples, end - first,
                        element(job, job->pivot, first));
+    if (job->omits)
+        mend_pivots(job, first, end);
+}
+
+/* The weight of all entries of a feature that count. */
+static double total_of(const struct fbn_job *job, int64_t f) { return job->counts ? job->counts[f] : job->total; }
+
+/* Of one entry, with the weight 1; NaN where none counts. */
+static double share_of(const struct fbn_job *job, int64_t f)
+{
+    double total = total_of(job, f);
+    return total > 0 ? 1.0 / total : NAN;
+}
+
+static int64_t finish_feature(struct fbn_job *job, int64_t f, unsigned char *bad)
+{
+    double total = total_of(job, f);
+    if (total > 0)
+        return job->lanes->finish_moments(1, total, element(job, job->pivot, f), job->sum_u + f, job->sum_v + f,
+                                          job->mean + f, job->m2 + f, bad);
+    job->mean[f] = job->m2[f] = 0.0;
+    *bad = 0;
+    return 0;
 }
 
 static int64_t finish_moments_of(struct fbn_job *job, int64_t first, int64_t count, unsigned char *bad)
 {
-    return job->typed->finish_moments(count, (double)job->entries, element(job, job->pivot, first),
-                                      job->sum_u + first, job->sum_v + first, job->mean + first, job->m2 + first, bad);
+    int64_t wrong = 0;
+    if (!job->weights)
+        return job->lanes->finish_moments(count, job->total, element(job, job->pivot, first), job->sum_u + first,
+                                          job->sum_v + first, job->mean + first, job->m2 + first, bad);
+    for (int64_t f = 0; f < count; f++)
+        wrong += finish_feature(job, first + f, bad + f);
+    return wrong;
 }
 
 static int64_t finish_moments(struct fbn_job *job, int64_t first, int64_t end, int again)
@@ -44,28 +85,41 @@ static void inference_params(struct fbn_job *job, int64_t first, int64_t end)
     void *par[FBN_MOST_PARAMS];
     params_from(job, first, par);
     job->kernels->rstd(end - first, job->var + first, job->eps, job->rstd + first);
-    job->typed->affine_params(end - first, job->mean + first, job->rstd + first, job->gamma + first, job->beta + first,
+    job->lanes->affine_params(end - first, job->mean + first, job->rstd + first, job->gamma + first, job->beta + first,
                               par);
 }
 
 static void training_params(struct fbn_job *job, int64_t first, int64_t end)
 {
-    const double weight = 1.0 / (double)job->entries;
+    const double share = share_of(job, 0);
     for (int64_t f = first; f < end; f++)
-        job->var[f] = job->m2[f] * weight;
+        job->var[f] = job->m2[f] * (job->counts ? share_of(job, f) : share);
     inference_params(job, first, end);
 }
 
 /* ---- gradients ---- */
 
+/* Of the affine map to z, whose activation's derivative is taken. */
+static void z_params(struct fbn_job *job, int64_t first, int64_t end)
+{
+    void *z[3];
+    if (!job->tiles_out)
+        return;
+    for (int i = 0; i < 3; i++)
+        z[i] = element(job, job->z[i], first);
+    job->lanes->affine_params(end - first, job->mean + first, job->rstd + first, job->gamma + first, job->beta + first,
+                              z);
+}
+
 static void pivots_from_means(struct fbn_job *job, int64_t first, int64_t end)
 {
-    job->typed->round(end - first, job->mean + first, element(job, job->pivot, first));
+    job->lanes->round(end - first, job->mean + first, element(job, job->pivot, first));
+    z_params(job, first, end);
 }
 
 static int64_t finish_gradient_of(struct fbn_job *job, int64_t first, int64_t count, unsigned char *bad)
 {
-    return job->typed->finish_gradient(count, element(job, job->pivot, first), job->mean + first, job->rstd + first,
+    return job->lanes->finish_gradient(count, element(job, job->pivot, first), job->mean + first, job->rstd + first,
                                        job->sum_u + first, job->sum_v + first, job->dgamma + first,
                                        job->dbeta + first, bad);
 }
@@ -84,13 +138,14 @@ static int64_t finish_gradient(struct fbn_job *job, int64_t first, int64_t end, 
 static void gradient_params(struct fbn_job *job, int64_t first, int64_t end)
 {
     void *par[FBN_MOST_PARAMS];
-    const double weight = 1.0 / (double)job->entries;
+    const double all = share_of(job, 0);
     params_from(job, first, par);
     for (int64_t f = first; f < end; f++) {
-        job->mean_dy[f] = job->dbeta[f] * weight;
-        job->slope[f] = job->rstd[f] * (job->dgamma[f] * weight);
+        const double share = job->counts ? share_of(job, f) : all;
+        job->mean_dy[f] = job->dbeta[f] * share;
+        job->slope[f] = job->rstd[f] * (job->dgamma[f] * share);
     }
-    job->typed->gradient_params(end - first, job->mean + first, job->rstd + first, job->gamma + first,
+    job->lanes->gradient_params(end - first, job->mean + first, job->rstd + first, job->gamma + first,
                                 job->mean_dy + first, job->slope + first, par);
 }
 
@@ -103,8 +158,15 @@ static void frozen_params(struct fbn_job *job, int64_t first, int64_t end)
         job->mean_dy[f] = 0.0;
         job->slope[f] = -0.0;
     }
-    job->typed->affine_params(end - first, job->mean_dy + first, job->rstd + first, job->gamma + first,
+    job->lanes->affine_params(end - first, job->mean_dy + first, job->rstd + first, job->gamma + first,
                               job->slope + first, par);
+}
+
+/* Without sums. */
+static void frozen_dx_params(struct fbn_job *job, int64_t first, int64_t end)
+{
+    z_params(job, first, end);
+    frozen_params(job, first, end);
 }
 
 const struct fbn_op fbn_op_moments = {pivots_from_samples, finish_moments, NULL};
@@ -113,4 +175,4 @@ const struct fbn_op fbn_op_inference = {NULL, NULL, inference_params};
 const struct fbn_op fbn_op_gradient = {pivots_from_means, finish_gradient, gradient_params};
 const struct fbn_op fbn_op_gradient_sums = {pivots_from_means, finish_gradient, NULL};
 const struct fbn_op fbn_op_frozen = {pivots_from_means, finish_gradient, frozen_params};
-const struct fbn_op fbn_op_frozen_dx = {NULL, NULL, frozen_params};
+const struct fbn_op fbn_op_frozen_dx = {NULL, NULL, frozen_dx_params};

@@ -127,15 +127,14 @@ int64_t fbn_plan_partials(const struct fbn_plan *plan)
 
 /* Spread evenly, but for a shift of its own for each (multiples of the golden ratio): samples at equal distances would
  * all fall on the same phase of periodic data. */
-int fbn_plan_samples(const struct fbn_plan *plan, int64_t stride_n, int64_t offset[FBN_PIVOT_SAMPLES])
+int fbn_plan_samples(const struct fbn_plan *plan, int64_t entry[FBN_PIVOT_SAMPLES])
 {
     int64_t entries = plan->n * plan->s;
     int count = (int)fbn_least(entries, entries < FEW_ENTRIES ? FBN_PIVOT_SAMPLES / 2 : FBN_PIVOT_SAMPLES);
     int64_t distance = entries / count;
     for (int i = 0; i < count; i++) {
         int64_t shift = (int64_t)((uint64_t)distance % 65536 * (40503u * (unsigned)i % 65536) / 65536);
-        int64_t at = distance * i + shift;
-        offset[i] = at / plan->s * stride_n + at % plan->s;
+        entry[i] = distance * i + shift;
     }
     return count;
 }

@@ -52,7 +52,7 @@ int64_t fbn_plan_chunk_sums(const struct fbn_plan *plan);
 /* Doubles of storage that the sums of all chunks take. */
 int64_t fbn_plan_partials(const struct fbn_plan *plan);
 
-/* Where the pivot's samples lie, from the first entry of a feature; how many they are. */
-int fbn_plan_samples(const struct fbn_plan *plan, int64_t stride_n, int64_t offset[FBN_PIVOT_SAMPLES]);
+/* The entries of a feature, counted through its runs of s, that are the pivot's samples; how many they are. */
+int fbn_plan_samples(const struct fbn_plan *plan, int64_t entry[FBN_PIVOT_SAMPLES]);
 
 #endif

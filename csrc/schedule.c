@@ -51,7 +51,7 @@ static void pivots_again(struct fbn_job *job, int64_t first, int64_t end)
         double m = job->mean[f];
         about[f] = m - m == 0.0 ? m : 0.0;
     }
-    job->typed->round(end - first, about + first, (char *)job->pivot + first * job->size);
+    job->typed->round(end - first, about + first, (char *)job->pivot + first * job->lane_size);
     fbn_spread_pivots(job, first, end);
 }
 
@@ -75,7 +75,7 @@ static void all_steps(struct fbn_job *job, int64_t first, int64_t end)
     if (job->op->params) {
         job->op->params(job, first, end);
         fbn_spread_params(job, first, end);
-        if (job->y.data)
+        if (fbn_writes(job))
             fbn_apply_features(job, first, end);
     }
 }
@@ -176,7 +176,7 @@ static void work_by_phases(const struct schedule *schedule, int thread, int thre
         fbn_spread_params(job, first, end);
         fbn_barrier(threads);
     }
-    if (job->y.data)
+    if (fbn_writes(job))
         apply_phase(job, thread, threads);
 }
 
@@ -216,7 +216,7 @@ static int goes_by_features(const struct fbn_job *job, int threads)
 static int64_t features_in_cache(const struct fbn_job *job, int threads)
 {
     const int64_t c = job->sums_plan.c, feature = bytes_of_feature(job), plane = job->sums_plan.s * job->size;
-    if (job->sums_plan.layout == FBN_ROWS || job->out_plan.layout == FBN_ROWS || !job->y.data)
+    if (job->sums_plan.layout == FBN_ROWS || job->out_plan.layout == FBN_ROWS || !fbn_writes(job))
         return c;
     int64_t near = fbn_level2_bytes() / 2 / feature, far = fbn_last_level_bytes() / 2 / threads / feature;
     int64_t wanted = job->sums_plan.n > 1 ? (LONG_RUN + plane - 1) / plane : 1;
@@ -230,7 +230,7 @@ static int64_t tasks(const struct fbn_job *job)
 {
     const struct fbn_plan *plan = &job->sums_plan;
     int64_t chunks = plan->layout == FBN_ROWS ? plan->chunks : plan->c * plan->chunks;
-    int64_t stretches = job->y.data ? fbn_stretches(job) : 1;
+    int64_t stretches = fbn_writes(job) ? fbn_stretches(job) : 1;
     if (!job->op->prepare)
         return stretches;
     int64_t parts = fbn_most(chunks, units(job));
@@ -270,7 +270,8 @@ static int64_t exchanged(const struct fbn_job *job)
 
 void fbn_schedule(struct fbn_job *job, int num_threads)
 {
-    int64_t bytes = (bytes_of_feature(job) + (job->y.data ? job->entries * job->size : 0)) * job->sums_plan.c;
+    int64_t arrays = (job->y.data != NULL) + (job->residual.data != NULL) + (job->dresidual.data != NULL);
+    int64_t bytes = (bytes_of_feature(job) + arrays * job->entries * job->size) * job->sums_plan.c;
     int threads = fbn_team_for(num_threads, bytes, exchanged(job), tasks(job));
     job->way = way_of(job, bytes, threads);
     struct schedule schedule = {job, goes_by_features(job, threads), features_in_cache(job, threads)};

@@ -38,14 +38,14 @@ static void lay_out_features(struct fbn_job *job, const struct fbn_job *given, s
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++)
         take_doubles(arena, arrays[i], c, provided[i]);
     job->bad = take(arena, c, 1);
-    job->pivot = take(arena, c, (size_t)job->size);
+    job->pivot = take(arena, c, (size_t)job->lane_size);
     for (int i = 0; i < FBN_MOST_PARAMS; i++)
-        job->par[i] = take(arena, c, (size_t)job->size);
+        job->par[i] = take(arena, c, (size_t)job->lane_size);
 }
 
 static void lay_out_columns(struct fbn_job *job, struct arena *arena)
 {
-    size_t size = (size_t)job->size;
+    size_t size = (size_t)job->lane_size;
     job->pivot_columns = fbn_more_columns(&job->sums_plan) ? take(arena, job->sums_plan.width, size) : job->pivot;
     int64_t columns = fbn_param_columns(job);
     for (int i = 0; i < FBN_MOST_PARAMS; i++)
@@ -53,11 +53,39 @@ static void lay_out_columns(struct fbn_job *job, struct arena *arena)
     job->partial = job->op->prepare ? take(arena, fbn_plan_partials(&job->sums_plan), sizeof(double)) : NULL;
 }
 
+static int64_t columns_of_constants(const struct fbn_job *job)
+{
+    return fbn_most(fbn_most(job->sums_plan.c, fbn_param_columns(job)), job->sums_plan.width);
+}
+
+static void fill_constants(struct fbn_job *job)
+{
+    static const double value[FBN_CONSTANTS] = {[FBN_ZERO] = 0.0, [FBN_MINUS_ZERO] = -0.0, [FBN_ONE] = 1.0};
+    int64_t columns = columns_of_constants(job);
+    for (int i = 0; job->weights && i < FBN_CONSTANTS; i++)
+        for (int64_t j = 0; j < columns; j++)
+            job->lanes->round(1, &value[i], (char *)job->constant[i] + j * job->lane_size);
+}
+
+/* What tiles need. */
+static void lay_out_tiles(struct fbn_job *job, struct arena *arena)
+{
+    const size_t size = (size_t)job->lane_size;
+    int64_t c = job->sums_plan.c, columns = fbn_param_columns(job);
+    for (int i = 0; job->tiles_out && job->dy.data && i < 3; i++) {
+        job->z[i] = take(arena, c, size);
+        job->z_columns[i] = columns > 0 ? take(arena, columns, size) : job->z[i];
+    }
+    for (int i = 0; job->weights && i < FBN_CONSTANTS; i++)
+        job->constant[i] = take(arena, columns_of_constants(job), size);
+}
+
 static size_t lay_out(struct fbn_job *job, const struct fbn_job *given, char *base)
 {
     struct arena arena = {base, 0};
     lay_out_features(job, given, &arena);
     lay_out_columns(job, &arena);
+    lay_out_tiles(job, &arena);
     return arena.used;
 }
 
@@ -74,6 +102,7 @@ fastbn_status fbn_with_scratch(struct fbn_job *job, void (*run)(struct fbn_job *
             return FASTBN_ERROR_MEMORY;
     }
     lay_out(job, &given, aligned(large ? large : small));
+    fill_constants(job);
     run(job, context);
     free(large);
     return FASTBN_OK;

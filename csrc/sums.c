@@ -6,12 +6,13 @@
 #include <string.h>
 
 #include "job.h"
+#include "tiles.h"
 
 void fbn_spread_pivots(struct fbn_job *job, int64_t first, int64_t end)
 {
     if (fbn_more_columns(&job->sums_plan))
-        fbn_spread(&job->sums_plan, job->size, job->pivot, job->pivot_columns, job->sums_plan.width, first,
-                   end);
+        fbn_spread(&job->sums_plan, job->lane_size, job->pivot, job->pivot_columns, job->sums_plan.width, first, end);
+    fbn_spread_z(job, first, end);
 }
 
 /* Where the sums u of a table's chunk are. They are aligned to cache lines where the columns of x are; sums v follow
@@ -20,6 +21,21 @@ static double *table_sums(const struct fbn_job *job, int64_t chunk)
 {
     const uintptr_t at = (uintptr_t)job->x.data / (uintptr_t)job->size;
     return job->partial + chunk * fbn_plan_chunk_sums(&job->sums_plan) + at % 8;
+}
+
+/* The same in tiles. */
+static void sum_table_tiles(struct fbn_job *job, int64_t row, int64_t rows, int64_t column, int64_t width, int64_t chunk,
+                            int again)
+{
+    const struct fbn_plan *plan = &job->sums_plan;
+    double *u = table_sums(job, chunk), *v = u + fbn_plan_chunk_sums(plan) / 2;
+    struct fbn_block block = {
+        .n = row * plan->fold, .i = column, .runs = rows, .len = width, .next_n = plan->fold, .column = column};
+    fbn_tiles_sums(job, &block, u + column, v + column, again);
+    if (plan->rest && chunk == plan->chunks - 1) {
+        block = (struct fbn_block){.n = plan->rows * plan->fold, .runs = 1, .len = plan->rest, .next_n = plan->fold};
+        fbn_tiles_sums(job, &block, u, v, again);
+    }
 }
 
 static void sum_table_chunk(struct fbn_job *job, int64_t first, int64_t end, int64_t chunk, int again)
@@ -35,6 +51,10 @@ static void sum_table_chunk(struct fbn_job *job, int64_t first, int64_t end, int
 
     memset(u, 0, (size_t)width * sizeof *u);
     memset(v, 0, (size_t)width * sizeof *v);
+    if (job->tiles_sums) {
+        sum_table_tiles(job, begin, rows, column, width, chunk, again);
+        return;
+    }
     sums(fbn_at(job->x, job->size, begin * plan->fold, 0, column), xs,
          fbn_at(job->dy, job->size, begin * plan->fold, 0, column), ds, rows, width, pivot, u, v, plan->narrow);
     if (plan->rest && chunk == plan->chunks - 1)
@@ -57,6 +77,12 @@ static void sum_planes_chunk(struct fbn_job *job, int64_t first, int64_t end, in
     for (; q < last; q++) {
         int64_t n = q / plan->pieces, i = q % plan->pieces * plan->piece;
         int64_t len = plan->s - i < plan->piece ? plan->s - i : plan->piece;
+        if (job->tiles_sums) {
+            const struct fbn_block block = {
+                .n = n, .f = first, .i = i, .runs = end - first, .len = len, .next_c = 1, .column = first};
+            fbn_tiles_sums(job, &block, accumulators, NULL, again);
+            continue;
+        }
         sums(fbn_at(job->x, job->size, n, first, i), job->x.stride_c, fbn_at(job->dy, job->size, n, first, i),
              job->dy.stride_c, end - first, len, pivots, accumulators);
     }

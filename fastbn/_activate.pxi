@@ -1,9 +1,5 @@
 # The kernels of the activations for tests, included by _core.pyx: one call of the kernel, on plain arrays.
 
-cdef extern from "fastbn.h":
-    ctypedef enum fastbn_activation:
-        pass
-
 cdef extern from "dispatch.h":
     cdef struct fbn_typed:
         void (*activate)(const void *z, void *y, int64_t n, fastbn_activation activation, double slope) noexcept

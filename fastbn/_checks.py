@@ -83,6 +83,13 @@ def _real(value, name):
     return float(value)
 
 
+def finite(value, name):
+    value = _real(value, name)
+    if not math.isfinite(value):
+        raise ValueError(f"{name} is {value}, expected a finite number")
+    return value
+
+
 def momentum(value):
     """None or a number in [0, 1]."""
     if value is None:

@@ -11,6 +11,7 @@ cdef extern from "fastbn.h" nogil:
         FASTBN_ERROR_MEMORY
         FASTBN_ERROR_ISA_UNKNOWN
         FASTBN_ERROR_ISA_UNSUPPORTED
+        FASTBN_ERROR_ACTIVATION
 
     ctypedef enum fastbn_dtype:
         FASTBN_FLOAT32
@@ -28,12 +29,42 @@ cdef extern from "fastbn.h" nogil:
         void *data
         int64_t stride_n, stride_c
 
+    ctypedef enum fastbn_activation:
+        FASTBN_IDENTITY
+        FASTBN_RELU
+        FASTBN_LEAKY_RELU
+        FASTBN_RELU6
+        FASTBN_SIGMOID
+        FASTBN_TANH
+        FASTBN_SILU
+        FASTBN_GELU
+        FASTBN_GELU_TANH
+        FASTBN_HARDSWISH
+        FASTBN_ELU
+
+    ctypedef struct fastbn_weights:
+        const void *data
+        double total
+        const double *counts
+
+    ctypedef struct fastbn_extra:
+        fastbn_input residual
+        fastbn_output dresidual
+        fastbn_input written
+        int inverts
+        const fastbn_weights *weights
+
     ctypedef struct fastbn_params:
         const void *gamma
         const void *beta
         fastbn_dtype dtype
+        fastbn_activation activation
+        double slope
+        const fastbn_extra *extra
 
     fastbn_status fastbn_moments(const fastbn_shape *shape, fastbn_input x, double *mean, double *m2, int num_threads)
+    fastbn_status fastbn_weighted_moments(const fastbn_shape *shape, fastbn_input x, const fastbn_weights *weights,
+                                          double *mean, double *m2, int num_threads)
     fastbn_status fastbn_inference(const fastbn_shape *shape, fastbn_input x, const void *mean, const void *var,
                                    const fastbn_params *params, double eps, fastbn_output y, int num_threads)
     fastbn_status fastbn_training(const fastbn_shape *shape, fastbn_input x, const fastbn_params *params, double eps,

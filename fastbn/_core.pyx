@@ -104,6 +104,7 @@ cdef fastbn_params as_params(const double[::1] gamma, const double[::1] beta) no
     params.gamma = <const void *> &gamma[0] if gamma is not None else NULL
     params.beta = <const void *> &beta[0] if beta is not None else NULL
     params.dtype = FASTBN_FLOAT64
+    params.activation, params.slope, params.extra = FASTBN_IDENTITY, 0, NULL
     return params
 
 
@@ -266,6 +267,7 @@ include "_saved.pxi"
 include "_plain_calls.pxi"
 include "_layer_base.pxi"
 include "_activate.pxi"
+include "_fused.pxi"
 
 
 # ---- configuration ----

@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from . import _checks, _core
+from . import _checks, _core, _extras
 from ._canonical import arrange, normalize_axes
 from ._moments import Moments
 from ._saved import Saved, about_input
@@ -59,24 +59,28 @@ def _target(out, x, axes, inputs):
     return arrangement, out, _checks.output(out, x, inputs, arrangement)
 
 
-def batch_norm_inference(x, mean, var, gamma=None, beta=None, *, eps=1e-5, axis=1, out=None, num_threads=None,
-                         return_saved=False):
-    """Normalizes x with given statistics: y = (x - mean) / sqrt(var + eps) * gamma + beta.
+def batch_norm_inference(x, mean, var, gamma=None, beta=None, *, eps=1e-5, axis=1, activation=None, residual=None,
+                         out=None, num_threads=None, return_saved=False):
+    """Normalizes x with given statistics: y = act((x - mean) / sqrt(var + eps) * gamma + beta + residual).
 
     x: array with a feature axis, float32 or float64, at least 2 dimensions; lists and objects with __array__ are converted.
     mean, var: statistics of shape (C,), float32 or float64, for example the moving averages; var is used as it is.
     gamma, beta: scale and shift of shape (C,); None stands for ones and for zeros.
     eps: added to the variance; above 0.
     axis: the feature axis, or a tuple of them (then C is the product of their sizes, in ascending order of the axes).
-    out: array of x's shape and dtype to write to; it may be x. It is returned.
+    activation: act, in the same pass: None, "relu", "leaky_relu" (slope 0.01), "relu6", "sigmoid", "tanh", "silu", "gelu" (exact),
+    "gelu_tanh", "hardswish", "elu" (alpha 1); ("leaky_relu", slope) and ("elu", alpha) set the parameter.
+    residual: array of x's shape, converted to x's dtype; None stands for 0.
+    out: array of x's shape and dtype to write to; it may be x or residual. It is returned.
     num_threads: at most so many threads; it can only lower the settings.
     return_saved: also return what batch_norm_backward needs, with the statistics as constants.
 
     Returns y, of x's shape and dtype; with return_saved (y, saved).
-    Raises TypeError (integers, masked arrays, matrices), ValueError (shapes, eps, axis, out; overlapping memory).
-    Source: Ioffe and Szegedy 2015, algorithm 2.
+    Raises TypeError (integers, masked arrays, matrices), ValueError (shapes, eps, axis, activation, out; overlapping
+    memory: with return_saved, out may be the residual only where backward can do without it, see batch_norm_backward).
+    Source: Ioffe and Szegedy 2015, algorithm 2; of the activations: csrc/fastbn.h.
     """
-    if return_saved is False:
+    if return_saved is False and activation is None and residual is None:
         y = _core.plain_inference(x, mean, var, gamma, beta, eps, axis, out, num_threads)
         if y is not None:
             return y
@@ -84,49 +88,70 @@ def batch_norm_inference(x, mean, var, gamma=None, beta=None, *, eps=1e-5, axis=
     for name in ("mean", "var"):
         if p[name] is None:
             raise ValueError(f"{name} is None, expected an array of shape ({c},)")
-    eps, threads = _checks.epsilon(eps), _checks.threads(num_threads)
-    arrangement, y, target = _target(out, x, axes, {"x": x, **p})
+    eps, threads, extras = _checks.epsilon(eps), _checks.threads(num_threads), _extras.extras_of(x, activation, residual)
+    if return_saved:
+        extras.refuse_overwriting(out)
+    arrangement, y, target = _target(out, x, axes, {"x": x, "residual": extras.residual, **p})
     source = arrangement.readable(x)
     mean, var, gamma, beta = map(_wide, p.values())
-    if x.size:
+    if x.size and extras is _extras.NONE:
         _INFERENCE[x.dtype](source, mean, var, gamma, beta, eps, target, threads)
+    elif x.size:
+        _core.fused_inference(source, extras.for_core(arrangement), mean, var, gamma, beta, eps, target, threads)
     if not return_saved:
         return y
     saved = Saved(x, axes, c, p["gamma"], p["beta"], frozen=True, in_place=_is_in_place(out, x))
     saved.mean[:], saved.var[:] = mean, var
     with np.errstate(all="ignore"):
         saved.rstd[:] = 1.0 / np.sqrt(var + eps)
+    saved.extras = None if extras is _extras.NONE else extras.kept(y)
     return y, saved
 
 
-def batch_norm_training(x, gamma=None, beta=None, *, eps=1e-5, axis=1, out=None, num_threads=None):
-    """Normalizes x with its own statistics: y = (x - mean) * rstd * gamma + beta, rstd = 1 / sqrt(var + eps).
+def batch_norm_training(x, gamma=None, beta=None, *, eps=1e-5, axis=1, activation=None, residual=None, mask=None,
+                        weights=None, lengths=None, out=None, num_threads=None):
+    """Normalizes x with its own statistics: y = act((x - mean) * rstd * gamma + beta + residual), rstd = 1 / sqrt(var + eps).
 
-    mean and var (biased) are taken of each feature over all other axes. The arguments are those of batch_norm_inference. With
-    out=x the input is gone; batch_norm_backward then recovers what it needs from y (keep that unchanged until then), to y's
-    rounding divided by gamma, and raises RuntimeError where a gamma is 0.
+    mean and var (biased) are taken of each feature over all other axes. The arguments are those of batch_norm_inference, and
+    mask: bool array of x's shape without the feature axis, or one that broadcasts to it: where it is False an entry does
+    not count in the statistics, and whatever it is (NaN, Inf) leaves no trace in them. Every entry is normalized.
+    weights: numbers of at least 0, of that shape too: mean = sum(w * x) / sum(w), var = sum(w * (x - mean)^2) / sum(w).
+    lengths: integers of shape (batch,): of sequence i the first lengths[i] steps count; steps are the axis after the batch axis,
+    the feature axis apart. mask, weights and lengths multiply.
+    With out=x the input is gone; batch_norm_backward then recovers what it needs from y (keep that unchanged until then), to y's
+    rounding divided by gamma, where the activation is None or leaky_relu of a slope above 0, without residual; elsewhere, and
+    where a gamma is 0, it raises RuntimeError.
 
     Returns (y, saved): y of x's shape and dtype; saved.mean, saved.var, saved.rstd are float64 arrays of shape (C,), and
-    batch_norm_backward takes it. For an empty batch mean is 0, var and rstd are NaN.
+    batch_norm_backward takes it. Where no entry counts, mean is 0, var and rstd are NaN.
     Raises TypeError, ValueError as batch_norm_inference does.
     Source: Ioffe and Szegedy 2015, algorithm 1.
     """
-    result = _core.plain_training(x, gamma, beta, eps, axis, out, num_threads)
-    if result is not None:
-        return result
+    if activation is None and residual is None and mask is None and weights is None and lengths is None:
+        result = _core.plain_training(x, gamma, beta, eps, axis, out, num_threads)
+        if result is not None:
+            return result
     x, axes, _, p = _prepare(x, axis, {"gamma": gamma, "beta": beta})
-    return normalize_by_batch(x, axes, p["gamma"], p["beta"], _checks.epsilon(eps), out, _checks.threads(num_threads))
+    extras = _extras.extras_of(x, activation, residual)
+    return normalize_by_batch(x, axes, p["gamma"], p["beta"], _checks.epsilon(eps), out, _checks.threads(num_threads),
+                              extras, mask=mask, weights=weights, lengths=lengths)
 
 
-def normalize_by_batch(x, axes, gamma, beta, eps, out, threads):
-    """batch_norm_training after its checks, but for that of `out`."""
-    arrangement, y, target = _target(out, x, axes, {"x": x, "gamma": gamma, "beta": beta})
+def normalize_by_batch(x, axes, gamma, beta, eps, out, threads, extras=_extras.NONE, **weights):
+    """batch_norm_training after its checks, but for those of `out`, mask, weights and lengths."""
+    extras.refuse_overwriting(out)
+    arrangement, y, target = _target(out, x, axes, {"x": x, "residual": extras.residual, "gamma": gamma, "beta": beta})
+    extras = _extras.with_weights(extras, x, axes, arrangement, **weights)
     source = arrangement.readable(x)
     saved = Saved(x, axes, arrangement.packed[1], gamma, beta, frozen=False, in_place=_is_in_place(out, x))
-    if x.size:
+    if not x.size:
+        saved.mean[:], saved.var[:], saved.rstd[:] = 0, np.nan, np.nan
+    elif extras is _extras.NONE:
         _TRAINING[x.dtype](source, saved.gamma, saved.beta, eps, target, saved.mean, saved.var, saved.rstd, threads)
     else:
-        saved.mean[:], saved.var[:], saved.rstd[:] = 0, np.nan, np.nan
+        _core.fused_training(source, extras.for_core(arrangement), saved.gamma, saved.beta, eps, target, saved.mean,
+                             saved.var, saved.rstd, threads)
+    saved.extras = None if extras is _extras.NONE else extras.kept(y)
     return y, saved
 
 
@@ -138,26 +163,33 @@ def batch_norm_backward(dy, saved, *, out=None, needs=_RESULTS, num_threads=None
         dgamma = sum(dy * (x - mean)) * rstd
         dx     = gamma * rstd * (dy - dbeta / N - (x - mean) * rstd * dgamma / N)
     and where the statistics were constants (saved by batch_norm_inference) dx = gamma * rstd * dy.
+    With an activation dy * act'(z) takes the place of dy, z = bn(x) + residual being computed again; it is the residual's
+    gradient too. With weights w of the sum W:
+        dx     = gamma * rstd * (dy - w / W * dbeta - w / W * (x - mean) * rstd * dgamma)
+    where an entry whose w and dy are 0 leaves no trace in the sums.
 
     dy: array of x's shape; converted to x's dtype.
     saved: what the forward call returned.
     out: array for dx, of x's shape and dtype; it may be dy. It is returned as dx.
-    needs: which of "dx", "dgamma", "dbeta" to compute; the others are None.
+    needs: which of "dx", "dgamma", "dbeta" to compute, and "dresidual" where there was a residual; the others are None.
     num_threads: at most so many threads.
 
     Returns (dx, dgamma, dbeta): dx has x's dtype; dgamma and dbeta, of shape (C,), that of gamma, or x's where gamma was None.
+    With a residual (dx, dgamma, dbeta, dresidual). Until then keep unchanged what it reads: x; the residual; for relu and
+    leaky_relu with a residual not that, but y.
     Raises TypeError, ValueError (a dy of another shape, unknown names in needs, out), RuntimeError (x was
-    overwritten by the forward call, and a gamma is 0).
+    overwritten by the forward call and cannot be recovered).
     Source: Ioffe and Szegedy 2015, section 3.
     """
     if needs is _RESULTS:
         result = _core.plain_backward(dy, saved, out, num_threads)
         if result is not None:
             return result
-    needs = _needed(needs)
     if not isinstance(saved, Saved):
         raise TypeError(f"saved is a {type(saved).__name__}, expected what batch_norm_training or "
                         "batch_norm_inference(..., return_saved=True) returned")
+    extras = saved.extras or _extras.NONE
+    needs = _needed(needs, extras.has_residual)
     x, threads = saved.x, _checks.threads(num_threads)
     dy = _checks.as_data(dy, "dy")
     if dy.shape != x.shape:
@@ -166,19 +198,27 @@ def batch_norm_backward(dy, saved, *, out=None, needs=_RESULTS, num_threads=None
         dy = dy.astype(x.dtype)
     if out is not None and "dx" not in needs:
         raise ValueError(f"out is given, but needs is {tuple(needs)}: dx is not computed")
-    uses_x = "dgamma" in needs or not saved.frozen
+    extras.refuse_in_place(saved)
+    uses_x = "dgamma" in needs or not saved.frozen or extras.activation.name is not None
     gamma, mean, rstd = about_input(saved) if uses_x else (saved.gamma, saved.mean, saved.rstd)
     if "dx" in needs:
-        arrangement, dx, target = _target(out, x, saved.axes, {"dy": dy, "x": x})
+        read = {"dy": dy, "x": x, "residual": extras.residual, "y": extras.written}
+        arrangement, dx, target = _target(out, x, saved.axes, read)
     else:
         arrangement, dx, target = arrange(x, saved.axes), None, None
+    dresidual, dresidual_target = arrangement.empty(x.dtype) if "dresidual" in needs else (None, None)
     new = np.empty if x.size else np.zeros
     dgamma = new(mean.shape) if "dgamma" in needs else None
     dbeta = new(mean.shape) if "dbeta" in needs else None
-    if x.size and needs:
-        _BACKWARD[x.dtype](arrangement.readable(x) if uses_x else None, arrangement.readable(dy), gamma, mean, rstd,
-                           saved.frozen, target, dgamma, dbeta, threads)
-    return dx, _as_parameter(dgamma, saved), _as_parameter(dbeta, saved)
+    source = arrangement.readable(x) if uses_x else None
+    if x.size and needs and saved.extras is None:
+        _BACKWARD[x.dtype](source, arrangement.readable(dy), gamma, mean, rstd, saved.frozen, target, dgamma, dbeta, threads)
+    elif x.size and needs:
+        core = extras.for_backward(arrangement, saved, dresidual_target)
+        _core.fused_backward(source, arrangement.readable(dy), core, gamma, saved.beta, mean, rstd, saved.frozen, target,
+                             dgamma, dbeta, threads)
+    gradients = dx, _as_parameter(dgamma, saved), _as_parameter(dbeta, saved)
+    return (*gradients, dresidual) if extras.has_residual else gradients
 
 
 def _as_parameter(gradient, saved):
@@ -189,20 +229,22 @@ def _as_parameter(gradient, saved):
     return rounded
 
 
-def _needed(needs):
+def _needed(needs, has_residual):
+    known = (*_RESULTS, "dresidual") if has_residual else _RESULTS
     if needs is _RESULTS:
-        return needs
+        return known
     names = (needs,) if isinstance(needs, str) else tuple(needs)
-    unknown = [name for name in names if name not in _RESULTS]
+    unknown = [name for name in names if name not in known]
     if unknown:
-        raise ValueError(f"needs contains {unknown[0]!r}, expected some of {', '.join(_RESULTS)}")
+        raise ValueError(f"needs contains {unknown[0]!r}, expected some of {', '.join(known)}")
     return names
 
 
-def moments(x, *, axis=1, num_threads=None):
+def moments(x, *, axis=1, mask=None, weights=None, lengths=None, num_threads=None):
     """The statistics of each feature of x, in a form that can be merged: count, mean, sum of squared deviations.
 
-    x, axis, num_threads: as for batch_norm_inference.
+    x, axis, num_threads: as for batch_norm_inference. mask, weights, lengths: as for batch_norm_training; the count is then
+    the sum of the weights.
 
     Returns a Moments. Its mean is within 1 float32 ulp of max(|mean|, std), its variance within 1e-6 (relative), for mean / std
     up to 1e6. The moments of nothing have count 0, mean 0 and variance NaN.
@@ -211,12 +253,16 @@ def moments(x, *, axis=1, num_threads=None):
     The statistics of a whole data set, batch by batch:
         total = sum(fastbn.moments(x) for x in batches)
     """
-    found = _core.plain_moments(x, axis, num_threads)
-    if found is not None:
-        return Moments.of_arrays(*found)
+    if mask is None and weights is None and lengths is None:
+        found = _core.plain_moments(x, axis, num_threads)
+        if found is not None:
+            return Moments.of_arrays(*found)
     x, axes, c, _ = _prepare(x, axis, {})
-    threads = _checks.threads(num_threads)
+    threads, arrangement = _checks.threads(num_threads), arrange(x, axes)
+    extras = _extras.with_weights(_extras.NONE, x, axes, arrangement, mask=mask, weights=weights, lengths=lengths)
     mean, m2 = np.zeros(c), np.zeros(c)
-    if x.size:
-        _MOMENTS[x.dtype](arrange(x, axes).readable(x), mean, m2, threads)
-    return Moments.of_arrays(x.size // c if c else 0, mean, m2)
+    if x.size and extras is _extras.NONE:
+        _MOMENTS[x.dtype](arrangement.readable(x), mean, m2, threads)
+    elif x.size:
+        _core.fused_moments(arrangement.readable(x), extras.for_core(arrangement), mean, m2, threads)
+    return Moments.of_arrays(extras.count_of(x, c), mean, m2)

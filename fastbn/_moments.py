@@ -9,7 +9,7 @@ from . import _checks
 class Moments:
     """Statistics of some entries of C features, which can be merged with those of others.
 
-    count: entries of each feature, an int.
+    count: entries of each feature, an int; of weighted ones the sum of their weights.
     mean, M2: float64 arrays of shape (C,): the mean, and the sum of (x - mean)^2.
 
     The moments of two sets of entries give those of their union, as if all had been seen at once:
@@ -22,15 +22,14 @@ class Moments:
     __slots__ = ("count", "mean", "M2")
 
     def __init__(self, count, mean, M2):
-        """Raises TypeError, ValueError where count is no natural number or the arrays are not of one shape (C,)."""
-        if not _checks.is_whole(count):
-            raise TypeError(f"count is {count!r}, expected an int")
+        """Raises TypeError, ValueError where count is no finite number of at least 0 or the arrays are not of one shape (C,)."""
+        count = int(count) if _checks.is_whole(count) else _checks.finite(count, "count")
         if count < 0:
             raise ValueError(f"count is {count}, expected 0 or more")
         mean, M2 = np.array(mean, np.float64), np.array(M2, np.float64)
         if mean.ndim != 1 or mean.shape != M2.shape:
             raise ValueError(f"mean has shape {mean.shape} and M2 {M2.shape}, expected one shape (C,)")
-        self.count, self.mean, self.M2 = int(count), mean, M2
+        self.count, self.mean, self.M2 = count, mean, M2
 
     @classmethod
     def of_arrays(cls, count, mean, M2):

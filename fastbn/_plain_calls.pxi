@@ -21,6 +21,7 @@ cdef int infer(const plain_call *call, cnp.ndarray x, cnp.ndarray y, object mean
     cdef fastbn_params params
     params.gamma, params.beta = data_or_null(gamma), data_or_null(beta)
     params.dtype = dtype_of_kind(cnp.PyArray_TYPE(<cnp.ndarray> mean))
+    params.activation, params.slope, params.extra = FASTBN_IDENTITY, 0, NULL
     return call_inference(&call.shape, packed_input(&call.shape, x), data_or_null(mean), data_or_null(var), &params,
                           call.eps, packed_output(&call.shape, y), call.threads)
 
@@ -89,7 +90,7 @@ cdef tuple gradients(Saved saved, object dy, object out, bint wants_dgamma, bint
     cdef cnp.ndarray dx
     cdef object dgamma = None, dbeta = None, holder
     cdef bint uses_x
-    if saved.holds_y or saved.axis < 0 or not read_data(saved.x, saved.axis, &call):
+    if saved.holds_y or saved.extras is not None or saved.axis < 0 or not read_data(saved.x, saved.axis, &call):
         return None
     if call.shape.c != cnp.PyArray_DIM(saved.rows, 1) or not are_alike(saved.x, dy):
         return None
@@ -97,6 +98,7 @@ cdef tuple gradients(Saved saved, object dy, object out, bint wants_dgamma, bint
         return None
     holder = gamma_for_gradient(saved, &params.gamma)
     params.beta, params.dtype = NULL, dtype_of_kind(saved.gradient_kind)
+    params.activation, params.slope, params.extra = FASTBN_IDENTITY, 0, NULL
     if wants_dgamma:
         dgamma = new_vector(call.shape.c, saved.gradient_kind)
     if wants_dbeta:

@@ -31,6 +31,7 @@ cdef class Saved:
     cdef readonly bint frozen, holds_y
     cdef cnp.ndarray rows    # (SAVED_ROWS, C), float64, in one allocation; a view of a row is made when asked for
     cdef bint has_gamma, has_beta
+    cdef public object extras  # what else the call had, an _extras.Extras; None: nothing
     cdef int gradient_kind   # NumPy's number of the type that dgamma and dbeta get
     cdef int axis            # -1 where there are several: then they are in `several`
     cdef tuple several
@@ -63,6 +64,7 @@ cdef class Saved:
         params.gamma = self.row(GAMMA) if self.has_gamma else NULL
         params.beta = self.row(BETA) if self.has_beta else NULL
         params.dtype = FASTBN_FLOAT64
+        params.activation, params.slope, params.extra = FASTBN_IDENTITY, 0, NULL
         return params
 
     @property

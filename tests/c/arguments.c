@@ -24,7 +24,7 @@ static call_arguments sound(void)
     call_arguments a;
     memset(&a, 0, sizeof a);
     a.shape = (fastbn_shape){N, C, S, FASTBN_FLOAT32};
-    a.params = (fastbn_params){gamma_data, NULL, FASTBN_FLOAT32};
+    a.params = (fastbn_params){.gamma = gamma_data, .dtype = FASTBN_FLOAT32};
     a.x = (fastbn_input){x_data, C * S, S};
     a.dy = (fastbn_input){dy_data, C * S, S};
     a.y = (fastbn_output){y_data, C * S, S};
@@ -116,6 +116,9 @@ static int bad_shapes(void)
     a.params.dtype = (fastbn_dtype)9;
     for (int entry = INFERENCE; entry <= BACKWARD; entry++)
         failures += expect(&a, (enum entry_point)entry, FASTBN_ERROR_DTYPE, "parameters of type 9");
+    a = sound(), a.params.activation = (fastbn_activation)11;
+    for (int entry = INFERENCE; entry <= BACKWARD; entry++)
+        failures += expect(&a, (enum entry_point)entry, FASTBN_ERROR_ACTIVATION, "activation 11");
     return failures;
 }
 

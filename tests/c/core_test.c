@@ -120,7 +120,7 @@ static int same_bits_as_dense(const problem *p, const layout *where)
 /* A gradient is the same whichever others are asked for with it: op asks for some of what the operation full gave. */
 static int part_of(const operation *op, const operation *full)
 {
-    const int same = GAMMA | MIXED | FROZEN;
+    const int same = GAMMA | MIXED | FROZEN | FUSED;
     return op->entry == BACKWARD && full->entry == BACKWARD && (op->flags & same) == (full->flags & same);
 }
 

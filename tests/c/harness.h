@@ -20,6 +20,9 @@ typedef double real; /* elsewhere long double may be done in software, very slow
 #endif
 
 enum { GAMMA = 1, BETA = 2, MIXED = 4, DX = 8, DGAMMA = 16, DBETA = 32, FROZEN = 64, NO_X = 128 };
+/* Through a leaky relu; with a residual, which is dy; with the weights 0, 1, 2, 0, ... Compared with themselves only: the
+ * values are the Python tests' business. */
+enum { LEAKY = 256, RESIDUAL = 512, WEIGHTED = 1024, FUSED = LEAKY | RESIDUAL | WEIGHTED };
 enum entry_point { MOMENTS, INFERENCE, TRAINING, BACKWARD };
 
 typedef struct operation {

@@ -66,7 +66,7 @@ static int check_repeated(int64_t n, int64_t c, int64_t s)
     static float x[2048], y[2048], once[2048], gamma[64], beta[64];
     static double mean[64], var[64], rstd[64], mean_once[64], var_once[64], rstd_once[64];
     const fastbn_shape many = {n, c, s, FASTBN_FLOAT32}, one = {1, c, s, FASTBN_FLOAT32};
-    const fastbn_params params = {gamma, beta, FASTBN_FLOAT32};
+    const fastbn_params params = {.gamma = gamma, .beta = beta, .dtype = FASTBN_FLOAT32};
     int64_t all = c * s;
     int failures = 0;
     for (int64_t i = 0; i < all; i++)

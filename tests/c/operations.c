@@ -12,9 +12,12 @@ const operation operations[] = {
     {"inference_plain", INFERENCE, 0},
     {"inference_gamma_mixed", INFERENCE, GAMMA | MIXED},
     {"inference_beta", INFERENCE, BETA},
+    {"inference_fused", INFERENCE, GAMMA | BETA | LEAKY | RESIDUAL},
     {"training", TRAINING, GAMMA | BETA},
     {"training_plain", TRAINING, 0},
     {"training_mixed", TRAINING, GAMMA | BETA | MIXED},
+    {"training_fused", TRAINING, GAMMA | BETA | LEAKY},
+    {"training_weighted", TRAINING, GAMMA | BETA | RESIDUAL | WEIGHTED},
     {"backward", BACKWARD, GAMMA | ALL_GRADIENTS},
     {"backward_mixed", BACKWARD, GAMMA | MIXED | ALL_GRADIENTS},
     {"backward_plain", BACKWARD, ALL_GRADIENTS},
@@ -23,6 +26,9 @@ const operation operations[] = {
     {"backward_dgamma_dbeta", BACKWARD, GAMMA | DGAMMA | DBETA},
     {"backward_dgamma", BACKWARD, GAMMA | DGAMMA},
     {"backward_dbeta", BACKWARD, GAMMA | DBETA},
+    {"backward_fused", BACKWARD, GAMMA | BETA | LEAKY | RESIDUAL | ALL_GRADIENTS},
+    {"backward_weighted", BACKWARD, GAMMA | BETA | LEAKY | WEIGHTED | ALL_GRADIENTS},
+    {"frozen_fused", BACKWARD, GAMMA | BETA | LEAKY | RESIDUAL | FROZEN | DX},
     {"frozen", BACKWARD, GAMMA | FROZEN | ALL_GRADIENTS},
     {"frozen_dx", BACKWARD, GAMMA | FROZEN | DX | NO_X},
     {"frozen_dx_dbeta", BACKWARD, GAMMA | FROZEN | DX | DBETA | NO_X},
@@ -87,32 +93,60 @@ static fastbn_input as_input(const array *a) { return (fastbn_input){a->data, a-
 
 static fastbn_output as_output(const array *a) { return (fastbn_output){a->data, a->stride_n, a->stride_c}; }
 
-static fastbn_params params_of(const problem *p, const operation *op)
+/* What a fused operation has more. */
+typedef struct fused {
+    fastbn_weights weights;
+    fastbn_extra extra;
+    void *weight; /* 0, 1, 2, 0, ... */
+} fused;
+
+static fused new_fused(const problem *p, const operation *op)
+{
+    fused f = {.weight = allocate((size_t)p->count * sizeof(double))};
+    for (int64_t i = 0; i < p->count; i++) {
+        f.weights.total += (double)(i % 3);
+        if (p->shape.dtype == FASTBN_FLOAT64)
+            ((double *)f.weight)[i] = (double)(i % 3);
+        else
+            ((float *)f.weight)[i] = (float)(i % 3);
+    }
+    f.weights.data = f.weight;
+    if (op->flags & RESIDUAL)
+        f.extra.residual = (fastbn_input){p->dy, p->shape.c * p->shape.s, p->shape.s};
+    return f;
+}
+
+static fastbn_params params_of(const problem *p, const operation *op, fused *f)
 {
     fastbn_dtype type = param_type(op, p);
-    return (fastbn_params){op->flags & GAMMA ? p->gamma[type] : NULL, op->flags & BETA ? p->beta[type] : NULL, type};
+    if (op->flags & WEIGHTED)
+        f->extra.weights = &f->weights;
+    return (fastbn_params){.gamma = op->flags & GAMMA ? p->gamma[type] : NULL,
+                           .beta = op->flags & BETA ? p->beta[type] : NULL,
+                           .dtype = type,
+                           .activation = op->flags & LEAKY ? FASTBN_LEAKY_RELU : FASTBN_IDENTITY,
+                           .slope = 0.25,
+                           .extra = op->flags & FUSED ? &f->extra : NULL};
 }
 
 static fastbn_status call_backward(const problem *p, const operation *op, const array *x, const array *dy,
-                                   const array *dx, int threads, result *out)
+                                   const array *dx, const fastbn_params *params, int threads, result *out)
 {
-    fastbn_params params = params_of(p, op);
     fastbn_input given = as_input(x);
     fastbn_output wanted = as_output(dx);
     if (op->flags & NO_X)
         given.data = NULL;
     if (!(op->flags & DX))
         wanted.data = NULL;
-    return fastbn_backward(&p->shape, given, as_input(dy), &params, p->saved_mean, p->saved_rstd,
+    return fastbn_backward(&p->shape, given, as_input(dy), params, p->saved_mean, p->saved_rstd,
                            (op->flags & FROZEN) != 0, wanted, op->flags & DGAMMA ? out->grad[0] : NULL,
                            op->flags & DBETA ? out->grad[1] : NULL, threads);
 }
 
-static fastbn_status call(const problem *p, const operation *op, const array *x, const array *dy, const array *y,
-                          int threads, result *out)
+static fastbn_status call_with(const problem *p, const operation *op, const array *x, const array *dy, const array *y,
+                               fastbn_params params, int threads, result *out)
 {
     const fastbn_shape *sh = &p->shape;
-    fastbn_params params = params_of(p, op);
     switch (op->entry) {
     case MOMENTS: return fastbn_moments(sh, as_input(x), out->stat[0], out->stat[1], threads);
     case INFERENCE:
@@ -121,8 +155,17 @@ static fastbn_status call(const problem *p, const operation *op, const array *x,
     case TRAINING:
         return fastbn_training(sh, as_input(x), &params, harness_eps, as_output(y), out->stat[0], out->stat[1],
                                out->stat[2], threads);
-    default: return call_backward(p, op, x, dy, y, threads, out);
+    default: return call_backward(p, op, x, dy, y, &params, threads, out);
     }
+}
+
+static fastbn_status call(const problem *p, const operation *op, const array *x, const array *dy, const array *y,
+                          int threads, result *out)
+{
+    fused f = new_fused(p, op);
+    fastbn_status status = call_with(p, op, x, dy, y, params_of(p, op, &f), threads, out);
+    free(f.weight);
+    return status;
 }
 
 static array absent(void) { return (array){NULL, NULL, 0, 0, 0}; }

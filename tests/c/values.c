@@ -16,7 +16,7 @@ static int constant_features(int64_t n, int64_t s)
     float gamma[C] = {1, -2, 0.5f, 3, 1, 1}, beta[C] = {0, 1, -0.3f, 7, 1e-8f, 5};
     double mean[C], var[C], rstd[C];
     fastbn_shape shape = {n, C, s, FASTBN_FLOAT32};
-    fastbn_params params = {gamma, beta, FASTBN_FLOAT32};
+    fastbn_params params = {.gamma = gamma, .beta = beta, .dtype = FASTBN_FLOAT32};
     int failures = 0;
     for (int64_t i = 0; i < n * C * s; i++)
         x[i] = constants[i / s % C];
@@ -38,16 +38,16 @@ static int constant_features(int64_t n, int64_t s)
  * feature to the next. The statistics are as good as ever. */
 static int misled_pivots(int64_t n, int64_t c, int64_t s)
 {
-    int64_t offset[FBN_PIVOT_SAMPLES];
+    int64_t entry[FBN_PIVOT_SAMPLES];
     struct fbn_plan plan = fbn_plan_make(n, c, s, 1);
-    int failures = 0, samples = fbn_plan_samples(&plan, c * s, offset);
+    int failures = 0, samples = fbn_plan_samples(&plan, entry);
     problem p;
     fill_problem(&p, n, c, s, FASTBN_FLOAT32, ORDINARY);
     for (int64_t i = 0; i < elements(&p.shape); i++)
         ((float *)p.x)[i] = (float)(i * 40503 % 65536) * 0x1p-16f;
     for (int64_t f = 0; f < c; f++)
         for (int i = 0; i < samples; i++)
-            ((float *)p.x)[offset[i] + f * s] += 0x1p8f * (float)(1 << 2 * f);
+            ((float *)p.x)[entry[i] / plan.s * c * s + entry[i] % plan.s + f * s] += 0x1p8f * (float)(1 << 2 * f);
     fill_reference(&p);
     result r = new_result(&p);
     run(&p, &operations[0], &layouts[0], 2, &r);
@@ -65,7 +65,7 @@ static int subnormals_survive(int64_t n, int64_t c, int64_t s)
     float *x = allocate((size_t)size * sizeof(float)), *y = allocate((size_t)size * sizeof(float));
     float *mean = allocate((size_t)c * sizeof(float)), *var = allocate((size_t)c * sizeof(float));
     fastbn_shape shape = {n, c, s, FASTBN_FLOAT32};
-    fastbn_params params = {NULL, NULL, FASTBN_FLOAT32};
+    fastbn_params params = {.dtype = FASTBN_FLOAT32};
     for (int64_t f = 0; f < c; f++)
         mean[f] = 0, var[f] = 0.75f;
     for (int64_t i = 0; i < size; i++)

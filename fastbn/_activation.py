@@ -1,0 +1,58 @@
+"""Activations by name, for the arguments `activation=`."""
+from typing import NamedTuple
+
+from . import _checks, _core
+
+# As csrc/fastbn.h numbers them; the first is the identity.
+_NUMBERED = _core.activation_names()
+NAMES = _NUMBERED[1:]
+_PARAMETERS = {"leaky_relu": 0.01, "elu": 1.0}  # their defaults
+
+
+class Activation(NamedTuple):
+    """One of NAMES, or None for the identity; `slope` is leaky_relu's slope for z < 0 or elu's alpha."""
+
+    name: str | None
+    slope: float = 0.0
+
+    @property
+    def code(self):
+        return 0 if self.name is None else _NUMBERED.index(self.name)
+
+    @property
+    def keeps_sign(self):
+        """Whether the derivative at z follows from the sign of y."""
+        return self.name == "relu" or (self.name == "leaky_relu" and self.slope >= 0)
+
+    @property
+    def inverts(self):
+        """Whether z can be had back from y."""
+        return self.name is None or (self.name == "leaky_relu" and self.slope > 0)
+
+    @property
+    def argument(self):
+        """What activation= takes."""
+        return (self.name, self.slope) if self.name in _PARAMETERS else self.name
+
+
+IDENTITY = Activation(None)
+
+
+def parse(activation):
+    """An Activation from None, a name, or (name, parameter). Raises TypeError, ValueError."""
+    if activation is None:
+        return IDENTITY
+    name, given = activation, None
+    if isinstance(activation, (tuple, list)):
+        if len(activation) != 2:
+            raise ValueError(f"activation is {activation!r}, expected a name or (name, parameter)")
+        name, given = activation
+    if not isinstance(name, str):
+        raise TypeError(f"activation is {activation!r}, expected one of {', '.join(NAMES)}, or None")
+    if name not in NAMES:
+        raise ValueError(f"activation is {name!r}, expected one of {', '.join(NAMES)}, or None")
+    if name not in _PARAMETERS:
+        if given is not None:
+            raise ValueError(f"activation {name!r} takes no parameter: {' and '.join(_PARAMETERS)} do")
+        return Activation(name)
+    return Activation(name, _PARAMETERS[name] if given is None else _checks.finite(given, f"the parameter of {name}"))

@@ -1,0 +1,77 @@
+"""What a call may have beyond normalization, y = act(bn(x) + residual) with weighted statistics: its arguments, and what of
+them backward needs.
+"""
+from typing import NamedTuple
+
+import numpy as np
+
+from . import _activation, _checks, _core
+from ._weights import Weights, weights_of
+
+
+class Extras(NamedTuple):
+    activation: _activation.Activation = _activation.IDENTITY
+    residual: np.ndarray | None = None
+    weights: Weights | None = None
+    # For backward.
+    written: np.ndarray | None = None  # y, where its sign is all that is needed
+    has_residual: bool = False
+
+    def for_core(self, arrangement, **more):
+        """The core's form; arrays as (n, c, s)."""
+        weights = {} if self.weights is None else {"weights": self.weights.data, "total": self.weights.total}
+        residual = None if self.residual is None else arrangement.readable(self.residual)
+        return _core.Extra(self.activation.code, self.activation.slope, residual=residual, **weights, **more)
+
+    def kept(self, y):
+        """What backward needs, once y is written."""
+        if self.residual is None:
+            return self
+        act = self.activation
+        z = {"written": y} if act.keeps_sign else {} if act.name is None else {"residual": self.residual}
+        return Extras(act, weights=self.weights, has_residual=True, **z)
+
+    def for_backward(self, arrangement, saved, dresidual):
+        """dresidual: where its gradient goes, as (n, c, s), or None."""
+        written = None if self.written is None else arrangement.readable(self.written)
+        return self.for_core(arrangement, written=written, dresidual=dresidual, inverts=saved.holds_y)
+
+    def count_of(self, x, c):
+        """The entries of a feature, or their weight; an int where it is a whole number."""
+        if self.weights is None:
+            return x.size // c if c else 0
+        return int(self.weights.total) if self.weights.total.is_integer() else self.weights.total
+
+    def refuse_in_place(self, saved):
+        """Where x was overwritten and y does not tell it."""
+        if saved.holds_y and (self.has_residual or not self.activation.inverts):
+            cause = "with a residual" if self.has_residual else f"through {self.activation.name}"
+            raise RuntimeError(f"x was overwritten by the forward call (out=x) and cannot be recovered from y {cause}: pass "
+                               "another out= in the forward call")
+
+    def refuse_overwriting(self, out):
+        """Where backward will need the residual, `out` must not be it."""
+        if out is None or self.residual is None or self.activation.keeps_sign or self.activation.name is None:
+            return
+        if np.may_share_memory(out, self.residual) and _checks.share_memory(out, self.residual):
+            raise ValueError(f"out and residual overlap, and the gradient of {self.activation.name} needs the residual: pass "
+                             "memory of its own (relu and leaky_relu can do without)")
+
+
+NONE = Extras()
+
+
+def extras_of(x, activation, residual):
+    """Checks the arguments; NONE where there is nothing. Raises TypeError, ValueError."""
+    act = _activation.parse(activation)
+    if residual is not None:
+        residual = _checks.as_data(residual, "residual")
+        if residual.shape != x.shape:
+            raise ValueError(f"residual has shape {residual.shape}, expected {x.shape}, the shape of x")
+        residual = residual.astype(x.dtype, copy=False)
+    return NONE if act.name is None and residual is None else Extras(act, residual)
+
+
+def with_weights(extras, x, axes, arrangement, **arguments):
+    weights = weights_of(x, axes, arrangement, **arguments)
+    return extras if weights is None else extras._replace(weights=weights)

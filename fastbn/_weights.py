@@ -1,0 +1,76 @@
+"""How much each entry of a batch counts in its statistics: masks, weights, lengths of padded sequences."""
+from typing import NamedTuple
+
+import numpy as np
+
+from . import _checks
+
+
+class Weights(NamedTuple):
+    data: np.ndarray  # (n * s,), in the order of the (n, c, s) view, of the type of the arithmetic
+    total: float
+
+
+def weights_of(x, axes, arrangement, *, mask=None, weights=None, lengths=None):
+    """Weights for x, or None where every entry counts as one. Several arguments multiply. Raises TypeError, ValueError.
+
+    axes: x's feature axes; arrangement: x's way to (n, c, s).
+    """
+    if mask is None and weights is None and lengths is None:
+        return None
+    shape = tuple(size for i, size in enumerate(x.shape) if i not in axes)
+    factors = [_mask(mask, shape), _weights(weights, shape), _lengths(lengths, shape)]
+    dtype = np.float64 if x.dtype == np.float64 else np.float32
+    whole = np.ones(shape, dtype)
+    for factor in factors:
+        if factor is not None:
+            whole *= factor
+    remaining = [i for i in range(x.ndim) if i not in axes]
+    order = [remaining.index(i) for i in arrangement.order if i not in axes]
+    data = np.ascontiguousarray(whole.transpose(order)).reshape(-1)
+    return Weights(data, float(data.sum(dtype=np.float64)))
+
+
+def _fits(a, shape, name):
+    try:
+        return np.broadcast_to(a, shape)
+    except ValueError:
+        raise ValueError(f"{name} has shape {a.shape}, expected {shape}, x's shape without the feature axis, or one that "
+                         "broadcasts to it") from None
+
+
+def _mask(mask, shape):
+    if mask is None:
+        return None
+    mask = np.asarray(mask)
+    if mask.dtype != np.bool_:
+        raise TypeError(f"mask has dtype {mask.dtype}, expected bool: True where an entry counts; for weights pass weights=")
+    return _fits(mask, shape, "mask")
+
+
+def _weights(weights, shape):
+    if weights is None:
+        return None
+    weights = np.asarray(weights)
+    if weights.dtype.kind not in "fiu":
+        raise TypeError(f"weights has dtype {weights.dtype}, expected numbers of at least 0")
+    if not np.all(np.isfinite(weights)) or np.any(weights < 0):
+        raise ValueError("weights has an entry that is negative or not finite, expected numbers of at least 0")
+    return _fits(weights, shape, "weights")
+
+
+def _lengths(lengths, shape):
+    """True for the first lengths[i] steps of sequence i, whose steps are the first axis after the batch axis."""
+    if lengths is None:
+        return None
+    lengths = np.asarray(lengths)
+    if len(shape) < 2:
+        raise ValueError("lengths is given, but x has only a batch axis beside the feature axis: expected a sequence axis")
+    if lengths.dtype.kind not in "iu":
+        raise TypeError(f"lengths has dtype {lengths.dtype}, expected integers")
+    if lengths.shape != shape[:1]:
+        raise ValueError(f"lengths has shape {lengths.shape}, expected {shape[:1]}: one for each sequence of the batch")
+    if lengths.size and (lengths.min() < 0 or lengths.max() > shape[1]):
+        raise ValueError(f"lengths goes from {lengths.min()} to {lengths.max()}, expected 0 to {shape[1]}, the steps of x")
+    steps = np.arange(shape[1]) < lengths[:, None]
+    return steps.reshape(steps.shape + (1,) * (len(shape) - 2))

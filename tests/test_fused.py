@@ -1,0 +1,218 @@
+"""Activations and residuals in one pass with the normalization: against float64, against differences, against themselves."""
+import itertools
+
+import numpy as np
+import pytest
+from fused_oracle import ACTIVATIONS, Layer
+
+import fastbn
+from fastbn import _core
+
+NAMES = [name for name in ACTIVATIONS if name]
+SHAPES = [((64, 64), 1), ((5, 3), 1), ((700, 3), 1), ((300, 63), 1), ((20, 600), 1), ((8, 16, 7, 7), 1),
+          ((4, 5, 33, 31), 1), ((4, 33, 31, 5), -1), ((2, 7, 7, 129), -1), ((2, 3, 90, 90), 1), ((3, 4, 5), 0)]
+FLOATS = (np.float32, np.float64)
+ISAS = [name for name in _core.isa_names() if _core.isa_supported(name)]
+
+
+@pytest.fixture
+def small_work_threads():
+    """Threads whatever the size."""
+    before = _core.set_bytes_per_thread(0)
+    yield
+    _core.set_bytes_per_thread(before)
+    _core.set_isa(None)
+
+
+def data(rng, shape, axis, dtype, residual=True):
+    c = shape[axis]
+    x = (2 * rng.normal(size=shape) + 3).astype(dtype)
+    r = rng.normal(size=shape).astype(dtype) if residual else None
+    return x, rng.normal(size=c).astype(dtype), rng.normal(size=c).astype(dtype), r, rng.normal(size=shape).astype(dtype)
+
+
+def assert_near(got, expected, dtype, scale=1.0):
+    unit = 4e-6 if dtype == np.float32 else 1e-12
+    assert np.all(np.abs(got - expected) <= unit * scale * (1 + np.abs(expected)))
+
+
+def away_from_kinks(x, layer):
+    """Where z lies on a kink of the activation to rounding, the derivative may be either one."""
+    return np.all([np.abs(layer.z - kink) > 1e-4 for kink in (-3, 0, 3, 6)], axis=0)
+
+
+@pytest.mark.parametrize("shape, axis", SHAPES)
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("activation", [*NAMES, ("leaky_relu", 0.3), ("elu", 2.0)], ids=str)
+def test_training_and_backward_against_float64(rng, activation, residual, shape, axis):
+    for dtype in FLOATS:
+        x, gamma, beta, r, dy = data(rng, shape, axis, dtype, residual)
+        oracle = Layer(x, gamma, beta, axis=axis, activation=activation, residual=r)
+        dy *= away_from_kinks(x, oracle)
+        y, saved = fastbn.batch_norm_training(x, gamma, beta, axis=axis, activation=activation, residual=r)
+        assert_near(y, oracle.forward().y, dtype)
+        found, expected = fastbn.batch_norm_backward(dy, saved), oracle.backward(dy)
+        assert len(found) == (4 if residual else 3)
+        scale = np.abs(expected.dresidual).sum() / shape[axis] * 4
+        assert_near(found[0], expected.dx, dtype, 20 * (1 + oracle.rstd.max()))
+        assert_near(found[1], expected.dgamma, dtype, scale)
+        assert_near(found[2], expected.dbeta, dtype, scale)
+        if residual:
+            assert_near(found[3], expected.dresidual, dtype, 4)
+
+
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("activation", [None, *NAMES])
+def test_inference_and_frozen_backward_against_float64(rng, activation, residual):
+    for (shape, axis), dtype in itertools.product(SHAPES, FLOATS):
+        x, gamma, beta, r, dy = data(rng, shape, axis, dtype, residual)
+        mean, var = rng.normal(size=shape[axis]).astype(dtype), rng.random(shape[axis]).astype(dtype) + dtype(0.5)
+        oracle = Layer(x, gamma, beta, axis=axis, activation=activation, residual=r, given=(mean, var))
+        dy *= away_from_kinks(x, oracle)
+        arguments = {"axis": axis, "activation": activation, "residual": r}
+        y, saved = fastbn.batch_norm_inference(x, mean, var, gamma, beta, return_saved=True, **arguments)
+        assert_near(y, oracle.forward().y, dtype, 4)
+        assert fastbn.batch_norm_inference(x, mean, var, gamma, beta, **arguments).tobytes() == y.tobytes()
+        found, expected = fastbn.batch_norm_backward(dy, saved), oracle.backward(dy)
+        assert_near(found[0], expected.dx, dtype, 4)
+        scale = np.abs(expected.dresidual).sum() / shape[axis] * 4
+        assert_near(found[1], expected.dgamma, dtype, scale)
+        assert_near(found[2], expected.dbeta, dtype, scale)
+        only = fastbn.batch_norm_backward(dy, saved, needs="dx")
+        assert only[0].tobytes() == found[0].tobytes() and only[1] is None and only[2] is None
+
+
+@pytest.mark.parametrize("activation", [name for name in NAMES if name not in ("relu", "leaky_relu", "relu6", "hardswish")])
+def test_gradients_against_central_differences(rng, activation):
+    x, gamma, beta, r, dy = data(rng, (5, 4, 3), 1, np.float64)
+
+    def loss(x, gamma, beta, r):
+        return float((fastbn.batch_norm_training(x, gamma, beta, activation=activation, residual=r)[0] * dy).sum())
+
+    inputs = [x, gamma, beta, r]
+    _, saved = fastbn.batch_norm_training(x, gamma, beta, activation=activation, residual=r)
+    for which, gradient in zip(range(4), fastbn.batch_norm_backward(dy, saved)):
+        for at in list(np.ndindex(inputs[which].shape))[::3]:
+            up, down = ([a.copy() for a in inputs] for _ in range(2))
+            up[which][at] += 1e-6
+            down[which][at] -= 1e-6
+            assert abs((loss(*up) - loss(*down)) / 2e-6 - gradient[at]) < 1e-6 * (1 + abs(gradient[at]))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_bits_are_equal_for_all_threads_and_instruction_sets(rng, small_work_threads, isa):
+    for (shape, axis), dtype, activation in itertools.product(SHAPES, FLOATS, ["relu", "gelu", "silu", "tanh"]):
+        x, gamma, beta, r, dy = data(rng, shape, axis, dtype)
+        results = []
+        for set_to, threads in (("generic", 1), (isa, 1), (isa, 2), (isa, 3)):
+            _core.set_isa(set_to)
+            y, saved = fastbn.batch_norm_training(x, gamma, beta, axis=axis, activation=activation, residual=r,
+                                                  num_threads=threads)
+            gradients = fastbn.batch_norm_backward(dy, saved, num_threads=threads)
+            results.append([a.tobytes() for a in (y, *gradients)])
+        assert results[1:] == results[:1] * 3
+
+
+def test_layouts_of_memory_give_the_same_values(rng):
+    x, gamma, beta, r, dy = data(rng, (6, 5, 8, 9), 1, np.float64)
+    expected = None
+    for change in (lambda a: a.copy(), lambda a: a.transpose(0, 2, 3, 1).copy().transpose(0, 3, 1, 2),
+                   lambda a: np.repeat(a, 2, axis=0)[::2], lambda a: np.asfortranarray(a)):
+        y, saved = fastbn.batch_norm_training(change(x), gamma, beta, activation="relu", residual=change(r))
+        results = y, *fastbn.batch_norm_backward(change(dy), saved)
+        expected = expected or results
+        for got, want in zip(results, expected):
+            np.testing.assert_allclose(got, want, rtol=1e-10, atol=1e-12)
+
+
+def test_nan_stays_nan_and_stays_in_its_feature(rng):
+    x, gamma, beta, _, _ = data(rng, (40, 6), 1, np.float32)
+    x[3, 2] = np.nan
+    for activation in NAMES:
+        y, _ = fastbn.batch_norm_training(x, gamma, beta, activation=activation)
+        assert np.isnan(y[:, 2]).all() and not np.isnan(np.delete(y, 2, axis=1)).any()
+
+
+# ---- in place ----
+
+
+@pytest.mark.parametrize("activation", [None, ("leaky_relu", 0.2)], ids=str)
+def test_training_in_place_finds_x_again(rng, activation):
+    x, gamma, beta, _, dy = data(rng, (30, 7, 4), 1, np.float64)
+    y, saved = fastbn.batch_norm_training(x, gamma, beta, activation=activation)
+    expected = fastbn.batch_norm_backward(dy, saved)
+    own = x.copy()
+    y_in_place, saved = fastbn.batch_norm_training(own, gamma, beta, activation=activation, out=own)
+    assert y_in_place is own and own.tobytes() == y.tobytes()
+    gradient = dy.copy()
+    found = fastbn.batch_norm_backward(gradient, saved, out=gradient)
+    assert found[0] is gradient
+    for got, want in zip(found, expected):
+        np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("activation, residual", [("relu", False), ("gelu", False), (("leaky_relu", 0.0), False), (None, True)])
+def test_in_place_what_cannot_be_found_again_is_refused_backward(rng, activation, residual):
+    x, gamma, beta, r, dy = data(rng, (9, 3), 1, np.float32, residual)
+    _, saved = fastbn.batch_norm_training(x, gamma, beta, activation=activation, residual=r, out=x)
+    with pytest.raises(RuntimeError, match="overwritten"):
+        fastbn.batch_norm_backward(dy, saved)
+
+
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu", None])
+def test_y_may_take_the_residuals_place_where_its_sign_is_enough(rng, activation):
+    x, gamma, beta, r, dy = data(rng, (30, 7, 4), 1, np.float32)
+    y, saved = fastbn.batch_norm_training(x, gamma, beta, activation=activation, residual=r.copy())
+    expected = fastbn.batch_norm_backward(dy, saved)
+    found, saved = fastbn.batch_norm_training(x, gamma, beta, activation=activation, residual=r, out=r)
+    assert found is r and r.tobytes() == y.tobytes()
+    for got, want in zip(fastbn.batch_norm_backward(dy, saved), expected):
+        assert got.tobytes() == want.tobytes()
+
+
+def test_other_activations_keep_their_residual(rng):
+    x, gamma, beta, r, _ = data(rng, (9, 3), 1, np.float32)
+    kept = r.copy()
+    with pytest.raises(ValueError, match="overlap.*gelu"):
+        fastbn.batch_norm_training(x, gamma, beta, activation="gelu", residual=r, out=r)
+    assert r.tobytes() == kept.tobytes()
+    y = fastbn.batch_norm_inference(x, gamma, abs(beta), activation="gelu", residual=r, out=r)
+    assert y is r
+
+
+def test_needs_of_the_residual(rng):
+    x, gamma, beta, r, dy = data(rng, (20, 6), 1, np.float32)
+    _, saved = fastbn.batch_norm_training(x, gamma, beta, activation="relu", residual=r)
+    whole = fastbn.batch_norm_backward(dy, saved)
+    for needs in (["dresidual"], ["dx"], ["dresidual", "dbeta"], ["dgamma"]):
+        found = fastbn.batch_norm_backward(dy, saved, needs=needs)
+        for name, got, want in zip(("dx", "dgamma", "dbeta", "dresidual"), found, whole):
+            assert (got is None) == (name not in needs)
+            assert got is None or got.tobytes() == want.tobytes()
+    _, plain = fastbn.batch_norm_training(x, gamma, beta)
+    with pytest.raises(ValueError, match="'dresidual'"):
+        fastbn.batch_norm_backward(dy, plain, needs="dresidual")
+
+
+@pytest.mark.parametrize("wrong, error, text", [
+    ("swish", ValueError, "'swish'.*relu"), (3, TypeError, "activation is 3"), (("relu", 1.0), ValueError, "no parameter"),
+    (("elu", np.inf), ValueError, "finite"), (("elu", 1, 2), ValueError, "name, parameter")])
+def test_wrong_activations(wrong, error, text):
+    with pytest.raises(error, match=text):
+        fastbn.batch_norm_training(np.ones((4, 2), np.float32), activation=wrong)
+
+
+def test_wrong_residuals():
+    x = np.ones((4, 2), np.float32)
+    with pytest.raises(ValueError, match=r"residual has shape \(2, 4\), expected \(4, 2\)"):
+        fastbn.batch_norm_training(x, residual=np.ones((2, 4), np.float32))
+    with pytest.raises(TypeError, match="residual has dtype int64"):
+        fastbn.batch_norm_training(x, residual=np.ones((4, 2), np.int64))
+
+
+def test_nothing_to_compute(rng):
+    for shape in ((0, 3), (4, 0)):
+        x = np.ones(shape, np.float32)
+        y, saved = fastbn.batch_norm_training(x, activation="relu", residual=x)
+        assert y.shape == shape and [a.shape for a in fastbn.batch_norm_backward(x, saved)] == [
+            shape, shape[1:], shape[1:], shape]

@@ -1,0 +1,193 @@
+"""mask=, weights=, lengths=: statistics over some of the entries, against float64, and that no other entry leaks."""
+import itertools
+
+import numpy as np
+import pytest
+from fused_oracle import Layer
+
+import fastbn
+from fastbn import _core
+
+SHAPES = [((64, 64), 1), ((9, 3), 1), ((700, 3), 1), ((300, 63), 1), ((20, 600), 1), ((8, 16, 7, 7), 1),
+          ((4, 5, 33, 31), 1), ((4, 33, 31, 5), -1), ((2, 3, 90, 90), 1), ((3, 4, 5), 0), ((50, 1), 1)]
+FLOATS = (np.float32, np.float64)
+ISAS = [name for name in _core.isa_names() if _core.isa_supported(name)]
+
+
+@pytest.fixture
+def small_work_threads():
+    before = _core.set_bytes_per_thread(0)
+    yield
+    _core.set_bytes_per_thread(before)
+    _core.set_isa(None)
+
+
+def without(shape, axis):
+    return tuple(size for i, size in enumerate(shape) if i != axis % len(shape))
+
+
+def some_mask(rng, shape, axis):
+    mask = rng.random(without(shape, axis)) < 0.6
+    mask.flat[:3] = True
+    return mask
+
+
+def data(rng, shape, axis, dtype):
+    c = shape[axis]
+    return ((2 * rng.normal(size=shape) + 3).astype(dtype), rng.normal(size=c).astype(dtype),
+            rng.normal(size=c).astype(dtype), rng.normal(size=shape).astype(dtype))
+
+
+def assert_near(got, expected, dtype, scale=1.0):
+    unit = 4e-6 if dtype == np.float32 else 1e-12
+    assert np.all(np.abs(got - expected) <= unit * scale * (1 + np.abs(expected)))
+
+
+def assert_call(x, gamma, beta, dy, axis, oracle_weights, **arguments):
+    dtype = x.dtype
+    oracle = Layer(x, gamma, beta, axis=axis, weights=oracle_weights)
+    y, saved = fastbn.batch_norm_training(x, gamma, beta, axis=axis, **arguments)
+    expected = oracle.forward()
+    np.testing.assert_allclose(saved.var, expected.var, rtol=1e-6 if dtype == np.float32 else 1e-12)
+    np.testing.assert_allclose(saved.mean, expected.mean, rtol=1.2e-7 if dtype == np.float32 else 1e-13, atol=1e-7)
+    assert_near(y, expected.y, dtype, 4 * (1 + oracle.rstd.max()))
+    found, want = fastbn.batch_norm_backward(dy, saved), oracle.backward(dy)
+    scale = np.abs(dy).sum() / gamma.size * 4
+    assert_near(found[0], want.dx, dtype, 40 * (1 + oracle.rstd.max()**2))
+    assert_near(found[1], want.dgamma, dtype, scale)
+    assert_near(found[2], want.dbeta, dtype, scale)
+
+
+@pytest.mark.parametrize("shape, axis", SHAPES)
+def test_masks_and_weights_against_float64(rng, shape, axis):
+    for dtype in FLOATS:
+        x, gamma, beta, dy = data(rng, shape, axis, dtype)
+        mask = some_mask(rng, shape, axis)
+        weights = rng.random(mask.shape).astype(np.float32) * mask
+        assert_call(x, gamma, beta, dy, axis, mask, mask=mask)
+        assert_call(x, gamma, beta, dy, axis, weights, weights=weights)
+        assert_call(x, gamma, beta, dy, axis, weights * mask, weights=weights, mask=mask)
+
+
+@pytest.mark.parametrize("shape, axis, sequence", [((6, 11, 5), -1, (6, 11)), ((6, 5, 11), 1, (6, 11)),
+                                                   ((3, 7, 2, 4), -1, (3, 7, 1))])
+def test_lengths_are_a_mask(rng, shape, axis, sequence):
+    x, gamma, beta, dy = data(rng, shape, axis, np.float64)
+    lengths = rng.integers(0, sequence[1] + 1, size=sequence[0])
+    mask = (np.arange(sequence[1]) < lengths[:, None]).reshape(sequence)
+    assert_call(x, gamma, beta, dy, axis, mask, lengths=lengths)
+
+
+def test_masks_broadcast(rng):
+    x, gamma, beta, dy = data(rng, (6, 3, 4, 5), 1, np.float64)
+    mask = np.array([True, False, True, True, False])
+    assert_call(x, gamma, beta, dy, 1, mask, mask=mask)
+    assert_call(x, gamma, beta, dy, 1, mask[:4, None], mask=mask[:4, None])
+
+
+@pytest.mark.parametrize("junk", [np.nan, np.inf, -np.inf, 3e38])
+@pytest.mark.parametrize("shape, axis", SHAPES)
+def test_what_is_masked_leaves_no_trace(rng, shape, axis, junk):
+    """Not even in the last bit: the results for the entries that count are those with zeros in place of the junk."""
+    x, gamma, beta, dy = data(rng, shape, axis, np.float32)
+    mask = some_mask(rng, shape, axis)
+    hidden = np.broadcast_to(np.expand_dims(~mask, axis), shape)
+    dy[hidden] = 0
+    results = []
+    for value in (0, junk):
+        x[hidden] = value
+        y, saved = fastbn.batch_norm_training(x, gamma, beta, axis=axis, mask=mask)
+        dx, dgamma, dbeta = fastbn.batch_norm_backward(dy, saved)
+        assert not np.any(dx[hidden])
+        results.append((y[~hidden], saved.var, dx[~hidden], dgamma, dbeta))
+    for got, want in zip(*results):
+        assert np.isfinite(got).all()
+        np.testing.assert_allclose(got, want, rtol=2e-5, atol=2e-5)
+
+
+def test_masked_statistics_do_not_depend_on_the_mean(rng):
+    x = (rng.normal(size=(4000, 5)) + 1e6).astype(np.float32)
+    mask = some_mask(rng, x.shape, 1)
+    x[~mask] = np.nan
+    moments = fastbn.moments(x, mask=mask)
+    kept = x[mask].astype(np.longdouble)
+    assert moments.count == mask.sum()
+    np.testing.assert_allclose(moments.mean, kept.mean(axis=0).astype(float), rtol=1.2e-7)
+    np.testing.assert_allclose(moments.var(), kept.var(axis=0).astype(float), rtol=1e-6)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_bits_are_equal_for_all_threads_and_instruction_sets(rng, small_work_threads, isa):
+    for (shape, axis), dtype, act in itertools.product(SHAPES, FLOATS, [None, "relu"]):
+        x, gamma, beta, dy = data(rng, shape, axis, dtype)
+        weights = rng.random(without(shape, axis)) * some_mask(rng, shape, axis)
+        results = []
+        for set_to, threads in (("generic", 1), (isa, 1), (isa, 2), (isa, 5)):
+            _core.set_isa(set_to)
+            y, saved = fastbn.batch_norm_training(x, gamma, beta, axis=axis, weights=weights, activation=act,
+                                                  num_threads=threads)
+            results.append([a.tobytes() for a in (y, saved.var, *fastbn.batch_norm_backward(dy, saved))])
+        assert results[1:] == results[:1] * 3
+
+
+def test_gradients_against_central_differences(rng):
+    x, gamma, beta, dy = data(rng, (7, 3, 2), 1, np.float64)
+    weights = rng.random((7, 2)) * (rng.random((7, 2)) < 0.7)
+
+    def loss(x):
+        return float((fastbn.batch_norm_training(x, gamma, beta, weights=weights)[0] * dy).sum())
+
+    _, saved = fastbn.batch_norm_training(x, gamma, beta, weights=weights)
+    dx = fastbn.batch_norm_backward(dy, saved)[0]
+    for at in np.ndindex(x.shape):
+        up, down = x.copy(), x.copy()
+        up[at] += 1e-6
+        down[at] -= 1e-6
+        assert abs((loss(up) - loss(down)) / 2e-6 - dx[at]) < 1e-6 * (1 + abs(dx[at]))
+
+
+def test_equal_weights_are_no_weights(rng):
+    x, gamma, beta, dy = data(rng, (40, 6), 1, np.float64)
+    y, saved = fastbn.batch_norm_training(x, gamma, beta)
+    weighted, saved_weighted = fastbn.batch_norm_training(x, gamma, beta, weights=np.full(40, 2.5))
+    np.testing.assert_allclose(weighted, y, rtol=1e-12, atol=1e-13)
+    for got, want in zip(fastbn.batch_norm_backward(dy, saved_weighted), fastbn.batch_norm_backward(dy, saved)):
+        np.testing.assert_allclose(got, want, rtol=1e-11, atol=1e-13)
+
+
+def test_nothing_counts(rng):
+    x = rng.normal(size=(8, 3)).astype(np.float32)
+    y, saved = fastbn.batch_norm_training(x, mask=np.zeros(8, bool))
+    assert not saved.mean.any() and np.isnan(saved.var).all() and np.isnan(y).all()
+    moments = fastbn.moments(x, weights=np.zeros(8))
+    assert moments.count == 0 and not moments.mean.any() and np.isnan(moments.var()).all()
+
+
+def test_weighted_moments_merge(rng):
+    x, weights = rng.normal(size=(90, 4)), rng.random(90)
+    parts = [fastbn.moments(x[i:i + 30], weights=weights[i:i + 30]) for i in (0, 30, 60)]
+    whole, merged = fastbn.moments(x, weights=weights), sum(parts)
+    assert abs(merged.count - weights.sum()) < 1e-12
+    np.testing.assert_allclose(merged.mean, whole.mean, rtol=1e-12)
+    np.testing.assert_allclose(merged.var(), whole.var(), rtol=1e-12)
+
+
+@pytest.mark.parametrize("arguments, error, text", [
+    ({"mask": np.ones(8)}, TypeError, "mask has dtype float64, expected bool"),
+    ({"mask": np.ones((8, 3), bool)}, ValueError, r"mask has shape \(8, 3\), expected \(8, 5\)"),
+    ({"weights": -np.ones((8, 5))}, ValueError, "negative"), ({"weights": np.full((8, 5), np.nan)}, ValueError, "finite"),
+    ({"weights": np.ones((8, 5), bool)}, TypeError, "weights has dtype bool"),
+    ({"lengths": np.ones(8)}, TypeError, "lengths has dtype float64"),
+    ({"lengths": np.ones(7, int)}, ValueError, r"lengths has shape \(7,\), expected \(8,\)"),
+    ({"lengths": np.full(8, 6)}, ValueError, "lengths goes from 6 to 6, expected 0 to 5"),
+])
+def test_wrong_arguments(rng, arguments, error, text):
+    x = rng.normal(size=(8, 3, 5)).astype(np.float32)
+    for call in (fastbn.batch_norm_training, fastbn.moments):
+        with pytest.raises(error, match=text):
+            call(x, **arguments)
+
+
+def test_lengths_need_a_sequence(rng):
+    with pytest.raises(ValueError, match="only a batch axis"):
+        fastbn.batch_norm_training(rng.normal(size=(8, 3)), lengths=np.ones(8, int))
