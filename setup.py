@@ -59,7 +59,7 @@ ISAS = {
     "avx512": Isa(X86_64, ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"], ["/arch:AVX512"],
                   "#include <immintrin.h>\n__m512 f(__m512 a) { return _mm512_and_ps(a, _mm512_sqrt_ps(a)); }\n"
                   "__m256i g(__m256i a) { return _mm256_mask_add_epi8(a, 1, a, a); }\n"),
-    "avx2": Isa(X86_64, ["-mavx2", "-mfma"], ["/arch:AVX2"],
+    "avx2": Isa(X86_64, ["-mavx2", "-mfma", "-mf16c"], ["/arch:AVX2"],
                 "#include <immintrin.h>\n__m256i f(__m256i a) { return _mm256_add_epi32(a, a); }\n"),
     "neon": Isa(AARCH64, [], [],
                 "#include <arm_neon.h>\nfloat64x2_t f(float64x2_t a) { return vsqrtq_f64(a); }\n"),

@@ -3,8 +3,8 @@
  * A schedule takes it by features, each while the caches still hold it, or by stretches of memory.
  *
  * A packed table whose rows are whole cache lines is flat: since NumPy's arrays start 16, 32 or 48 bytes off a line,
- * its rows are counted from the first line boundary of y, `head` elements in, with the columns rotated by as much. So
- * every store of every row is aligned, which a store past the caches must be. The columns' parameters go on for two
+ * its rows are counted from the first line boundary of y, `head` elements in, with the columns rotated by as much (for
+ * half types, whose vectors are half a line, read "half a line"). So every store of every row is aligned, which a store past the caches must be. The columns' parameters go on for two
  * lines beyond their period, which makes the rotation a pointer and lets vectors be loaded from any column. Of a table
  * that is folded they are kept for a few rows of the array only: each thread writes those of its features, and a cache
  * line in which the features of two threads alternate costs both of them.
@@ -12,14 +12,17 @@
 #include "job.h"
 #include "tiles.h"
 
-enum { LINE = 64, PERIOD = 64 /* columns, at least */ };
+enum { LINE = 64, LANES = 16, PERIOD = 64 /* columns, at least */ };
+
+/* To so many bytes are the stores of a flat table aligned. */
+static int64_t line_of(const struct fbn_job *job) { return fbn_least(LINE, LANES * job->size); }
 
 static int is_flat(const struct fbn_job *job)
 {
     const struct fbn_plan *plan = &job->out_plan;
     int64_t row = plan->c * plan->s;
     int packed = job->y.stride_n == row && job->in.stride_n == row && (!job->gradient || job->x.stride_n == row);
-    return plan->layout == FBN_ROWS && job->y.data && !job->tiles_out && packed && plan->width * job->size % LINE == 0;
+    return plan->layout == FBN_ROWS && job->y.data && !job->tiles_out && packed && plan->width * job->size % line_of(job) == 0;
 }
 
 /* Adjacent entries of y that are written one after the other. */
@@ -35,7 +38,7 @@ int64_t fbn_run_of_output(const struct fbn_job *job)
 
 void fbn_find_head(struct fbn_job *job)
 {
-    job->head = is_flat(job) ? (int64_t)(-(uintptr_t)job->y.data % LINE) / job->size : -1;
+    job->head = is_flat(job) ? (int64_t)(-(uintptr_t)job->y.data % (uintptr_t)line_of(job)) / job->size : -1;
 }
 
 /* After how many columns the parameters are the same again, or the width, which tiles want. */
@@ -53,7 +56,7 @@ int64_t fbn_param_columns(const struct fbn_job *job)
 {
     const struct fbn_plan *plan = &job->out_plan;
     if (job->head > 0 || plan->fold > 1)
-        return period(job) + 2 * LINE / job->size;
+        return period(job) + 2 * line_of(job) / job->size;
     return fbn_more_columns(plan) ? plan->width : 0;
 }
 
@@ -77,7 +80,7 @@ void fbn_spread_z(struct fbn_job *job, int64_t first, int64_t end)
 static void params_at(const struct fbn_job *job, void *const base[], int64_t at, const void *par[FBN_MOST_PARAMS])
 {
     for (int i = 0; i < (job->gradient ? 4 : 3); i++)
-        par[i] = (const char *)base[i] + at * job->size;
+        par[i] = (const char *)base[i] + at * job->lane_size;
 }
 
 /* The planes n of `features` features, from entry i on. */

@@ -17,13 +17,15 @@ static int shape_is_wrong(const fastbn_shape *shape)
     return shape->n > most / shape->c || shape->n * shape->c > most / shape->s;
 }
 
-static int is_dtype(fastbn_dtype dtype) { return dtype == FASTBN_FLOAT32 || dtype == FASTBN_FLOAT64; }
+static int is_param_dtype(fastbn_dtype dtype) { return dtype == FASTBN_FLOAT32 || dtype == FASTBN_FLOAT64; }
+
+static int is_half(fastbn_dtype dtype) { return dtype == FASTBN_FLOAT16 || dtype == FASTBN_BFLOAT16; }
 
 static fastbn_status check_shape(const fastbn_shape *shape)
 {
     if (!shape)
         return FASTBN_ERROR_NULL;
-    if (!is_dtype(shape->dtype))
+    if (!is_param_dtype(shape->dtype) && !is_half(shape->dtype))
         return FASTBN_ERROR_DTYPE;
     return shape_is_wrong(shape) ? FASTBN_ERROR_SHAPE : FASTBN_OK;
 }
@@ -32,7 +34,7 @@ static fastbn_status check_params(const fastbn_params *params)
 {
     if (!params)
         return FASTBN_ERROR_NULL;
-    if (!is_dtype(params->dtype))
+    if (!is_param_dtype(params->dtype))
         return FASTBN_ERROR_DTYPE;
     if (params->activation < FASTBN_IDENTITY || params->activation > FASTBN_ELU)
         return FASTBN_ERROR_ACTIVATION;
@@ -88,8 +90,9 @@ static fastbn_status open_job(struct fbn_job *job, const fastbn_shape *shape, co
     RETURN_IF_ERROR(fbn_kernels_active(&job->kernels));
     job->op = op;
     job->typed = &job->kernels->typed[shape->dtype];
-    job->lanes = job->typed;
-    job->lane_size = job->size = shape->dtype == FASTBN_FLOAT32 ? (int64_t)sizeof(float) : (int64_t)sizeof(double);
+    job->lanes = &job->kernels->typed[shape->dtype == FASTBN_FLOAT64 ? FASTBN_FLOAT64 : FASTBN_FLOAT32];
+    job->lane_size = shape->dtype == FASTBN_FLOAT64 ? (int64_t)sizeof(double) : (int64_t)sizeof(float);
+    job->size = is_half(shape->dtype) ? (int64_t)sizeof(uint16_t) : job->lane_size;
     job->entries = shape->n * shape->s;
     job->total = (double)job->entries;
     return FASTBN_OK;

@@ -17,12 +17,12 @@ static int always(void) { return 1; }
 #if defined(_MSC_VER)
 #include <intrin.h>
 
-/* Leaf 7's EBX, or 0 without FMA or where the system does not save the registers named by xcr0_mask. */
+/* Leaf 7's EBX, or 0 without FMA and F16C or where the system does not save the registers named by xcr0_mask. */
 static unsigned features(unsigned long long xcr0_mask)
 {
     int leaf[4];
     __cpuid(leaf, 1);
-    if (!(leaf[2] & (1 << 27)) || !(leaf[2] & (1 << 12)) || (_xgetbv(0) & xcr0_mask) != xcr0_mask)
+    if (!(leaf[2] & (1 << 27)) || !(leaf[2] & (1 << 12)) || !(leaf[2] & (1 << 29)) || (_xgetbv(0) & xcr0_mask) != xcr0_mask)
         return 0;
     __cpuidex(leaf, 7, 0);
     return (unsigned)leaf[1];
@@ -34,10 +34,18 @@ static int has_avx512(void)
     return (features(0xe6) & wanted) == wanted;
 }
 #else
+#include <cpuid.h>
+
+/* Not every compiler's __builtin_cpu_supports knows its name. */
+static int has_f16c(void)
+{
+    unsigned eax, ebx, ecx, edx;
+    return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx >> 29 & 1);
+}
 static int has_avx2(void)
 {
     __builtin_cpu_init();
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
 }
 static int has_avx512(void)
 {

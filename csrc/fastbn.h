@@ -18,7 +18,8 @@
  * 1. Same bits for any number of threads, any instruction set, any run: equal bytes for every value that is not
  *    NaN, equal places for NaN. The work is cut by shape alone; partial sums are stored by their place and added in
  *    that order; sums across lanes use 16 float or 8 double lanes and a halving tree on every machine; the
- *    kernels use + - * / sqrt, compare, select and conversions; a fused multiply-add only as a * 1 - b, which is a - b.
+ *    kernels use + - * / sqrt, compare, select and conversions (to half types rounded to nearest even; a NaN stays a NaN,
+ *    too large becomes Inf); a fused multiply-add only as a * 1 - b, which is a - b.
  *    Bits may depend on (n, c, s), and on whether a table is packed where that matters (fastbn_wants_packed).
  * 2. Accuracy does not depend on the mean. Sums are taken of x - p and (x - p)^2, where the pivot p is the mean of up
  *    to 16 entries of the feature, spread over it: up to 16 at a time as a float32 tree, these in double. All
@@ -55,14 +56,21 @@ typedef enum fastbn_status {
     FASTBN_ERROR_NULL = 1,            /* a required pointer is NULL */
     FASTBN_ERROR_SHAPE = 2,           /* a negative size, or more than 2^62 elements */
     FASTBN_ERROR_STRIDE = 3,          /* s == 1 and the features of a row are not adjacent */
-    FASTBN_ERROR_DTYPE = 4,           /* not a member of fastbn_dtype */
+    FASTBN_ERROR_DTYPE = 4,           /* not a member of fastbn_dtype, or parameters of a half type */
     FASTBN_ERROR_MEMORY = 5,          /* scratch memory could not be allocated */
     FASTBN_ERROR_ISA_UNKNOWN = 6,     /* the name (or FASTBN_ISA) is no instruction set of this library */
     FASTBN_ERROR_ISA_UNSUPPORTED = 7, /* known, but not built or not offered by this processor */
     FASTBN_ERROR_ACTIVATION = 8       /* not a member of fastbn_activation, or not invertible where it must be */
 } fastbn_status;
 
-typedef enum fastbn_dtype { FASTBN_FLOAT32 = 0, FASTBN_FLOAT64 = 1 } fastbn_dtype;
+/* float16 is IEEE binary16, bfloat16 the upper half of a float32. Both are for data only: they are computed as float32,
+ * of which results are rounded to nearest even. Parameters and statistics are float32 or float64. */
+typedef enum fastbn_dtype {
+    FASTBN_FLOAT32 = 0,
+    FASTBN_FLOAT64 = 1,
+    FASTBN_FLOAT16 = 2,
+    FASTBN_BFLOAT16 = 3
+} fastbn_dtype;
 
 /* Ramachandran, Zoph and Le 2017 (silu), Hendrycks and Gimpel 2016 (gelu), Howard et al. 2019 (hardswish), Clevert et
  * al. 2015 (elu). */
@@ -107,6 +115,7 @@ typedef struct fastbn_extra {
 } fastbn_extra;
 
 /* gamma and beta, c entries of type dtype each; NULL stands for ones and for zeros. y = act(bn(x)). */
+/* gamma and beta, c entries each of type dtype, float32 or float64; NULL stands for ones and for zeros. */
 typedef struct fastbn_params {
     const void *gamma, *beta;
     fastbn_dtype dtype;

@@ -34,9 +34,9 @@ enum { FBN_ZERO, FBN_MINUS_ZERO, FBN_ONE, FBN_CONSTANTS };
 struct fbn_job {
     const struct fbn_op *op;
     const struct fbn_kernels *kernels;
-    const struct fbn_typed *typed;
-    const struct fbn_typed *lanes;       /* of the type of the arithmetic */
-    int64_t size, lane_size;             /* bytes of an element of the data, of the arithmetic */
+    const struct fbn_typed *typed, *lanes; /* of the type of the data, of the type that is computed in */
+    int64_t size;                        /* bytes of an element of the data */
+    int64_t lane_size;                   /* of a pivot, and of a parameter of the second pass */
     struct fbn_array x, dy;              /* what the sums are taken of */
     struct fbn_array in, y;              /* of the second pass: x or dy, and y or dx */
     struct fbn_plan sums_plan, out_plan; /* of the first and of the second pass */

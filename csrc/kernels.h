@@ -30,12 +30,12 @@ typedef void fbn_rows_sums(const void *x, int64_t x_stride, const void *dy, int6
 enum fbn_way {
     FBN_IN_CACHE, /* the second level: several rows at once, which saves loads of parameters */
     FBN_IN_ORDER, /* strictly in the order of memory, which large data want */
-    FBN_STREAM    /* the same, with stores past the caches where y is aligned to 64 bytes */
+    FBN_STREAM    /* the same, with stores past the caches where y is aligned to vectors */
 };
 
 /* y = (x - par[0]) * par[1] + par[2]. Planes: of `count` features; rows: of `count` rows. period: planes ignore it; the
  * columns j and j + period of a row have equal parameters, and if it is less than the width, rows follow each other
- * without a gap, y is aligned to 64 bytes, and par goes on for 64 bytes more. */
+ * without a gap, y is aligned to vectors, and par goes on for a vector more. */
 typedef void fbn_affine(const void *x, int64_t x_stride, void *y, int64_t y_stride, int64_t count, int64_t len,
                         const void *const par[3], int64_t period, enum fbn_way way);
 
@@ -44,7 +44,8 @@ typedef void fbn_gradient(const void *x, int64_t x_stride, const void *dy, int64
                           int64_t dx_stride, int64_t count, int64_t len, const void *const par[4],
                           int64_t period, enum fbn_way way);
 
-/* The kernels of one data type. */
+/* The kernels of one data type. Pivots and the parameters of the second pass have the type that is computed in: float,
+ * of float64 data double. */
 struct fbn_typed {
     fbn_planes_sums *planes_sums, *planes_sums_wide; /* wide: double arithmetic whatever the type */
     fbn_rows_sums *rows_sums, *rows_sums_wide;
@@ -80,13 +81,15 @@ struct fbn_typed {
     void (*subtract_weighted)(void *c, const void *dy, const void *w, const void *x, int64_t n, int omit);
     /* n entries as the type that is computed in, and back. stream: stores past the caches, but for what lies before and
      * after aligned vectors. */
+    /* n entries as the type that is computed in, and back; exact, and rounded to nearest even. stream: stores past the
+     * caches, but for what lies before and after aligned vectors. */
     void (*to_lanes)(const void *data, void *lanes, int64_t n);
     void (*from_lanes)(const void *lanes, void *data, int64_t n, int stream);
 };
 
 struct fbn_kernels {
     const char *isa;
-    struct fbn_typed typed[2]; /* by fastbn_dtype */
+    struct fbn_typed typed[4]; /* by fastbn_dtype */
     /* rstd = 1 / sqrt(var + eps) */
     void (*rstd)(int64_t c, const double *var, double eps, double *rstd);
     void (*stream_fence)(void);

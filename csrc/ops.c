@@ -3,6 +3,7 @@
 
 #include "job.h"
 
+/* Of pivots or parameters. */
 static char *element(const struct fbn_job *job, void *array, int64_t f) { return (char *)array + f * job->lane_size; }
 
 /* The parameter arrays from feature `first` on. */

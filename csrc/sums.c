@@ -46,7 +46,7 @@ static void sum_table_chunk(struct fbn_job *job, int64_t first, int64_t end, int
     int64_t column = plan->fold > 1 ? 0 : first * plan->s;
     int64_t width = plan->fold > 1 ? plan->width : (end - first) * plan->s;
     double *u = table_sums(job, chunk) + column, *v = u + fbn_plan_chunk_sums(plan) / 2;
-    const char *pivot = (const char *)job->pivot_columns + column * job->size;
+    const char *pivot = (const char *)job->pivot_columns + column * job->lane_size;
     int64_t xs = job->x.stride_n * plan->fold, ds = job->dy.stride_n * plan->fold;
 
     memset(u, 0, (size_t)width * sizeof *u);
@@ -71,7 +71,7 @@ static void sum_planes_chunk(struct fbn_job *job, int64_t first, int64_t end, in
     double *accumulators = job->partial + FBN_ACCUMULATORS * (chunk * plan->c + first);
     int64_t q = chunk * plan->chunk, all = plan->n * plan->pieces;
     int64_t last = q + plan->chunk < all ? q + plan->chunk : all;
-    const char *pivots = (const char *)job->pivot + first * job->size;
+    const char *pivots = (const char *)job->pivot + first * job->lane_size;
 
     memset(accumulators, 0, (size_t)((end - first) * FBN_ACCUMULATORS) * sizeof *accumulators);
     for (; q < last; q++) {

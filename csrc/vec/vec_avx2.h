@@ -215,6 +215,57 @@ static inline void f64x8_narrow_part(float *p, int64_t n, f64x8 v)
     _mm256_maskstore_ps(p, fbn_mask32(n), _mm256_set_m128(_mm256_cvtpd_ps(v.b), _mm256_cvtpd_ps(v.a)));
 }
 
+typedef __m256i u16x16;
+
+/* There are masks for pairs only: an odd last entry goes alone. */
+static inline u16x16 u16x16_load_part(const uint16_t *p, int64_t n)
+{
+    __m256i pairs = _mm256_maskload_epi32((const int *)p, fbn_mask32(n / 2)), last = _mm256_set1_epi16((short)p[n - 1]);
+    __m256i lane = _mm256_setr_epi16(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    return _mm256_blendv_epi8(pairs, last, _mm256_cmpeq_epi16(lane, _mm256_set1_epi16((short)(n - 1))));
+}
+static inline u16x16 u16x16_load(const uint16_t *p) { return _mm256_loadu_si256((const __m256i *)p); }
+static inline void u16x16_store(uint16_t *p, u16x16 v) { _mm256_storeu_si256((__m256i *)p, v); }
+static inline void u16x16_store_part(uint16_t *p, int64_t n, u16x16 v)
+{
+    uint16_t lanes[16];
+    u16x16_store(lanes, v);
+    _mm256_maskstore_epi32((int *)p, fbn_mask32(n / 2), v);
+    p[n - 1] = lanes[n - 1];
+}
+static inline void u16x16_stream(uint16_t *p, u16x16 v) { _mm256_stream_si256((__m256i *)p, v); }
+
+static inline __m128i fbn_low16(u16x16 v) { return _mm256_castsi256_si128(v); }
+static inline __m128i fbn_high16(u16x16 v) { return _mm256_extracti128_si256(v, 1); }
+static inline f32x16 f32x16_of_f16(u16x16 v)
+{
+    return (f32x16){_mm256_cvtph_ps(fbn_low16(v)), _mm256_cvtph_ps(fbn_high16(v))};
+}
+static inline u16x16 f32x16_to_f16(f32x16 v)
+{
+    return _mm256_set_m128i(_mm256_cvtps_ph(v.b, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC),
+                            _mm256_cvtps_ph(v.a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+static inline __m256 fbn_of_bf16(__m128i v)
+{
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(v), 16));
+}
+static inline f32x16 f32x16_of_bf16(u16x16 v) { return (f32x16){fbn_of_bf16(fbn_low16(v)), fbn_of_bf16(fbn_high16(v))}; }
+/* In the lower half of each float. */
+static inline __m256i fbn_to_bf16(__m256 v)
+{
+    __m256i bits = _mm256_castps_si256(v), odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    __m256i rounded = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
+    __m256i nan = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
+    __m256 chosen = _mm256_blendv_ps(_mm256_castsi256_ps(rounded), _mm256_castsi256_ps(nan),
+                                     _mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+    return _mm256_srli_epi32(_mm256_castps_si256(chosen), 16);
+}
+static inline u16x16 f32x16_to_bf16(f32x16 v)
+{
+    return _mm256_permute4x64_epi64(_mm256_packus_epi32(fbn_to_bf16(v.a), fbn_to_bf16(v.b)), 0xd8);
+}
+
 #if defined(__GNUC__) /* gcc 12 takes a function that only calls _mm_prefetch for one without effect, and drops it */
 #define fbn_prefetch(p) __builtin_prefetch((p), 0, 2)
 #define fbn_prefetch_near(p) __builtin_prefetch((p), 0, 3)

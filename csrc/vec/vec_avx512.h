@@ -111,6 +111,32 @@ static inline void f64x8_narrow_part(float *p, int64_t n, f64x8 v)
 static inline f64x8 f32x16_low(f32x16 v) { return _mm512_cvtps_pd(_mm512_castps512_ps256(v)); }
 static inline f64x8 f32x16_high(f32x16 v) { return _mm512_cvtps_pd(_mm512_extractf32x8_ps(v, 1)); }
 
+typedef __m256i u16x16;
+
+static inline u16x16 u16x16_load(const uint16_t *p) { return _mm256_loadu_si256((const __m256i *)p); }
+static inline u16x16 u16x16_load_part(const uint16_t *p, int64_t n) { return _mm256_maskz_loadu_epi16(fbn_mask16(n), p); }
+static inline void u16x16_store(uint16_t *p, u16x16 v) { _mm256_storeu_si256((__m256i *)p, v); }
+static inline void u16x16_store_part(uint16_t *p, int64_t n, u16x16 v) { _mm256_mask_storeu_epi16(p, fbn_mask16(n), v); }
+static inline void u16x16_stream(uint16_t *p, u16x16 v) { _mm256_stream_si256((__m256i *)p, v); }
+
+static inline f32x16 f32x16_of_f16(u16x16 v) { return _mm512_cvtph_ps(v); }
+static inline u16x16 f32x16_to_f16(f32x16 v)
+{
+    return _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+static inline f32x16 f32x16_of_bf16(u16x16 v)
+{
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(v), 16));
+}
+static inline u16x16 f32x16_to_bf16(f32x16 v)
+{
+    __m512i bits = _mm512_castps_si512(v), odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+    __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+    rounded = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x400000));
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
+}
+
 #if defined(__GNUC__) /* gcc 12 takes a function that only calls _mm_prefetch for one without effect, and drops it */
 #define fbn_prefetch(p) __builtin_prefetch((p), 0, 2)
 #define fbn_prefetch_near(p) __builtin_prefetch((p), 0, 3)

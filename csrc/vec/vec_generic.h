@@ -169,6 +169,8 @@ static inline f64x8 f32x16_high(f32x16 v)
     return (f64x8){{v.c[0], v.c[1]}, {v.c[2], v.c[3]}, {v.d[0], v.d[1]}, {v.d[2], v.d[3]}};
 }
 
+#include "half_lanes.h"
+
 static inline void fbn_prefetch(const void *p) { __builtin_prefetch(p, 0, 2); }
 static inline void fbn_prefetch_near(const void *p) { __builtin_prefetch(p, 0, 3); }
 static inline void fbn_stream_fence(void) {}

@@ -200,6 +200,62 @@ static inline void f64x8_narrow_part(float *p, int64_t n, f64x8 v)
         p[i] = lanes[i];
 }
 
+typedef struct { uint16x4_t a, b, c, d; } u16x16;
+
+static inline u16x16 u16x16_load(const uint16_t *p)
+{
+    return (u16x16){vld1_u16(p), vld1_u16(p + 4), vld1_u16(p + 8), vld1_u16(p + 12)};
+}
+static inline void u16x16_store(uint16_t *p, u16x16 v)
+{
+    vst1_u16(p, v.a);
+    vst1_u16(p + 4, v.b);
+    vst1_u16(p + 8, v.c);
+    vst1_u16(p + 12, v.d);
+}
+static inline u16x16 u16x16_load_part(const uint16_t *p, int64_t n)
+{
+    uint16_t lanes[16] = {0};
+    for (int64_t i = 0; i < n; i++)
+        lanes[i] = p[i];
+    return u16x16_load(lanes);
+}
+static inline void u16x16_store_part(uint16_t *p, int64_t n, u16x16 v)
+{
+    uint16_t lanes[16];
+    u16x16_store(lanes, v);
+    for (int64_t i = 0; i < n; i++)
+        p[i] = lanes[i];
+}
+static inline void u16x16_stream(uint16_t *p, u16x16 v) { u16x16_store(p, v); }
+
+static inline float32x4_t fbn_of_f16(uint16x4_t v) { return vcvt_f32_f16(vreinterpret_f16_u16(v)); }
+static inline uint16x4_t fbn_to_f16(float32x4_t v) { return vreinterpret_u16_f16(vcvt_f16_f32(v)); }
+static inline float32x4_t fbn_of_bf16(uint16x4_t v) { return vreinterpretq_f32_u32(vshll_n_u16(v, 16)); }
+static inline uint16x4_t fbn_to_bf16(float32x4_t v)
+{
+    uint32x4_t bits = vreinterpretq_u32_f32(v), odd = vandq_u32(vshrq_n_u32(bits, 16), vdupq_n_u32(1));
+    uint32x4_t rounded = vaddq_u32(vaddq_u32(bits, vdupq_n_u32(0x7fff)), odd);
+    uint32x4_t nan = vorrq_u32(bits, vdupq_n_u32(0x400000));
+    return vshrn_n_u32(vbslq_u32(vceqq_f32(v, v), rounded, nan), 16);
+}
+static inline f32x16 f32x16_of_f16(u16x16 v)
+{
+    return (f32x16){fbn_of_f16(v.a), fbn_of_f16(v.b), fbn_of_f16(v.c), fbn_of_f16(v.d)};
+}
+static inline u16x16 f32x16_to_f16(f32x16 v)
+{
+    return (u16x16){fbn_to_f16(v.a), fbn_to_f16(v.b), fbn_to_f16(v.c), fbn_to_f16(v.d)};
+}
+static inline f32x16 f32x16_of_bf16(u16x16 v)
+{
+    return (f32x16){fbn_of_bf16(v.a), fbn_of_bf16(v.b), fbn_of_bf16(v.c), fbn_of_bf16(v.d)};
+}
+static inline u16x16 f32x16_to_bf16(f32x16 v)
+{
+    return (u16x16){fbn_to_bf16(v.a), fbn_to_bf16(v.b), fbn_to_bf16(v.c), fbn_to_bf16(v.d)};
+}
+
 static inline void fbn_prefetch(const void *p) { __builtin_prefetch(p, 0, 2); }
 static inline void fbn_prefetch_near(const void *p) { __builtin_prefetch(p, 0, 3); }
 static inline void fbn_stream_fence(void) {}

@@ -5,7 +5,7 @@
  *   load       16 floats (8 doubles) from p, aligned to the element
  *   load_part  the first n lanes from p (1 <= n <= lanes), the others from fill; reads nothing past p + n
  *   store, store_part
- *   stream     a store past the caches where the machine has one; p aligned to 64 bytes
+ *   stream     a store past the caches where the machine has one; p aligned to the vector's bytes
  *   add, sub, mul, div
  *   less       of a, b, x, y: x where a < b, else y, also where a or b is NaN
  *   magnitude  without the sign
@@ -20,6 +20,9 @@
  *   widen      8 floats as doubles, exactly; widen_part likewise with n and fill
  *   narrow     8 doubles rounded to floats, to p; narrow_part the first n of them
  *   low, high  lanes 0 to 7, lanes 8 to 15, as doubles, exactly
+ *   u16x16     16 values of a half type as they lie in memory: load, load_part (others 0), store, store_part, stream
+ *   of_f16, to_f16, of_bf16, to_bf16
+ *              from u16x16, exactly, and to it: rounded to nearest even, subnormals kept, NaN stays NaN
  *   fbn_prefetch      asks for the cache line of p in the second-level cache; p need not exist
  *   fbn_prefetch_near the same in the first-level cache
  *   fbn_stream_fence  orders stream stores before what follows
@@ -110,6 +113,8 @@ static inline f64x8 f64x8_fold(f64x8 a, f64x8 b)
     FBN_LANES(4, r.v[i + 4] = b.v[i] + b.v[i + 4]);
     return r;
 }
+
+#include "half_lanes.h"
 
 static inline void fbn_prefetch(const void *p) { (void)p; }
 static inline void fbn_prefetch_near(const void *p) { (void)p; }

@@ -116,6 +116,12 @@ static int bad_shapes(void)
     a.params.dtype = (fastbn_dtype)9;
     for (int entry = INFERENCE; entry <= BACKWARD; entry++)
         failures += expect(&a, (enum entry_point)entry, FASTBN_ERROR_DTYPE, "parameters of type 9");
+    a.params.dtype = FASTBN_FLOAT16;
+    for (int entry = INFERENCE; entry <= BACKWARD; entry++)
+        failures += expect(&a, (enum entry_point)entry, FASTBN_ERROR_DTYPE, "float16 parameters");
+    a.params.dtype = FASTBN_BFLOAT16;
+    for (int entry = INFERENCE; entry <= BACKWARD; entry++)
+        failures += expect(&a, (enum entry_point)entry, FASTBN_ERROR_DTYPE, "bfloat16 parameters");
     a = sound(), a.params.activation = (fastbn_activation)11;
     for (int entry = INFERENCE; entry <= BACKWARD; entry++)
         failures += expect(&a, (enum entry_point)entry, FASTBN_ERROR_ACTIVATION, "activation 11");
@@ -212,7 +218,8 @@ static int running_average(void)
         failures += failure("running average in float: %g %g %g %g", kept[0], kept[1], kept_var[0], kept_var[1]);
     if (fastbn_update_running(-1, mean, var, 0.75, 2, kept, kept_var, FASTBN_FLOAT32) != FASTBN_ERROR_SHAPE
         || fastbn_update_running(2, NULL, var, 0.75, 2, kept, kept_var, FASTBN_FLOAT32) != FASTBN_ERROR_NULL
-        || fastbn_update_running(2, mean, var, 0.75, 2, kept, kept_var, (fastbn_dtype)5) != FASTBN_ERROR_DTYPE)
+        || fastbn_update_running(2, mean, var, 0.75, 2, kept, kept_var, (fastbn_dtype)5) != FASTBN_ERROR_DTYPE
+        || fastbn_update_running(2, mean, var, 0.75, 2, kept, kept_var, FASTBN_FLOAT16) != FASTBN_ERROR_DTYPE)
         failures += failure("running average with bad arguments is not refused");
     return failures;
 }

@@ -32,12 +32,18 @@ static const int64_t shapes[][3] = {
 static const int64_t extreme_shapes[][3] = {{50, 16, 1}, {400, 32, 1}, {7, 16, 13}, {3, 17, 700}};
 
 #define COUNT(table) ((int)(sizeof(table) / sizeof *(table)))
-#define PROBLEMS (2 * (COUNT(shapes) + COUNT(extreme_shapes)))
+#define SHAPES (COUNT(shapes) + COUNT(extreme_shapes))
+#define PROBLEMS (3 * SHAPES)
 
+/* Every shape in float and in double, then in one or the other half type. */
 static void make_problem(problem *p, int index)
 {
     fastbn_dtype dtype = (fastbn_dtype)(index % 2);
-    index /= 2;
+    if (index >= 2 * SHAPES) {
+        index -= 2 * SHAPES;
+        dtype = index % 2 ? FASTBN_BFLOAT16 : FASTBN_FLOAT16;
+    } else
+        index /= 2;
     int ordinary = index < COUNT(shapes);
     const int64_t *at = ordinary ? shapes[index] : extreme_shapes[index - COUNT(shapes)];
     fill_problem(p, at[0], at[1], at[2], dtype, ordinary ? ORDINARY : EXTREME);
@@ -65,11 +71,13 @@ static const char *usable_isa(int index)
     return NULL;
 }
 
+static const char *const type_names[] = {"float32", "float64", "float16", "bfloat16"};
+
 static void describe(const problem *p, const operation *op, const layout *where)
 {
     const fastbn_shape *sh = &p->shape;
     printf("%s (%lld,%lld,%lld) %s %s %s", op->name, (long long)sh->n, (long long)sh->c, (long long)sh->s,
-           sh->dtype == FASTBN_FLOAT32 ? "float32" : "float64", p->kind == ORDINARY ? "ordinary" : "extreme",
+           type_names[sh->dtype], p->kind == ORDINARY ? "ordinary" : "extreme",
            where->name);
 }
 
@@ -172,6 +180,7 @@ static int check_all(int sample, int argc, char **argv)
     fastbn_set_isa(NULL);
     use_tiny_caches(0);
     failures += check_values();
+    failures += check_halves();
     failures += check_arguments();
     printf("%d failures\n", failures);
     return failures != 0;

@@ -28,7 +28,10 @@ int failure(const char *format, ...)
     return 1;
 }
 
-size_t type_size(fastbn_dtype dtype) { return dtype == FASTBN_FLOAT32 ? sizeof(float) : sizeof(double); }
+size_t type_size(fastbn_dtype dtype)
+{
+    return is_half(dtype) ? sizeof(uint16_t) : dtype == FASTBN_FLOAT32 ? sizeof(float) : sizeof(double);
+}
 
 int64_t elements(const fastbn_shape *shape) { return shape->n * shape->c * shape->s; }
 
@@ -44,12 +47,16 @@ void *allocate(size_t bytes)
 
 double value_at(const void *data, fastbn_dtype dtype, int64_t index)
 {
+    if (is_half(dtype))
+        return half_value(dtype, ((const uint16_t *)data)[index]);
     return dtype == FASTBN_FLOAT32 ? (double)((const float *)data)[index] : ((const double *)data)[index];
 }
 
 static void store(void *data, fastbn_dtype dtype, int64_t index, double value)
 {
-    if (dtype == FASTBN_FLOAT32)
+    if (is_half(dtype))
+        ((uint16_t *)data)[index] = nearest_half(dtype, value);
+    else if (dtype == FASTBN_FLOAT32)
         ((float *)data)[index] = (float)value;
     else
         ((double *)data)[index] = value;

@@ -28,7 +28,7 @@ enum entry_point { MOMENTS, INFERENCE, TRAINING, BACKWARD };
 typedef struct operation {
     const char *name;
     enum entry_point entry;
-    int flags; /* MIXED: parameters of the other float type than the data */
+    int flags; /* MIXED: parameters of the other float type than the data; with half types of double */
 } operation;
 
 typedef struct layout {
@@ -70,6 +70,11 @@ typedef struct result {
 
 extern const double harness_eps;
 
+/* halves.c: without the core's conversions */
+int is_half(fastbn_dtype dtype);
+double half_value(fastbn_dtype dtype, uint16_t bits);
+uint16_t nearest_half(fastbn_dtype dtype, double value);
+
 /* data.c */
 size_t type_size(fastbn_dtype dtype);
 int64_t elements(const fastbn_shape *shape);
@@ -105,6 +110,7 @@ void use_tiny_caches(int yes);
 /* The other groups of checks: each returns the number of failures and says what failed. */
 int check_arguments(void);
 int check_values(void);
+int check_halves(void);
 int check_concurrent(void);
 
 int failure(const char *format, ...);

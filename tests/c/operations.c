@@ -56,8 +56,8 @@ int layout_applies(const layout *where, const operation *op, const fastbn_shape 
 
 fastbn_dtype param_type(const operation *op, const problem *p)
 {
-    int mixed = (op->flags & MIXED) != 0;
-    return (fastbn_dtype)((int)p->shape.dtype ^ mixed);
+    int mixed = (op->flags & MIXED) != 0, is_double = p->shape.dtype == FASTBN_FLOAT64;
+    return mixed != is_double ? FASTBN_FLOAT64 : FASTBN_FLOAT32;
 }
 
 static void *canaries(size_t bytes)
@@ -221,8 +221,19 @@ static uint64_t hash_doubles(uint64_t hash, const double *values, int64_t count)
     return hash;
 }
 
+static uint64_t hash_halves(uint64_t hash, const uint16_t *values, fastbn_dtype dtype, int64_t count)
+{
+    for (int64_t i = 0; i < count; i++) {
+        double value = half_value(dtype, values[i]);
+        hash = step(hash, value != value ? 0xFFFF : values[i]);
+    }
+    return hash;
+}
+
 static uint64_t hash_values(uint64_t hash, const void *data, fastbn_dtype dtype, int64_t count)
 {
+    if (is_half(dtype))
+        return hash_halves(hash, data, dtype, count);
     return dtype == FASTBN_FLOAT32 ? hash_floats(hash, data, count) : hash_doubles(hash, data, count);
 }
 

@@ -80,10 +80,11 @@ void fill_saved(problem *p)
         saved_statistics(p, f);
 }
 
-static int is_float(const problem *p) { return p->shape.dtype == FASTBN_FLOAT32; }
+/* Half types are computed as float. */
+static int is_float(const problem *p) { return p->shape.dtype != FASTBN_FLOAT64; }
 
 /* One unit in the last place of a number of magnitude 1, as the data and as the parameters see it. */
-static real unit(fastbn_dtype dtype) { return dtype == FASTBN_FLOAT32 ? (real)0x1p-23 : (real)0x1p-52; }
+static real unit(fastbn_dtype dtype) { return dtype == FASTBN_FLOAT64 ? (real)0x1p-52 : (real)0x1p-23; }
 
 /* What a few roundings of an entry cost, relative to its terms. The sums behind float data are as good as exact; those
  * behind double data carry roundings of their own, as many as the longest chain has additions. */
@@ -98,17 +99,35 @@ static int near(real got, real want, real tolerance)
     return magnitude(got - want) <= tolerance;
 }
 
+/* An entry of y or dx, which a half type rounds once more: by half a unit in its last place, or to Inf. */
+static int near_entry(const problem *p, real got, real want, real tolerance)
+{
+    if (p->shape.dtype == FASTBN_FLOAT16)
+        tolerance += magnitude(want) * 0x1p-11 + 0x1p-25;
+    if (p->shape.dtype == FASTBN_BFLOAT16)
+        tolerance += magnitude(want) * 0x1p-8 + 0x1p-134;
+    if (p->shape.dtype == FASTBN_FLOAT16 && got == got && !finite_real(got) && finite_real(want))
+        return (got < 0) == (want < 0) && magnitude(want) + tolerance >= 65520;
+    return near(got, want, tolerance);
+}
+
 /* The sum over a feature with an infinity may be that infinity or NaN, by the way it is computed. */
 static int near_or_lost(real got, real want, real tolerance)
 {
     return finite_real(want) ? near(got, want, tolerance) : !finite_real(got);
 }
 
+static const char *type_name(fastbn_dtype dtype)
+{
+    static const char *const names[] = {"float", "double", "float16", "bfloat16"};
+    return names[dtype];
+}
+
 static int report(const problem *p, const char *what, int64_t f, real got, real want, real tolerance)
 {
     const fastbn_shape *sh = &p->shape;
     failure("%s of feature %lld of (%lld, %lld, %lld) %s %s: %.17g, expected %.17g, allowed error %.3g", what,
-            (long long)f, (long long)sh->n, (long long)sh->c, (long long)sh->s, is_float(p) ? "float" : "double",
+            (long long)f, (long long)sh->n, (long long)sh->c, (long long)sh->s, type_name(sh->dtype),
             p->kind == ORDINARY ? "ordinary" : "extreme", (double)got, (double)want, (double)tolerance);
     return 0;
 }
@@ -163,7 +182,7 @@ static int output_matches(const problem *p, const operation *op, const result *r
         real tolerance = few_roundings(p) * magnitude(gamma) * larger(1, magnitude(x_hat) / 4) + floor
                          + u * (magnitude(want) + magnitude(beta));
         real got = entry(p, r->y, f, i);
-        if (!near(got, want, tolerance))
+        if (!near_entry(p, got, want, tolerance))
             return report(p, op->name, f, got, want, tolerance);
     }
     return 1;
@@ -217,7 +236,7 @@ static int input_gradient_matches(const problem *p, const operation *op, const r
         }
         want *= gamma * rstd;
         real got = entry(p, r->y, f, i), tolerance = few_roundings(p) * scale * magnitude(gamma * rstd) + 0x1p-149;
-        if (!near(got, want, tolerance))
+        if (!near_entry(p, got, want, tolerance))
             return report(p, op->name, f, got, want, tolerance);
     }
     return 1;
