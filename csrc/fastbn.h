@@ -150,6 +150,22 @@ fastbn_status fastbn_backward(const fastbn_shape *shape, fastbn_input x, fastbn_
                               const double *mean, const double *rstd, int frozen, fastbn_output dx, void *dgamma,
                               void *dbeta, int num_threads);
 
+/* Gradients of the backward: of a loss whose gradients with respect to dx, dgamma and dbeta are ddx, ddgamma and ddbeta
+ * (NULL: zero), with respect to dy, x and gamma. With h = (x - mean) * rstd, b = rstd * (ddgamma - gamma * rstd *
+ * mean(ddx * h)), c = -gamma * rstd^2 * mean(dy * h), and sums over the N = n * s entries of a feature:
+ *   ddy    = gamma * rstd * (ddx - mean(ddx)) + b / rstd * h + ddbeta
+ *   dx     = b * (dy - mean(dy)) + c * (ddx - mean(ddx))
+ *            - (b * mean(dy * h) + c * mean(ddx * h) + gamma * rstd^2 * k) * h
+ *   dgamma = N * rstd * k,  k = mean(ddx * (dy - mean(dy))) - mean(ddx * h) * mean(dy * h)
+ *   frozen   ddy = gamma * rstd * ddx + ddgamma * h + ddbeta,  dx = ddgamma * rstd * dy,  dgamma = rstd * sum(ddx * dy)
+ * ddy.data, dx.data, dgamma: NULL where not wanted. They overlap no input. x.data may be NULL where ddgamma is and,
+ * unless frozen, ddx.data is. ddgamma, ddbeta and dgamma have the type params->dtype. Takes some 250 bytes a feature
+ * more, for tables up to 14 elements a column. */
+fastbn_status fastbn_double_backward(const fastbn_shape *shape, fastbn_input x, fastbn_input dy, fastbn_input ddx,
+                                     const void *ddgamma, const void *ddbeta, const fastbn_params *params,
+                                     const double *mean, const double *rstd, int frozen, fastbn_output ddy,
+                                     fastbn_output dx, void *dgamma, int num_threads);
+
 /* The exponential moving average, c entries: running = momentum * running + (1 - momentum) * batch, where the batch
  * variance is first multiplied by var_scale (N / (N - ddof)). running_mean, running_var: of type dtype. */
 fastbn_status fastbn_update_running(int64_t c, const double *mean, const double *var, double momentum, double var_scale,

@@ -44,6 +44,13 @@ typedef void fbn_gradient(const void *x, int64_t x_stride, const void *dy, int64
                           int64_t dx_stride, int64_t count, int64_t len, const void *const par[4],
                           int64_t period, enum fbn_way way);
 
+enum { FBN_COMBINED = 3, FBN_WEIGHTS = 1 + 2 * FBN_COMBINED };
+
+/* out = sum over i < arrays of (in[i] - par[1 + 2 * i]) * par[2 + 2 * i], + par[0]; arrays <= FBN_COMBINED. Planes: of
+ * `count` features; rows: of `count` rows. out is none of the inputs. */
+typedef void fbn_combine(int arrays, const void *const *in, const int64_t *in_stride, void *out, int64_t out_stride,
+                         int64_t count, int64_t len, const void *const *par);
+
 /* The kernels of one data type. Pivots and the parameters of the second pass have the type that is computed in: float,
  * of float64 data double. */
 struct fbn_typed {
@@ -51,6 +58,7 @@ struct fbn_typed {
     fbn_rows_sums *rows_sums, *rows_sums_wide;
     fbn_affine *planes_affine, *rows_affine;
     fbn_gradient *planes_gradient, *rows_gradient;
+    fbn_combine *planes_combine, *rows_combine;
     /* pivot[f] = mean of the entries at x[offset[i] + f * stride_c], i < count. */
     void (*pivots)(const void *x, int64_t stride_c, const int64_t *offset, int count, int64_t c, void *pivot);
     /* mean and m2 from the sums about the pivots; bad[f] = 1 where they must be computed again in double. Returns how

@@ -1,14 +1,15 @@
 """fastbn: batch normalization for NumPy arrays on the CPU.
 
 BatchNorm is the layer; batch_norm_inference, batch_norm_training, batch_norm_backward and moments are the functions it
-is made of; fold_linear and fold_conv put it into the weights beside it. See README.md, and csrc/fastbn.h for the
-numeric contract.
+is made of; batch_norm_double_backward is the gradient of the backward; fold_linear and fold_conv put it into the weights
+beside it. See README.md, and csrc/fastbn.h for the numeric contract.
 """
 import os as _os
 
 from . import _core
 from ._config import (get_config, get_num_threads, get_output_cache, rearm_threads, set_num_threads, set_output_cache,
                       show_config)
+from ._double_backward import batch_norm_double_backward
 from ._functional import batch_norm_backward, batch_norm_inference, batch_norm_training, moments
 from ._layer import BatchNorm
 from ._moments import Moments
@@ -16,9 +17,9 @@ from .folding import fold_conv, fold_linear
 
 __version__ = _core.version()
 
-__all__ = ["BatchNorm", "Moments", "batch_norm_backward", "batch_norm_inference", "batch_norm_training", "fold_conv",
-           "fold_linear", "get_config", "get_include", "get_num_threads", "get_output_cache", "moments",
-           "rearm_threads", "set_num_threads", "set_output_cache", "show_config"]
+__all__ = ["BatchNorm", "Moments", "batch_norm_backward", "batch_norm_double_backward", "batch_norm_inference",
+           "batch_norm_training", "fold_conv", "fold_linear", "get_config", "get_include", "get_num_threads",
+           "get_output_cache", "moments", "rearm_threads", "set_num_threads", "set_output_cache", "show_config"]
 
 
 def get_include():

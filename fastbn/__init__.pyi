@@ -153,11 +153,30 @@ def batch_norm_training(
     out: _Array | None = None,
     num_threads: int | None = None,
 ) -> tuple[_Array, _Saved]: ...
+@overload
 def batch_norm_backward(
     dy: npt.ArrayLike,
     saved: _Saved,
     *,
     out: _Array | None = None,
+    num_threads: int | None = None,
+) -> tuple[_Array, _Array, _Array]: ...
+@overload
+def batch_norm_backward(
+    dy: npt.ArrayLike,
+    saved: _Saved,
+    *,
+    out: _Array | None = None,
+    needs: str | Iterable[str],
+    num_threads: int | None = None,
+) -> tuple[_Array | None, ...]: ...
+def batch_norm_double_backward(
+    ddx: npt.ArrayLike | None,
+    ddgamma: npt.ArrayLike | None,
+    ddbeta: npt.ArrayLike | None,
+    dy: npt.ArrayLike,
+    saved: _Saved,
+    *,
     needs: str | Iterable[str] = ...,
     num_threads: int | None = None,
 ) -> tuple[_Array | None, _Array | None, _Array | None]: ...

@@ -72,6 +72,10 @@ cdef extern from "fastbn.h" nogil:
     fastbn_status fastbn_backward(const fastbn_shape *shape, fastbn_input x, fastbn_input dy,
                                   const fastbn_params *params, const double *mean, const double *rstd, int frozen,
                                   fastbn_output dx, void *dgamma, void *dbeta, int num_threads)
+    fastbn_status fastbn_double_backward(const fastbn_shape *shape, fastbn_input x, fastbn_input dy, fastbn_input ddx,
+                                         const void *ddgamma, const void *ddbeta, const fastbn_params *params,
+                                         const double *mean, const double *rstd, int frozen, fastbn_output ddy,
+                                         fastbn_output dx, void *dgamma, int num_threads)
     fastbn_status fastbn_update_running(int64_t c, const double *mean, const double *var, double momentum,
                                         double var_scale, void *running_mean, void *running_var, fastbn_dtype dtype)
     int fastbn_wants_packed(const fastbn_shape *shape)

@@ -268,6 +268,7 @@ include "_plain_calls.pxi"
 include "_layer_base.pxi"
 include "_activate.pxi"
 include "_fused.pxi"
+include "_double.pxi"
 
 
 # ---- configuration ----

@@ -22,6 +22,7 @@ _BACKWARD = {np.dtype(np.float32): _core.backward_f32, np.dtype(np.float64): _co
 
 _FLOAT64 = np.dtype(np.float64)
 _RESULTS = ("dx", "dgamma", "dbeta")
+_OF_STATISTICS = ("dmean", "dvar")
 
 
 def _wide(parameter):
@@ -162,7 +163,10 @@ def batch_norm_backward(dy, saved, *, out=None, needs=_RESULTS, num_threads=None
         dbeta  = sum(dy)
         dgamma = sum(dy * (x - mean)) * rstd
         dx     = gamma * rstd * (dy - dbeta / N - (x - mean) * rstd * dgamma / N)
-    and where the statistics were constants (saved by batch_norm_inference) dx = gamma * rstd * dy.
+    and where the statistics were constants (saved by batch_norm_inference) dx = gamma * rstd * dy. There mean and var have
+    gradients of their own, as their places in y = (x - mean) * (var + eps)^(-1/2) * gamma + beta give them:
+        dmean = -gamma * rstd * dbeta
+        dvar  = -gamma * rstd^2 / 2 * dgamma
     With an activation dy * act'(z) takes the place of dy, z = bn(x) + residual being computed again; it is the residual's
     gradient too. With weights w of the sum W:
         dx     = gamma * rstd * (dy - w / W * dbeta - w / W * (x - mean) * rstd * dgamma)
@@ -171,14 +175,15 @@ def batch_norm_backward(dy, saved, *, out=None, needs=_RESULTS, num_threads=None
     dy: array of x's shape; converted to x's dtype.
     saved: what the forward call returned.
     out: array for dx, of x's shape and dtype; it may be dy. It is returned as dx.
-    needs: which of "dx", "dgamma", "dbeta" to compute, and "dresidual" where there was a residual; the others are None.
+    needs: which of "dx", "dgamma", "dbeta", "dmean", "dvar" to compute, and "dresidual" where there was a residual; the others are
+    None. Without it the first three, and the last.
     num_threads: at most so many threads.
 
-    Returns (dx, dgamma, dbeta): dx has x's dtype; dgamma and dbeta, of shape (C,), that of gamma, or x's where gamma was None.
-    With a residual (dx, dgamma, dbeta, dresidual). Until then keep unchanged what it reads: x; the residual; for relu and
-    leaky_relu with a residual not that, but y.
-    Raises TypeError, ValueError (a dy of another shape, unknown names in needs, out), RuntimeError (x was
-    overwritten by the forward call and cannot be recovered).
+    Returns (dx, dgamma, dbeta), or where needs names dmean or dvar (dx, dgamma, dbeta, dmean, dvar), and after these dresidual
+    where there was a residual: dx and dresidual have x's dtype; the others, of shape (C,), that of gamma, or x's where gamma
+    was None. Until then keep unchanged what is read: x; the residual; for relu and leaky_relu with a residual not that, but y.
+    Raises TypeError, ValueError (a dy of another shape, unknown names in needs, dmean or dvar of batch statistics,
+    out), RuntimeError (x was overwritten by the forward call and cannot be recovered).
     Source: Ioffe and Szegedy 2015, section 3.
     """
     if needs is _RESULTS:
@@ -189,17 +194,16 @@ def batch_norm_backward(dy, saved, *, out=None, needs=_RESULTS, num_threads=None
         raise TypeError(f"saved is a {type(saved).__name__}, expected what batch_norm_training or "
                         "batch_norm_inference(..., return_saved=True) returned")
     extras = saved.extras or _extras.NONE
-    needs = _needed(needs, extras.has_residual)
+    results = (*_RESULTS, "dresidual") if extras.has_residual else _RESULTS
+    needs = results if needs is _RESULTS else needed(needs, results + _OF_STATISTICS)
+    wants_statistics = _wants_statistics(needs, saved)
     x, threads = saved.x, _checks.threads(num_threads)
-    dy = _checks.as_data(dy, "dy")
-    if dy.shape != x.shape:
-        raise ValueError(f"dy has shape {dy.shape}, expected {x.shape}, the shape of x in the forward call")
-    if dy.dtype != x.dtype:
-        dy = dy.astype(x.dtype)
+    dy = like_input(dy, "dy", x)
     if out is not None and "dx" not in needs:
         raise ValueError(f"out is given, but needs is {tuple(needs)}: dx is not computed")
     extras.refuse_in_place(saved)
-    uses_x = "dgamma" in needs or not saved.frozen or extras.activation.name is not None
+    wants_dgamma, wants_dbeta = "dgamma" in needs or "dvar" in needs, "dbeta" in needs or "dmean" in needs
+    uses_x = wants_dgamma or not saved.frozen or extras.activation.name is not None
     gamma, mean, rstd = about_input(saved) if uses_x else (saved.gamma, saved.mean, saved.rstd)
     if "dx" in needs:
         read = {"dy": dy, "x": x, "residual": extras.residual, "y": extras.written}
@@ -208,8 +212,8 @@ def batch_norm_backward(dy, saved, *, out=None, needs=_RESULTS, num_threads=None
         arrangement, dx, target = arrange(x, saved.axes), None, None
     dresidual, dresidual_target = arrangement.empty(x.dtype) if "dresidual" in needs else (None, None)
     new = np.empty if x.size else np.zeros
-    dgamma = new(mean.shape) if "dgamma" in needs else None
-    dbeta = new(mean.shape) if "dbeta" in needs else None
+    dgamma = new(mean.shape) if wants_dgamma else None
+    dbeta = new(mean.shape) if wants_dbeta else None
     source = arrangement.readable(x) if uses_x else None
     if x.size and needs and saved.extras is None:
         _BACKWARD[x.dtype](source, arrangement.readable(dy), gamma, mean, rstd, saved.frozen, target, dgamma, dbeta, threads)
@@ -217,11 +221,31 @@ def batch_norm_backward(dy, saved, *, out=None, needs=_RESULTS, num_threads=None
         core = extras.for_backward(arrangement, saved, dresidual_target)
         _core.fused_backward(source, arrangement.readable(dy), core, gamma, saved.beta, mean, rstd, saved.frozen, target,
                              dgamma, dbeta, threads)
-    gradients = dx, _as_parameter(dgamma, saved), _as_parameter(dbeta, saved)
-    return (*gradients, dresidual) if extras.has_residual else gradients
+    found = {"dgamma": dgamma, "dbeta": dbeta}
+    if wants_statistics:
+        found |= _of_statistics(dgamma, dbeta, saved)
+    of_features = (as_parameter(gradient if name in needs else None, saved) for name, gradient in found.items())
+    return dx, *of_features, *([dresidual] if extras.has_residual else [])
 
 
-def _as_parameter(gradient, saved):
+def _wants_statistics(needs, saved):
+    names = [name for name in _OF_STATISTICS if name in needs]
+    if names and not saved.frozen:
+        raise ValueError(f"needs contains {names[0]!r}, but the statistics were those of the batch, functions of x: {names[0]} is "
+                         "part of dx; only given statistics, of batch_norm_inference(..., return_saved=True), have gradients")
+    return bool(names)
+
+
+def _of_statistics(dgamma, dbeta, saved):
+    """dmean and dvar; None where what they are made of is."""
+    with np.errstate(all="ignore"):
+        scale = saved.rstd if saved.gamma is None else saved.gamma * saved.rstd
+        return {"dmean": None if dbeta is None else -scale * dbeta,
+                "dvar": None if dgamma is None else -0.5 * scale * saved.rstd * dgamma}
+
+
+def as_parameter(gradient, saved):
+    """A float64 gradient of shape (C,), or None, in the type that dgamma and dbeta get."""
     if gradient is None or not saved.rounds_gradients:
         return gradient
     rounded = np.empty(gradient.shape, np.float32)
@@ -229,10 +253,16 @@ def _as_parameter(gradient, saved):
     return rounded
 
 
-def _needed(needs, has_residual):
-    known = (*_RESULTS, "dresidual") if has_residual else _RESULTS
-    if needs is _RESULTS:
-        return known
+def like_input(a, name, x):
+    """An array of x's shape, converted to x's dtype."""
+    a = _checks.as_data(a, name)
+    if a.shape != x.shape:
+        raise ValueError(f"{name} has shape {a.shape}, expected {x.shape}, the shape of x in the forward call")
+    return a if a.dtype == x.dtype else a.astype(x.dtype)
+
+
+def needed(needs, known):
+    """`needs` as a tuple of some of the names that are known."""
     names = (needs,) if isinstance(needs, str) else tuple(needs)
     unknown = [name for name in names if name not in known]
     if unknown:

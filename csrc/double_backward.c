@@ -1,0 +1,385 @@
+/* double_backward.c - the gradient of the backward, in two passes.
+ *
+ * The first takes sums over pairs of arrays, each a backward of which only dgamma and dbeta are wanted: over (x, dy),
+ * over (x, ddx), and over (dy, ddx) with the mean of dy in the place of the mean of x. The second writes ddy and dx,
+ * which are sums of the shifted and scaled arrays x, dy and ddx (the formulas are in fastbn.h). It walks backwards, so
+ * that it starts on what the caches still hold, and takes both outputs of a short stretch before the next, so that the
+ * inputs which they share come from a cache.
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "dispatch.h"
+#include "job.h"
+#include "parallel.h"
+
+enum { AT_ONCE = 64 * 1024 /* bytes of an array */ };
+
+/* What the caller gave. */
+struct given {
+    const fastbn_shape *shape;
+    fastbn_input x, dy, ddx;
+    const void *ddgamma, *ddbeta;
+    const fastbn_params *params;
+    const double *mean, *rstd;
+    int frozen;
+    fastbn_output ddy, dx;
+    void *dgamma;
+    int threads;
+};
+
+/* By feature. mean_dy and the others are 0 where the statistics are constants. */
+struct sums {
+    double *mean_dy, *mean_ddx;
+    double *dy_h, *ddx_h, *ddx_dy; /* sum(dy * h), sum(ddx * h), sum(ddx * (dy - mean_dy)) */
+};
+
+/* One output of the second pass. */
+struct combination {
+    int arrays;
+    struct fbn_array out, in[FBN_COMBINED];
+    void *par[FBN_WEIGHTS], *columns[FBN_WEIGHTS];
+};
+
+struct pass {
+    const struct fbn_typed *typed;
+    struct fbn_plan plan;
+    fastbn_dtype dtype;
+    int64_t size;
+    struct combination outputs[2];
+    int count;
+};
+
+static int is_empty(const fastbn_shape *shape) { return shape->n == 0 || shape->c == 0 || shape->s == 0; }
+
+static struct fbn_array input(fastbn_input a) { return (struct fbn_array){(char *)a.data, a.stride_n, a.stride_c}; }
+
+static struct fbn_array output(fastbn_output a) { return (struct fbn_array){a.data, a.stride_n, a.stride_c}; }
+
+/* ---- checks ---- */
+
+/* A backward of which nothing is wanted checks its arguments, and that is all; with constant statistics not x. */
+static fastbn_status check(const struct given *given, fastbn_input x, fastbn_input dy, int without_x)
+{
+    const fastbn_output nothing = {NULL, 0, 0};
+    return fastbn_backward(given->shape, x, dy, given->params, given->mean, given->rstd, without_x, nothing, NULL, NULL,
+                           1);
+}
+
+static int reads_x(const struct given *given) { return given->ddgamma || (!given->frozen && given->ddx.data); }
+
+static fastbn_status check_all(const struct given *given)
+{
+    fastbn_input others[] = {given->ddx,
+                             {given->ddy.data, given->ddy.stride_n, given->ddy.stride_c},
+                             {given->dx.data, given->dx.stride_n, given->dx.stride_c}};
+    fastbn_status status = check(given, given->x, given->dy, !reads_x(given));
+    for (int i = 0; i < 3 && status == FASTBN_OK; i++)
+        if (others[i].data)
+            status = check(given, others[i], others[i], 1);
+    if (status == FASTBN_OK && given->shape->dtype != FASTBN_FLOAT32 && given->shape->dtype != FASTBN_FLOAT64)
+        status = FASTBN_ERROR_DTYPE;
+    if (status == FASTBN_OK && given->params->activation != FASTBN_IDENTITY)
+        status = FASTBN_ERROR_ACTIVATION;
+    return status;
+}
+
+/* ---- the first pass ---- */
+
+/* sum(b) and rstd * sum(b * (a - mean)). */
+static fastbn_status take_sums(const struct given *given, fastbn_input a, fastbn_input b, const double *mean,
+                               const double *rstd, double *sum, double *projected)
+{
+    const fastbn_params doubles = {.dtype = FASTBN_FLOAT64};
+    const fastbn_output nothing = {NULL, 0, 0};
+    return fastbn_backward(given->shape, a, b, &doubles, mean, rstd, 1, nothing, projected, sum, given->threads);
+}
+
+static void divide(double *sum, const fastbn_shape *shape)
+{
+    const double weight = 1.0 / (double)(shape->n * shape->s);
+    for (int64_t f = 0; f < shape->c; f++)
+        sum[f] *= weight;
+}
+
+/* `ones` is for the place of rstd. */
+static fastbn_status first_pass(const struct given *given, struct sums *sums, double *ones)
+{
+    const int wants_product = given->ddx.data && (given->dx.data || given->dgamma);
+    fastbn_status status = FASTBN_OK;
+    if (!given->frozen && (wants_product || (given->ddgamma && given->dx.data))) {
+        status = take_sums(given, given->x, given->dy, given->mean, given->rstd, sums->mean_dy, sums->dy_h);
+        divide(sums->mean_dy, given->shape);
+    }
+    if (status == FASTBN_OK && !given->frozen && given->ddx.data) {
+        status = take_sums(given, given->x, given->ddx, given->mean, given->rstd, sums->mean_ddx, sums->ddx_h);
+        divide(sums->mean_ddx, given->shape);
+    }
+    for (int64_t f = 0; f < given->shape->c; f++)
+        ones[f] = 1.0;
+    if (status == FASTBN_OK && wants_product && (!given->frozen || given->dgamma))
+        status = take_sums(given, given->dy, given->ddx, sums->mean_dy, ones, NULL, sums->ddx_dy);
+    return status;
+}
+
+/* ---- the weights of the second pass ---- */
+
+static double param(const void *values, fastbn_dtype dtype, int64_t f, double missing)
+{
+    if (!values)
+        return missing;
+    return dtype == FASTBN_FLOAT32 ? (double)((const float *)values)[f] : ((const double *)values)[f];
+}
+
+static void set_weight(double *const weights[FBN_WEIGHTS], int array, int64_t f, double mean, double scale)
+{
+    weights[1 + 2 * array][f] = mean;
+    weights[2 + 2 * array][f] = scale;
+}
+
+static void ddy_weights(const struct given *given, const struct sums *sums, double *const weights[FBN_WEIGHTS])
+{
+    const fastbn_dtype type = given->params->dtype;
+    const double weight = 1.0 / (double)(given->shape->n * given->shape->s);
+    for (int64_t f = 0; f < given->shape->c; f++) {
+        double rstd = given->rstd[f], scale = param(given->params->gamma, type, f, 1.0) * rstd;
+        double slope = param(given->ddgamma, type, f, 0.0) - scale * (sums->ddx_h[f] * weight);
+        weights[0][f] = param(given->ddbeta, type, f, 0.0);
+        set_weight(weights, 0, f, sums->mean_ddx[f], scale);
+        set_weight(weights, 1, f, given->mean[f], slope * rstd);
+    }
+}
+
+static void dx_weights(const struct given *given, const struct sums *sums, double *const weights[FBN_WEIGHTS])
+{
+    const fastbn_dtype type = given->params->dtype;
+    const double weight = 1.0 / (double)(given->shape->n * given->shape->s);
+    for (int64_t f = 0; f < given->shape->c; f++) {
+        double rstd = given->rstd[f], scale = param(given->params->gamma, type, f, 1.0) * rstd;
+        double dy_h = sums->dy_h[f] * weight, ddx_h = sums->ddx_h[f] * weight;
+        double k = sums->ddx_dy[f] * weight - dy_h * ddx_h;
+        double b = rstd * (param(given->ddgamma, type, f, 0.0) - scale * ddx_h), c = -scale * rstd * dy_h;
+        weights[0][f] = 0.0;
+        set_weight(weights, 0, f, sums->mean_dy[f], b);
+        set_weight(weights, 1, f, given->mean[f], -rstd * (b * dy_h + c * ddx_h + scale * rstd * k));
+        set_weight(weights, 2, f, sums->mean_ddx[f], c);
+    }
+}
+
+/* The next array of an output. Its mean is subtracted in two parts: the one that the data's type holds from the array,
+ * what is left of it from the constant. */
+static void add_array(const struct pass *pass, struct combination *one, struct fbn_array in, double *constant,
+                      const double *mean, const double *scale)
+{
+    const int64_t c = pass->plan.c;
+    void *shift = one->par[1 + 2 * one->arrays];
+    pass->typed->round(c, mean, shift);
+    pass->typed->round(c, scale, one->par[2 + 2 * one->arrays]);
+    for (int64_t f = 0; f < c; f++)
+        constant[f] -= (mean[f] - param(shift, pass->dtype, f, 0.0)) * scale[f];
+    one->in[one->arrays++] = in;
+}
+
+/* Of the arrays `in` those that are there. */
+static void add_output(struct pass *pass, struct fbn_array out, const struct fbn_array in[FBN_COMBINED],
+                       double *const weights[FBN_WEIGHTS])
+{
+    struct combination *one = &pass->outputs[pass->count++];
+    one->out = out;
+    one->arrays = 0;
+    for (int i = 0; i < FBN_COMBINED; i++)
+        if (in[i].data)
+            add_array(pass, one, in[i], weights[0], weights[1 + 2 * i], weights[2 + 2 * i]);
+    pass->typed->round(pass->plan.c, weights[0], one->par[0]);
+    for (int i = 0; i < 1 + 2 * one->arrays; i++)
+        if (one->columns[i] != one->par[i])
+            fbn_spread(&pass->plan, pass->size, one->par[i], one->columns[i], pass->plan.width, 0, pass->plan.c);
+}
+
+static void add_outputs(struct pass *pass, const struct given *given, const struct sums *sums,
+                        double *const weights[FBN_WEIGHTS])
+{
+    const struct fbn_array none = {NULL, 0, 0}, dy = input(given->dy), ddx = input(given->ddx);
+    const struct fbn_array x = reads_x(given) ? input(given->x) : none;
+    const int slopes = !given->frozen && x.data, scales = given->ddgamma || slopes;
+    if (given->ddy.data) {
+        ddy_weights(given, sums, weights);
+        add_output(pass, output(given->ddy), (struct fbn_array[]){ddx, x, none}, weights);
+    }
+    if (given->dx.data) {
+        dx_weights(given, sums, weights);
+        add_output(pass, output(given->dx),
+                   (struct fbn_array[]){scales ? dy : none, slopes ? x : none, slopes ? ddx : none}, weights);
+    }
+}
+
+/* ---- the second pass ---- */
+
+static void call_kernel(const struct pass *pass, fbn_combine *kernel, const struct combination *one, int64_t n,
+                        int64_t f, int64_t i, int64_t count, int64_t len)
+{
+    const int rows = pass->plan.layout == FBN_ROWS;
+    const int64_t times = rows ? pass->plan.fold : 1;
+    const void *in[FBN_COMBINED] = {NULL, NULL, NULL}, *par[FBN_WEIGHTS];
+    int64_t stride[FBN_COMBINED] = {0, 0, 0};
+    for (int k = 0; k < one->arrays; k++) {
+        in[k] = fbn_at(one->in[k], pass->size, n, f, i);
+        stride[k] = rows ? one->in[k].stride_n * times : one->in[k].stride_c;
+    }
+    for (int k = 0; k < 1 + 2 * one->arrays; k++)
+        par[k] = (const char *)(rows ? one->columns[k] : one->par[k]) + f * pass->size;
+    kernel(one->arrays, in, stride, fbn_at(one->out, pass->size, n, f, i),
+           rows ? one->out.stride_n * times : one->out.stride_c, count, len, par);
+}
+
+static void combine_pieces(const struct pass *pass, const struct combination *one, int64_t begin, int64_t end)
+{
+    const struct fbn_plan *plan = &pass->plan;
+    for (int64_t q = begin, features; q < end; q += features) {
+        int64_t plane = q / plan->pieces, i = q % plan->pieces * plan->piece, f = plane % plan->c;
+        features = plan->pieces > 1 ? 1 : fbn_least(plan->c - f, end - q);
+        call_kernel(pass, pass->typed->planes_combine, one, plane / plan->c, f, i, features,
+                    fbn_least(plan->s - i, plan->piece));
+    }
+}
+
+static void combine_rows(const struct pass *pass, const struct combination *one, int64_t begin, int64_t end)
+{
+    const struct fbn_plan *plan = &pass->plan;
+    int64_t full = fbn_least(end, plan->rows);
+    if (begin < full)
+        call_kernel(pass, pass->typed->rows_combine, one, begin * plan->fold, 0, 0, full - begin, plan->width);
+    if (end > plan->rows)
+        call_kernel(pass, pass->typed->rows_combine, one, plan->rows * plan->fold, 0, 0, 1, plan->rest);
+}
+
+/* A stretch is a piece of a plane or a row of the table, counted in the order of memory. */
+static int64_t stretches(const struct fbn_plan *plan)
+{
+    return plan->layout == FBN_PLANES ? plan->n * plan->c * plan->pieces : plan->rows + (plan->rest > 0);
+}
+
+static void work(void *pass_, int thread, int threads)
+{
+    const struct pass *pass = pass_;
+    const struct fbn_plan *plan = &pass->plan;
+    const int64_t all = stretches(plan), length = plan->layout == FBN_PLANES ? plan->piece : plan->width;
+    const int64_t step = AT_ONCE / (length * pass->size) + 1;
+    int64_t begin = all / threads * thread + all % threads * thread / threads;
+    int64_t end = all / threads * (thread + 1) + all % threads * (thread + 1) / threads;
+    for (int64_t from; begin < end; end = from) {
+        from = fbn_most(begin, end - step);
+        for (int i = 0; i < pass->count; i++)
+            if (plan->layout == FBN_PLANES)
+                combine_pieces(pass, &pass->outputs[i], from, end);
+            else
+                combine_rows(pass, &pass->outputs[i], from, end);
+    }
+}
+
+static void second_pass(struct pass *pass, int threads)
+{
+    int64_t arrays = 0;
+    for (int i = 0; i < pass->count; i++)
+        arrays += pass->outputs[i].arrays + 1;
+    int64_t bytes = arrays * pass->plan.n * pass->plan.c * pass->plan.s * pass->size;
+    if (pass->count > 0)
+        fbn_run(fbn_team_for(threads, bytes, 0, stretches(&pass->plan)), work, pass);
+}
+
+/* ---- the plan, and memory ---- */
+
+static int is_packed(const fastbn_shape *shape, struct fbn_array a)
+{
+    return !a.data || ((shape->c == 1 || a.stride_c == shape->s) && (shape->n == 1 || a.stride_n == shape->c * shape->s));
+}
+
+static struct pass make_pass(const struct given *given, const struct fbn_kernels *kernels)
+{
+    const fastbn_shape *shape = given->shape;
+    const struct fbn_array arrays[] = {input(given->x), input(given->dy), input(given->ddx), output(given->ddy),
+                                       output(given->dx)};
+    int packed = 1;
+    for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++)
+        packed &= is_packed(shape, arrays[i]);
+    struct pass pass = {.typed = &kernels->typed[shape->dtype], .dtype = shape->dtype, .count = 0};
+    pass.plan = fbn_plan_second(shape->n, shape->c, shape->s, packed);
+    pass.size = shape->dtype == FASTBN_FLOAT32 ? (int64_t)sizeof(float) : (int64_t)sizeof(double);
+    return pass;
+}
+
+enum { SUMS = 5, DOUBLES = SUMS + 1 + FBN_WEIGHTS /* and the ones */ };
+
+static void lay_out(struct pass *pass, struct sums *sums, double *doubles[DOUBLES], double *memory)
+{
+    const int64_t c = pass->plan.c, columns = fbn_more_columns(&pass->plan) ? pass->plan.width : 0;
+    for (int i = 0; i < DOUBLES; i++)
+        doubles[i] = memory + i * c;
+    *sums = (struct sums){doubles[0], doubles[1], doubles[2], doubles[3], doubles[4]};
+    char *rest = (char *)(memory + DOUBLES * c);
+    for (int i = 0; i < 2; i++)
+        for (int k = 0; k < FBN_WEIGHTS; k++) {
+            pass->outputs[i].par[k] = rest;
+            rest += c * pass->size;
+            pass->outputs[i].columns[k] = columns > 0 ? rest : pass->outputs[i].par[k];
+            rest += columns * pass->size;
+        }
+}
+
+static size_t bytes_of(const struct pass *pass)
+{
+    int64_t columns = fbn_more_columns(&pass->plan) ? pass->plan.width : 0;
+    return (size_t)(DOUBLES * pass->plan.c * (int64_t)sizeof(double)
+                    + 2 * FBN_WEIGHTS * (pass->plan.c + columns) * pass->size);
+}
+
+/* ---- the entry point ---- */
+
+/* N * rstd * k, in the type of the parameters. */
+static void store_dgamma(const struct given *given, const struct fbn_kernels *kernels, const struct sums *sums,
+                         double *dgamma)
+{
+    const double weight = 1.0 / (double)(given->shape->n * given->shape->s);
+    for (int64_t f = 0; f < given->shape->c; f++)
+        dgamma[f] = given->rstd[f] * (sums->ddx_dy[f] - sums->dy_h[f] * (sums->ddx_h[f] * weight));
+    kernels->typed[given->params->dtype].round(given->shape->c, dgamma, given->dgamma);
+}
+
+static fastbn_status run(const struct given *given, const struct fbn_kernels *kernels)
+{
+    struct pass pass = make_pass(given, kernels);
+    struct sums sums;
+    double *doubles[DOUBLES], *memory = calloc(1, bytes_of(&pass));
+    if (!memory)
+        return FASTBN_ERROR_MEMORY;
+    lay_out(&pass, &sums, doubles, memory);
+    fastbn_status status = first_pass(given, &sums, doubles[SUMS]);
+    if (status == FASTBN_OK) {
+        add_outputs(&pass, given, &sums, doubles + SUMS + 1);
+        second_pass(&pass, given->threads);
+        if (given->dgamma)
+            store_dgamma(given, kernels, &sums, doubles[SUMS + 1]);
+    }
+    free(memory);
+    return status;
+}
+
+fastbn_status fastbn_double_backward(const fastbn_shape *shape, fastbn_input x, fastbn_input dy, fastbn_input ddx,
+                                     const void *ddgamma, const void *ddbeta, const fastbn_params *params,
+                                     const double *mean, const double *rstd, int frozen, fastbn_output ddy,
+                                     fastbn_output dx, void *dgamma, int num_threads)
+{
+    const struct given given = {shape, x, dy, ddx, ddgamma, ddbeta, params, mean, rstd, frozen, ddy, dx, dgamma,
+                                num_threads};
+    const struct fbn_kernels *kernels;
+    fastbn_status status = check_all(&given);
+    if (status == FASTBN_OK)
+        status = fbn_kernels_active(&kernels);
+    if (status != FASTBN_OK)
+        return status;
+    if (!is_empty(shape))
+        return run(&given, kernels);
+    if (dgamma)
+        memset(dgamma, 0, (size_t)shape->c * (params->dtype == FASTBN_FLOAT32 ? sizeof(float) : sizeof(double)));
+    return FASTBN_OK;
+}
