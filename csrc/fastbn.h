@@ -160,7 +160,7 @@ fastbn_status fastbn_backward(const fastbn_shape *shape, fastbn_input x, fastbn_
  *   frozen   ddy = gamma * rstd * ddx + ddgamma * h + ddbeta,  dx = ddgamma * rstd * dy,  dgamma = rstd * sum(ddx * dy)
  * ddy.data, dx.data, dgamma: NULL where not wanted. They overlap no input. x.data may be NULL where ddgamma is and,
  * unless frozen, ddx.data is. ddgamma, ddbeta and dgamma have the type params->dtype. Takes some 250 bytes a feature
- * more, for tables up to 14 elements a column. */
+ * more, for tables up to 14 elements a column. Of float32 and float64 data without activation. */
 fastbn_status fastbn_double_backward(const fastbn_shape *shape, fastbn_input x, fastbn_input dy, fastbn_input ddx,
                                      const void *ddgamma, const void *ddbeta, const fastbn_params *params,
                                      const double *mean, const double *rstd, int frozen, fastbn_output ddy,

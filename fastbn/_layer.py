@@ -6,9 +6,12 @@ import warnings
 import numpy as np
 
 from . import _checks, _core, _state
+from ._calibration import calibrate
 from ._canonical import normalize_axes
-from ._functional import batch_norm_backward, batch_norm_inference, normalize_by_batch
+from ._drift import drift
+from ._functional import batch_norm_backward, batch_norm_inference, moments, normalize_by_batch
 from ._moments import Moments
+from ._switches import Switches
 from .convert import Conversions
 
 # Attributes that the core's part of the layer keeps.
@@ -16,7 +19,7 @@ _SLOTS = ("training", "num_batches_tracked", "dgamma", "dbeta", "_momentum", "_d
 _UPDATE_RUNNING = {np.dtype(np.float32): _core.update_running_f32, np.dtype(np.float64): _core.update_running_f64}
 
 
-class BatchNorm(_core.LayerBase, Conversions):
+class BatchNorm(_core.LayerBase, Switches, Conversions):
     """Batch normalization over a feature axis, with learned scale and shift.
 
     Training: y = (x - mean) / sqrt(var + eps) * gamma + beta with the mean and the biased variance of each feature over the
@@ -36,7 +39,8 @@ class BatchNorm(_core.LayerBase, Conversions):
     dtype: float32 or float64, of the parameters and the moving averages. The data may be either.
 
     Attributes: gamma, beta, running_mean, running_var (arrays of shape (C,), or None), num_batches_tracked, dgamma, dbeta (set by
-    backward), training, num_features, dtype, eps, momentum, axis, ddof. A layer starts in training mode.
+    backward), training, num_features, dtype, eps, momentum, axis, ddof. A layer starts in training mode. Freezing is three
+    switches, each an attribute: use_batch_stats, update_running_stats, parameter_gradients.
 
     A layer in inference mode may be called from many threads at once. BatchNorm.from_torch, from_keras, from_flax, from_onnx,
     from_chainer make a layer from another framework's, to_torch and so on go back.
@@ -60,7 +64,7 @@ class BatchNorm(_core.LayerBase, Conversions):
         self._saved = None
         self._set_keeps_input(False)
         self._warned_single = False
-        self._enable_fast_path(type(self).forward is BatchNorm.forward)
+        self._choose_way()
 
     # ---- settings ----
 
@@ -124,7 +128,12 @@ class BatchNorm(_core.LayerBase, Conversions):
         self._set_arrays(**{name: array if array.flags.writeable else array.copy()})
 
     def parameters(self):
-        """[(name, value, gradient), ...] for gamma and beta, those that the layer has; gradient is None before backward."""
+        """[(name, value, gradient), ...] for gamma and beta, those that the layer has; gradient is None before backward.
+
+        Empty where parameter_gradients is False.
+        """
+        if not self._parameter_gradients:
+            return []
         triples = [("gamma", self.gamma, self.dgamma), ("beta", self.beta, self.dbeta)]
         return [triple for triple in triples if triple[1] is not None]
 
@@ -135,23 +144,40 @@ class BatchNorm(_core.LayerBase, Conversions):
             self.running_var[:] = 1
             self.num_batches_tracked = 0
 
-    def update(self, moments):
-        """Takes `moments`, a Moments of C features, as the running statistics: those of a whole data set, say.
+    @property
+    def batch_moments(self):
+        """The Moments of the last training forward call's batch, without a pass over it; None before the first.
 
-        The running variance is moments.var(ddof) with the layer's ddof. Raises TypeError, ValueError, RuntimeError (no
-        running statistics).
+        update(bn.batch_moments) is the step that call took, or, with update=False, left out. Copies of a layer start
+        without. Merging those of several batches gives their union's.
         """
+        batch = self._get_batch()
+        if isinstance(batch, tuple):
+            batch = Moments.of_variance(*batch)
+            self._set_batch(batch, batch.count)
+        return batch
+
+    calibrate, drift = calibrate, drift
+
+    def update(self, moments):
+        """One step of the moving averages with a batch's statistics, as a training forward call takes it, bit for bit.
+
+        moments: a Moments of C features: batch_moments after bn(x, update=False), say, or fastbn.moments(x). With
+        momentum, ddof and the counter as in forward; with a count of 0 or 1 nothing changes, as there. So that a batch
+        whose forward call runs twice (recomputation, "checkpointing") is counted once, pass update=False both times and
+        call this once. To replace the running statistics see calibrate.
+        Raises TypeError, ValueError (another number of features), RuntimeError (no running statistics).
+        """
+        self._check_moments(moments)
+        self._take_step(moments.mean, moments.biased_var(), moments.count)
+
+    def _check_moments(self, moments):
         if not isinstance(moments, Moments):
             raise TypeError(f"moments is a {type(moments).__name__}, expected fastbn.Moments")
         if not self._tracks:
             raise RuntimeError("this layer has no running statistics: it was made with track_running_stats=False")
         if moments.mean.size != self.num_features:
             raise ValueError(f"moments has {moments.mean.size} features and the layer {self.num_features}")
-        if moments.count <= self.ddof:
-            raise ValueError(f"moments has count {moments.count}, expected more than ddof={self.ddof}")
-        with np.errstate(over="ignore"):
-            self.running_mean[:] = moments.mean
-            self.running_var[:] = moments.var(self.ddof)
 
     # ---- modes ----
 
@@ -172,16 +198,16 @@ class BatchNorm(_core.LayerBase, Conversions):
 
     # ---- forward and backward ----
 
-    def forward(self, x, *, out=None):
+    def forward(self, x, *, out=None, update=True):
         """Normalizes x; in training mode also updates the moving averages. bn(x) is the same.
 
         x: float32 or float64 array with C entries on the layer's axis, at least 2 dimensions. out: array of x's shape and dtype
-        to write to, which may be x. Returns y, of x's shape and dtype.
+        to write to, which may be x. update=False: leaves the moving averages alone, once. Returns y, of x's shape and dtype.
         An empty batch changes nothing. With one value per feature, training gives y = beta, leaves the moving averages
         alone and warns once.
         Raises TypeError, ValueError.
         """
-        y = self._forward(x, out)
+        y = self._forward(x, out) if update is True else None
         if y is not None:
             return y
         x = _checks.batch(x)
@@ -189,22 +215,30 @@ class BatchNorm(_core.LayerBase, Conversions):
         _checks.features(x, axes, self.num_features)
         if out is not None:
             self._refuse_state_as(out)
-        if self.training or not self._tracks:
-            return self._normalize_by_batch(x, axes, out)
-        keeps = self._get_keeps_input()
-        result = batch_norm_inference(x, self.running_mean, self.running_var, self.gamma, self.beta, eps=self.eps,
-                                      axis=axes, out=out, return_saved=keeps)
-        if not keeps:
-            return result
-        y, self._saved = result
-        return y
+        if self._normalizes_by_batch():
+            return self._normalize_by_batch(x, axes, out, self._updates(update))
+        return self._normalize_by_running(x, axes, out, self._updates(update))
 
-    def _normalize_by_batch(self, x, axes, out):
+    def _normalize_by_batch(self, x, axes, out, updates):
         y, saved = normalize_by_batch(x, axes, self.gamma, self.beta, self.eps, out, 0)
         if self.training or self._get_keeps_input():
             self._saved = saved
-        if self.training:
-            self._update_running_stats(saved, x.size // self.num_features)
+        if self.training or updates:
+            self._set_batch(saved, x.size // self.num_features)
+            self._after_training(saved.mean, saved.var, x.size // self.num_features, updates)
+        return y
+
+    def _normalize_by_running(self, x, axes, out, updates):
+        """By the statistics as they are before this batch's step."""
+        keeps = self.training or self._get_keeps_input()
+        batch = moments(x, axis=axes) if updates else None
+        y = batch_norm_inference(x, self.running_mean, self.running_var, self.gamma, self.beta, eps=self.eps, axis=axes,
+                                 out=out, return_saved=keeps)
+        if keeps:
+            y, self._saved = y
+        if updates:
+            self._set_batch(batch, batch.count)
+            self._take_step(batch.mean, batch.biased_var(), batch.count)
         return y
 
     def _refuse_state_as(self, out):
@@ -213,17 +247,20 @@ class BatchNorm(_core.LayerBase, Conversions):
                 if a is not None and _checks.share_memory(out, a):
                     raise ValueError(f"out and {name} overlap: pass memory of its own")
 
-    def _update_running_stats(self, saved, count):
+    def _after_training(self, mean, var, count, updates):
         if count == 1 and not self._warned_single:
             self._warned_single = True
             warnings.warn("one value per feature: its variance is 0 and y is beta; the moving averages stay as they are",
                           UserWarning, stacklevel=4)
-        if count <= 1 or not self._tracks:
+        if updates:
+            self._take_step(mean, var, count)
+
+    def _take_step(self, mean, var, count):
+        if count <= 1:
             return
         seen = self.num_batches_tracked
         momentum = seen / (seen + 1) if self.momentum is None else self.momentum
-        _UPDATE_RUNNING[self.dtype](saved.mean, saved.var, momentum, count / (count - self.ddof), self.running_mean,
-                                    self.running_var)
+        _UPDATE_RUNNING[self.dtype](mean, var, momentum, count / (count - self.ddof), self.running_mean, self.running_var)
         self.num_batches_tracked = seen + 1
 
     def backward(self, dy, *, out=None):
@@ -239,7 +276,8 @@ class BatchNorm(_core.LayerBase, Conversions):
         if self._saved is None:
             raise RuntimeError("backward without a forward call: call forward first (in inference mode after "
                                "eval(backward=True)), once for each backward")
-        needs = ["dx"] + ["dgamma"] * self._scale + ["dbeta"] * self._center
+        learns = self._parameter_gradients
+        needs = ["dx"] + ["dgamma"] * (self._scale and learns) + ["dbeta"] * (self._center and learns)
         dx, dgamma, dbeta = batch_norm_backward(dy, self._saved, out=out, needs=needs)
         self._saved = None
         self.dgamma = None if dgamma is None else dgamma.astype(self.dtype, copy=False)
@@ -257,12 +295,16 @@ class BatchNorm(_core.LayerBase, Conversions):
             (x - hi) * scale + (beta - (running_mean - hi) * scale)
         where scale and the bracket are rounded to that type. So the two differ by rounding alone; but where |mean| / std is
         large, x * scale + shift cancels and loses as many digits, unless it is computed in double.
-        New arrays, which later training does not change. Raises RuntimeError (no running statistics).
+        New arrays, which later training does not change. Raises RuntimeError (no running statistics, or
+        use_batch_stats=True).
         Source: Ioffe and Szegedy 2015 (arXiv:1502.03167), algorithm 2, step 11.
         """
         if not self._tracks:
             raise RuntimeError("this layer has no running statistics: it was made with track_running_stats=False, so its "
                                "inference takes the statistics of each batch and is no fixed affine map")
+        if self._use_batch_stats:
+            raise RuntimeError("use_batch_stats is True: inference takes the statistics of each batch and is no fixed affine "
+                               "map; set it to None or False for the running ones")
         with np.errstate(all="ignore"):
             scale = 1.0 / np.sqrt(self.running_var.astype(np.float64) + self.eps)
             scale = scale if self.gamma is None else self.gamma.astype(np.float64) * scale
@@ -316,6 +358,10 @@ class BatchNorm(_core.LayerBase, Conversions):
             setattr(self, name, value)
         self._set_keeps_input(keeps_input)
         self._set_arrays(**arrays)
+        self._choose_way()
+
+    def _choose_way(self):
+        self._enable_fast_path(type(self).forward is BatchNorm.forward and self._takes_short_way())
 
     def __copy__(self):
         """A layer of its own: it does not share arrays with this one."""
@@ -332,7 +378,7 @@ class BatchNorm(_core.LayerBase, Conversions):
                  f"ddof={self.ddof}"]
         parts += [f"{name}=False" for name, on in (("center", self._center), ("scale", self._scale),
                                                    ("track_running_stats", self._tracks)) if not on]
-        parts.append(f"dtype={self.dtype.name}")
+        parts += [f"dtype={self.dtype.name}", *self._switches_text()]
         return f"BatchNorm({', '.join(parts)})"
 
 

@@ -15,6 +15,8 @@ cdef class LayerBase:
     cdef public object _saved     # of the last forward call that backward may go back through, or None
     cdef public object _momentum  # None or a float
     cdef public int _ddof
+    cdef object batch          # of the last training forward call: the rows of its Saved, its Moments, or None
+    cdef int64_t batch_count   # with rows: the entries of each feature
     cdef bint keeps_input  # for a backward through the inference
     cdef double eps_value
     cdef int axis_number   # meaningful where it is one axis
@@ -58,7 +60,7 @@ cdef class LayerBase:
             return None
         y = target_of(out, x)
         saved = train(call, x, self.gamma_array, self.beta_array, y)
-        self._saved = saved
+        self._saved, self.batch, self.batch_count = saved, saved.rows, count
         if self.mean_array is not None:
             self.update_running(saved, count)
         return y
@@ -120,6 +122,17 @@ cdef class LayerBase:
     def _get_eps(self):
         return self.eps_value
 
+    def _set_batch(self, batch, int64_t count):
+        """batch: a Saved or a Moments."""
+        self.batch = (<Saved> batch).rows if isinstance(batch, Saved) else batch
+        self.batch_count = count
+
+    def _get_batch(self):
+        """The batch's Moments or None, or (count, mean, var)."""
+        if isinstance(self.batch, cnp.ndarray):
+            return self.batch_count, self.batch[MEAN], self.batch[VAR]
+        return self.batch
+
     def _enable_fast_path(self, bint on):
         self.takes_fast_path = on
 
@@ -156,7 +169,10 @@ cdef class LayerBase:
     def _backward(self, dy, out):
         return self.fast_backward(dy, out)
 
-    def __call__(self, x, *, out=None):
-        """The same as forward(x, out=out)."""
-        cdef object y = self.fast_forward(x, out)
+    def __call__(self, x, *, out=None, update=True):
+        """The same as forward(x, out=out, update=update)."""
+        cdef object y
+        if update is not True:
+            return self.forward(x, out=out, update=update)
+        y = self.fast_forward(x, out)
         return y if y is not None else self.forward(x, out=out)

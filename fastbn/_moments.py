@@ -38,6 +38,27 @@ class Moments:
         self.count, self.mean, self.M2 = count, mean, M2
         return self
 
+    @classmethod
+    def of_variance(cls, count, mean, var):
+        """From a batch's biased variance as the core gives it, M2 * (1 / count): biased_var gives it back, every bit.
+
+        Dividing by the rounded 1 / count misses the core's M2 by up to three steps; any M2 that leads to `var` will do.
+        """
+        if count == 0:
+            return cls.of_arrays(0, mean.copy(), np.zeros_like(var))
+        with np.errstate(all="ignore"):
+            M2 = up = down = var * count
+            for _ in range(3):
+                up, down = np.nextafter(up, np.inf), np.nextafter(down, -np.inf)
+                for near in (up, down):
+                    M2 = np.where((M2 * (1.0 / count) != var) & (near * (1.0 / count) == var), near, M2)
+        return cls.of_arrays(count, mean.copy(), M2)
+
+    def biased_var(self):
+        """The biased variance, with the bits that a training forward call normalizes by."""
+        with np.errstate(all="ignore"):
+            return self.M2 * (1.0 / self.count) if self.count else np.full(self.mean.shape, np.nan)
+
     def var(self, ddof=0):
         """The variance M2 / (count - ddof), shape (C,), float64; NaN where count <= ddof."""
         if self.count <= ddof:

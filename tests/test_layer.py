@@ -257,33 +257,6 @@ def test_cumulative_average_of_equal_batches_is_the_population(rng):
     np.testing.assert_allclose(layer.running_mean, statistics(x).mean.astype(float), rtol=1e-13)
 
 
-# --- Population statistics ------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("ddof", [0, 1])
-def test_update_takes_population_statistics(rng, ddof, dtype):
-    x = sample(rng, (61, 4, 3), ratio=10.0)
-    layer = fastbn.BatchNorm(4, ddof=ddof, dtype=dtype)
-    layer.update(fastbn.moments(x[:20]) + fastbn.moments(x[20:]))
-    stats = statistics(x)
-    assert layer.running_mean.dtype == layer.running_var.dtype == dtype
-    np.testing.assert_allclose(layer.running_mean, stats.mean.astype(float), rtol=1e-6)
-    np.testing.assert_allclose(layer.running_var, unbiased(stats, ddof).astype(float), rtol=2e-6)
-    check_forward(layer.eval()(x), x, layer.running_mean, layer.running_var)
-
-
-@pytest.mark.parametrize("shape", [(0, 4), (1, 4)], ids=str)
-def test_update_never_stores_a_variance_that_does_not_exist(rng, shape):
-    """None of nothing, and none of one value with ddof=1."""
-    layer = make_layer(rng, 4, ddof=1)
-    before = layer.running_mean.copy(), layer.running_var.copy()
-    with pytest.raises(ValueError, match="(?i)moments"):
-        layer.update(fastbn.moments(np.ones(shape, np.float32)))
-    np.testing.assert_array_equal(layer.running_mean, before[0])
-    np.testing.assert_array_equal(layer.running_var, before[1])
-
-
 # --- Degenerate batches ---------------------------------------------------------------------------------------------
 
 
