@@ -1,5 +1,5 @@
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Self, TextIO, TypedDict, TypeVar, Unpack, overload
 
 import numpy as np
@@ -24,7 +24,10 @@ class Moments:
     M2: npt.NDArray[np.float64]
     def __init__(self, count: int, mean: npt.ArrayLike, M2: npt.ArrayLike) -> None: ...
     def var(self, ddof: int = 0) -> npt.NDArray[np.float64]: ...
+    def biased_var(self) -> npt.NDArray[np.float64]: ...
     def merge(self, other: Moments) -> Moments: ...
+    @staticmethod
+    def merge_all(parts: Sequence[Moments]) -> Moments: ...
     def __add__(self, other: Moments) -> Moments: ...
     def __radd__(self, other: Literal[0]) -> Moments: ...
     def __eq__(self, other: object) -> bool: ...
@@ -41,6 +44,10 @@ class _Saved:
     def var(self) -> npt.NDArray[np.float64]: ...
     @property
     def rstd(self) -> npt.NDArray[np.float64]: ...
+
+class _VariantSaved(_Saved):
+    @property
+    def moments(self) -> Moments: ...
 
 class BatchNorm:
     gamma: _Array | None
@@ -59,6 +66,9 @@ class BatchNorm:
     use_batch_stats: bool | None
     update_running_stats: bool | None
     parameter_gradients: bool
+    ghost_batch_size: int | None
+    renorm: tuple[float, float] | None
+    nan_policy: Literal["propagate", "raise", "skip"]
     @property
     def batch_moments(self) -> Moments | None: ...
     @property
@@ -75,6 +85,9 @@ class BatchNorm:
         scale: bool = True,
         track_running_stats: bool = True,
         dtype: npt.DTypeLike = ...,
+        ghost_batch_size: int | None = None,
+        renorm: tuple[float, float] | None = None,
+        nan_policy: Literal["propagate", "raise", "skip"] = "propagate",
     ) -> None: ...
     def train(self, mode: bool = True) -> Self: ...
     def eval(self, *, backward: bool = False) -> Self: ...
@@ -155,6 +168,7 @@ def batch_norm_inference(
     num_threads: int | None = None,
     return_saved: Literal[True],
 ) -> tuple[_Array, _Saved]: ...
+@overload
 def batch_norm_training(
     x: npt.ArrayLike,
     gamma: npt.ArrayLike | None = None,
@@ -164,8 +178,28 @@ def batch_norm_training(
     axis: _Axis = 1,
     out: _Array | None = None,
     num_threads: int | None = None,
+    ghost_batch_size: None = None,
+    renorm: None = None,
+    running_mean: None = None,
+    running_var: None = None,
+    nan_policy: Literal["propagate", "raise"] = "propagate",
 ) -> tuple[_Array, _Saved]: ...
 @overload
+def batch_norm_training(
+    x: npt.ArrayLike,
+    gamma: npt.ArrayLike | None = None,
+    beta: npt.ArrayLike | None = None,
+    *,
+    eps: float = 1e-5,
+    axis: _Axis = 1,
+    out: _Array | None = None,
+    num_threads: int | None = None,
+    ghost_batch_size: int | None = None,
+    renorm: tuple[float, float] | None = None,
+    running_mean: npt.ArrayLike | None = None,
+    running_var: npt.ArrayLike | None = None,
+    nan_policy: Literal["propagate", "raise"] = "propagate",
+) -> tuple[_Array, _VariantSaved]: ...
 def batch_norm_backward(
     dy: npt.ArrayLike,
     saved: _Saved,

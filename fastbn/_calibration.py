@@ -3,7 +3,7 @@ import contextlib
 
 import numpy as np
 
-from . import _checks
+from . import _checks, _nan_policy
 from ._canonical import normalize_axes
 from ._functional import moments
 from ._moments import Moments
@@ -22,7 +22,8 @@ def calibrate(self, batches, *, progress=False):
     as if all N entries of a feature had been one batch, with the layer's ddof. A mean of the batches' own estimates, as
     moving averages are, lacks the variance of their means and weighs a small batch as much as a large one.
     num_batches_tracked becomes the number of batches, 1 for a Moments, so that an average with momentum=None goes on
-    from there. The mode and the switches make no difference.
+    from there. The mode and the switches make no difference; nan_policy "skip" leaves batches with NaN or Inf out,
+    "raise" refuses them.
 
     Raises TypeError, ValueError (no entries; not more than ddof of them; a batch that does not fit, by its number),
     RuntimeError (no running statistics), ImportError (progress without rich), and whatever the iterable raises. Then
@@ -35,11 +36,13 @@ def calibrate(self, batches, *, progress=False):
     if isinstance(batches, Moments):
         whole, seen = batches, 1
         self._check_moments(whole)
+        if self.nan_policy != "propagate":
+            _nan_policy.refuse_moments(whole)
     else:
         whole, seen = _over(self, _iterable(batches), progress)
     if whole.count <= self.ddof:
         raise ValueError(f"the data has {whole.count} entries of each feature, expected more than ddof={self.ddof}"
-                         f"{': batches was empty' if not seen else ''}")
+                         f"{': batches was empty, or all were skipped' if not seen else ''}")
     for name, a in (("running_mean", self.running_mean), ("running_var", self.running_var)):
         if not a.flags.writeable:
             raise ValueError(f"{name} is read-only")
@@ -63,15 +66,22 @@ def _over(layer, batches, progress):
     """(Moments of everything, number of batches)."""
     iterator, length = batches
     whole, seen = Moments.of_arrays(0, np.zeros(layer.num_features), np.zeros(layer.num_features)), 0
+    number = -1
     with contextlib.closing(_with_bar(iterator, length)) if progress else contextlib.nullcontext(iterator) as steps:
         for x in steps:
-            whole, seen = whole + _moments_of_batch(layer, x, seen), seen + 1
+            found = _moments_of_batch(layer, x, number := number + 1)
+            if layer.nan_policy != "skip" or not np.isnan(found.M2).any():
+                whole, seen = whole + found, seen + 1
     return whole, seen
 
 
 def _moments_of_batch(layer, x, number):
     try:
-        return layer_moments(layer, x)
+        found = layer_moments(layer, x)
+        if layer.nan_policy == "raise" and np.isnan(found.M2).any():
+            x = _checks.batch(x)
+            _nan_policy.refuse(x, normalize_axes(layer.axis, x.ndim), found.M2)
+        return found
     except (TypeError, ValueError) as error:
         kind = TypeError if isinstance(error, TypeError) else ValueError
         raise kind(f"batch {number} (counted from 0): {error}") from error

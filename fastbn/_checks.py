@@ -71,13 +71,13 @@ def parameter(value, name, c, dtype=None):
 
 
 def epsilon(eps):
-    eps = _real(eps, "eps")
+    eps = real(eps, "eps")
     if not 0.0 < eps < math.inf:
         raise ValueError(f"eps is {eps}, expected a finite number above 0: it keeps 1 / sqrt(var + eps) finite")
     return eps
 
 
-def _real(value, name):
+def real(value, name):
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (numbers.Real, np.floating)):
         raise TypeError(f"{name} is {value!r}, expected a number")
     return float(value)
@@ -94,7 +94,7 @@ def momentum(value):
     """None or a number in [0, 1]."""
     if value is None:
         return None
-    value = _real(value, "momentum")
+    value = real(value, "momentum")
     if not 0.0 <= value <= 1.0:
         raise ValueError(f"momentum is {value}, expected a number from 0 to 1 (the weight of the old average) or None (the "
                          "cumulative average)")

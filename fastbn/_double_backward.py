@@ -65,4 +65,4 @@ def batch_norm_double_backward(ddx, ddgamma, ddbeta, dy, saved, *, needs=_RESULT
         _DOUBLE_BACKWARD[x.dtype](arrangement.readable(x) if uses_x else None, arrangement.readable(dy),
                                   None if ddx is None else arrangement.readable(ddx), ddgamma, ddbeta, saved.gamma,
                                   saved.mean, saved.rstd, saved.frozen, ddy_view, dx_view, dgamma, threads)
-    return ddy, dx, as_parameter(dgamma, saved)
+    return ddy, dx, as_parameter(dgamma, saved.rounds_gradients)

@@ -13,7 +13,7 @@ import numpy as np
 from . import _checks, _core, _extras
 from ._canonical import arrange, normalize_axes
 from ._moments import Moments
-from ._saved import Saved, about_input
+from ._saved import Composite, Saved, about_input
 
 _MOMENTS = {np.dtype(np.float32): _core.moments_f32, np.dtype(np.float64): _core.moments_f64}
 _INFERENCE = {np.dtype(np.float32): _core.inference_f32, np.dtype(np.float64): _core.inference_f64}
@@ -45,12 +45,12 @@ def _prepare(x, axis, params):
     return x, axes, c, checked
 
 
-def _is_in_place(out, x):
+def is_in_place(out, x):
     """Of an `out` that was checked: it is x or apart from it."""
     return out is not None and x.size > 0 and np.may_share_memory(out, x) and _checks.share_memory(out, x)
 
 
-def _target(out, x, axes, inputs):
+def target_for(out, x, axes, inputs):
     """(arrangement, the array to return, its (n, c, s) view)."""
     if out is None:
         arrangement = arrange(x, axes)
@@ -92,7 +92,7 @@ def batch_norm_inference(x, mean, var, gamma=None, beta=None, *, eps=1e-5, axis=
     eps, threads, extras = _checks.epsilon(eps), _checks.threads(num_threads), _extras.extras_of(x, activation, residual)
     if return_saved:
         extras.refuse_overwriting(out)
-    arrangement, y, target = _target(out, x, axes, {"x": x, "residual": extras.residual, **p})
+    arrangement, y, target = target_for(out, x, axes, {"x": x, "residual": extras.residual, **p})
     source = arrangement.readable(x)
     mean, var, gamma, beta = map(_wide, p.values())
     if x.size and extras is _extras.NONE:
@@ -101,7 +101,7 @@ def batch_norm_inference(x, mean, var, gamma=None, beta=None, *, eps=1e-5, axis=
         _core.fused_inference(source, extras.for_core(arrangement), mean, var, gamma, beta, eps, target, threads)
     if not return_saved:
         return y
-    saved = Saved(x, axes, c, p["gamma"], p["beta"], frozen=True, in_place=_is_in_place(out, x))
+    saved = Saved(x, axes, c, p["gamma"], p["beta"], frozen=True, in_place=is_in_place(out, x))
     saved.mean[:], saved.var[:] = mean, var
     with np.errstate(all="ignore"):
         saved.rstd[:] = 1.0 / np.sqrt(var + eps)
@@ -110,7 +110,8 @@ def batch_norm_inference(x, mean, var, gamma=None, beta=None, *, eps=1e-5, axis=
 
 
 def batch_norm_training(x, gamma=None, beta=None, *, eps=1e-5, axis=1, activation=None, residual=None, mask=None,
-                        weights=None, lengths=None, out=None, num_threads=None):
+                        weights=None, lengths=None, out=None, num_threads=None, ghost_batch_size=None, renorm=None,
+                        running_mean=None, running_var=None, nan_policy="propagate"):
     """Normalizes x with its own statistics: y = act((x - mean) * rstd * gamma + beta + residual), rstd = 1 / sqrt(var + eps).
 
     mean and var (biased) are taken of each feature over all other axes. The arguments are those of batch_norm_inference, and
@@ -123,11 +124,35 @@ def batch_norm_training(x, gamma=None, beta=None, *, eps=1e-5, axis=1, activatio
     rounding divided by gamma, where the activation is None or leaky_relu of a slope above 0, without residual; elsewhere, and
     where a gamma is 0, it raises RuntimeError.
 
+    ghost_batch_size: so many entries of axis 0, one after the other, share statistics; the last of these ghost batches
+        may be smaller (a lone entry of a table gives beta). saved.mean, saved.var, saved.rstd have shape (G, C) then, a
+        row for each, and saved.moments is the whole batch's Moments. The gradients are those of the ghost batches,
+        dgamma and dbeta summed over them.
+    renorm: (rmax, dmax), batch renormalization, with std = sqrt(var + eps) and running_mean, running_var of shape (C,):
+            y = ((x - mean) * rstd * r + d) * gamma + beta
+            r = clip(std / running_std, 1 / rmax, rmax)      d = clip((mean - running_mean) / running_std, -dmax, dmax)
+        r and d are constants in the gradient. x is read for its moments, then once more to write y. With ghost batches
+        each has its r and d. Nothing updates running_mean and running_var here; the layer does.
+    nan_policy: "propagate": a feature with NaN or Inf becomes NaN. "raise": a ValueError that names the features and how
+        many they have; an `out` other than x may have been written to by then, x never. In the good case that costs no
+        pass over x; with out=x statistics and y are two calls of the core, as for renorm.
+
     Returns (y, saved): y of x's shape and dtype; saved.mean, saved.var, saved.rstd are float64 arrays of shape (C,), and
     batch_norm_backward takes it. Where no entry counts, mean is 0, var and rstd are NaN.
-    Raises TypeError, ValueError as batch_norm_inference does.
-    Source: Ioffe and Szegedy 2015, algorithm 1.
+    Raises TypeError, ValueError as batch_norm_inference does, and of what is named above.
+    Source: Ioffe and Szegedy 2015, algorithm 1; ghost batches: Hoffer, Hubara and Soudry 2017 (arXiv:1705.08741);
+    renormalization: Ioffe 2017 (arXiv:1702.03275).
     """
+    more = {"activation": activation, "residual": residual, "mask": mask, "weights": weights, "lengths": lengths}
+    if (ghost_batch_size is not None or renorm is not None or running_mean is not None or running_var is not None
+            or nan_policy != "propagate"):
+        from . import _variants  # made of the functions here
+        variant = _variants.variant_of(ghost_batch_size, renorm, running_mean, running_var, nan_policy)
+        x, axes, _, p = _prepare(x, axis, {"gamma": gamma, "beta": beta, "running_mean": running_mean,
+                                           "running_var": running_var})
+        variant = variant._replace(running_mean=p["running_mean"], running_var=p["running_var"])
+        return _variants.train(x, axes, p["gamma"], p["beta"], _checks.epsilon(eps), out, _checks.threads(num_threads),
+                               variant, more)
     if activation is None and residual is None and mask is None and weights is None and lengths is None:
         result = _core.plain_training(x, gamma, beta, eps, axis, out, num_threads)
         if result is not None:
@@ -141,10 +166,10 @@ def batch_norm_training(x, gamma=None, beta=None, *, eps=1e-5, axis=1, activatio
 def normalize_by_batch(x, axes, gamma, beta, eps, out, threads, extras=_extras.NONE, **weights):
     """batch_norm_training after its checks, but for those of `out`, mask, weights and lengths."""
     extras.refuse_overwriting(out)
-    arrangement, y, target = _target(out, x, axes, {"x": x, "residual": extras.residual, "gamma": gamma, "beta": beta})
+    arrangement, y, target = target_for(out, x, axes, {"x": x, "residual": extras.residual, "gamma": gamma, "beta": beta})
     extras = _extras.with_weights(extras, x, axes, arrangement, **weights)
     source = arrangement.readable(x)
-    saved = Saved(x, axes, arrangement.packed[1], gamma, beta, frozen=False, in_place=_is_in_place(out, x))
+    saved = Saved(x, axes, arrangement.packed[1], gamma, beta, frozen=False, in_place=is_in_place(out, x))
     if not x.size:
         saved.mean[:], saved.var[:], saved.rstd[:] = 0, np.nan, np.nan
     elif extras is _extras.NONE:
@@ -190,26 +215,39 @@ def batch_norm_backward(dy, saved, *, out=None, needs=_RESULTS, num_threads=None
         result = _core.plain_backward(dy, saved, out, num_threads)
         if result is not None:
             return result
-    if not isinstance(saved, Saved):
+    if not isinstance(saved, (Saved, Composite)):
         raise TypeError(f"saved is a {type(saved).__name__}, expected what batch_norm_training or "
                         "batch_norm_inference(..., return_saved=True) returned")
-    extras = saved.extras or _extras.NONE
-    results = (*_RESULTS, "dresidual") if extras.has_residual else _RESULTS
+    results = (*_RESULTS, "dresidual") if saved.extras is not None and saved.extras.has_residual else _RESULTS
     needs = results if needs is _RESULTS else needed(needs, results + _OF_STATISTICS)
-    wants_statistics = _wants_statistics(needs, saved)
-    x, threads = saved.x, _checks.threads(num_threads)
-    dy = like_input(dy, "dy", x)
+    threads, dy = _checks.threads(num_threads), like_input(dy, "dy", saved.x)
     if out is not None and "dx" not in needs:
         raise ValueError(f"out is given, but needs is {tuple(needs)}: dx is not computed")
+    _refuse_statistics(needs, saved)
+    if isinstance(saved, Composite):
+        return saved.backward(dy, out, needs, num_threads)
+    return _gradients(dy, saved, out, needs, threads)
+
+
+def _refuse_statistics(needs, saved):
+    """Where the statistics were those of the batch."""
+    names = [name for name in _OF_STATISTICS if name in needs]
+    if names and not saved.frozen:
+        raise ValueError(f"needs contains {names[0]!r}, but the statistics were those of the batch, functions of x: {names[0]} is "
+                         "part of dx; only given statistics, of batch_norm_inference(..., return_saved=True), have gradients")
+
+
+def _gradients(dy, saved, out, needs, threads):
+    """batch_norm_backward after its checks, but for that of `out`."""
+    x, extras = saved.x, saved.extras or _extras.NONE
     extras.refuse_in_place(saved)
     wants_dgamma, wants_dbeta = "dgamma" in needs or "dvar" in needs, "dbeta" in needs or "dmean" in needs
     uses_x = wants_dgamma or not saved.frozen or extras.activation.name is not None
     gamma, mean, rstd = about_input(saved) if uses_x else (saved.gamma, saved.mean, saved.rstd)
+    arrangement, dx, target = arrange(x, saved.axes), None, None
     if "dx" in needs:
         read = {"dy": dy, "x": x, "residual": extras.residual, "y": extras.written}
-        arrangement, dx, target = _target(out, x, saved.axes, read)
-    else:
-        arrangement, dx, target = arrange(x, saved.axes), None, None
+        arrangement, dx, target = target_for(out, x, saved.axes, read)
     dresidual, dresidual_target = arrangement.empty(x.dtype) if "dresidual" in needs else (None, None)
     new = np.empty if x.size else np.zeros
     dgamma = new(mean.shape) if wants_dgamma else None
@@ -221,32 +259,24 @@ def batch_norm_backward(dy, saved, *, out=None, needs=_RESULTS, num_threads=None
         core = extras.for_backward(arrangement, saved, dresidual_target)
         _core.fused_backward(source, arrangement.readable(dy), core, gamma, saved.beta, mean, rstd, saved.frozen, target,
                              dgamma, dbeta, threads)
-    found = {"dgamma": dgamma, "dbeta": dbeta}
-    if wants_statistics:
-        found |= _of_statistics(dgamma, dbeta, saved)
-    of_features = (as_parameter(gradient if name in needs else None, saved) for name, gradient in found.items())
-    return dx, *of_features, *([dresidual] if extras.has_residual else [])
+    of_features = {"dgamma": dgamma, "dbeta": dbeta} | _of_statistics(dgamma, dbeta, saved, needs)
+    return (dx, *(as_parameter(gradient if name in needs else None, saved.rounds_gradients)
+                  for name, gradient in of_features.items()), *([dresidual] if extras.has_residual else []))
 
 
-def _wants_statistics(needs, saved):
-    names = [name for name in _OF_STATISTICS if name in needs]
-    if names and not saved.frozen:
-        raise ValueError(f"needs contains {names[0]!r}, but the statistics were those of the batch, functions of x: {names[0]} is "
-                         "part of dx; only given statistics, of batch_norm_inference(..., return_saved=True), have gradients")
-    return bool(names)
-
-
-def _of_statistics(dgamma, dbeta, saved):
+def _of_statistics(dgamma, dbeta, saved, needs):
     """dmean and dvar; None where what they are made of is."""
+    if "dmean" not in needs and "dvar" not in needs:
+        return {}
     with np.errstate(all="ignore"):
         scale = saved.rstd if saved.gamma is None else saved.gamma * saved.rstd
         return {"dmean": None if dbeta is None else -scale * dbeta,
                 "dvar": None if dgamma is None else -0.5 * scale * saved.rstd * dgamma}
 
 
-def as_parameter(gradient, saved):
-    """A float64 gradient of shape (C,), or None, in the type that dgamma and dbeta get."""
-    if gradient is None or not saved.rounds_gradients:
+def as_parameter(gradient, rounds):
+    """The gradient, rounded to float32 where that is asked for; None stays None."""
+    if gradient is None or not rounds:
         return gradient
     rounded = np.empty(gradient.shape, np.float32)
     _core.round_f32(gradient, rounded)

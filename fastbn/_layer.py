@@ -5,13 +5,16 @@ import warnings
 
 import numpy as np
 
-from . import _checks, _core, _state
+from . import _checks, _core, _nan_policy, _state
 from ._calibration import calibrate
 from ._canonical import normalize_axes
 from ._drift import drift
 from ._functional import batch_norm_backward, batch_norm_inference, moments, normalize_by_batch
 from ._moments import Moments
+from ._options import Options
+from ._saved import Composite
 from ._switches import Switches
+from ._variants import train
 from .convert import Conversions
 
 # Attributes that the core's part of the layer keeps.
@@ -19,7 +22,7 @@ _SLOTS = ("training", "num_batches_tracked", "dgamma", "dbeta", "_momentum", "_d
 _UPDATE_RUNNING = {np.dtype(np.float32): _core.update_running_f32, np.dtype(np.float64): _core.update_running_f64}
 
 
-class BatchNorm(_core.LayerBase, Switches, Conversions):
+class BatchNorm(_core.LayerBase, Switches, Options, Conversions):
     """Batch normalization over a feature axis, with learned scale and shift.
 
     Training: y = (x - mean) / sqrt(var + eps) * gamma + beta with the mean and the biased variance of each feature over the
@@ -37,10 +40,17 @@ class BatchNorm(_core.LayerBase, Switches, Conversions):
     center, scale: whether there is a beta, a gamma.
     track_running_stats: False: no moving averages; inference uses the statistics of its batch too.
     dtype: float32 or float64, of the parameters and the moving averages. The data may be either.
+    ghost_batch_size, renorm: how training uses its statistics, as in fastbn.batch_norm_training; renorm takes the
+        running statistics as they are before the batch's step, of which there is one, from the whole batch's moments.
+    nan_policy: of a batch with NaN or Inf, where its statistics are taken. "propagate": its features become NaN, and
+        the moving averages with them; "skip": the moving averages and their counter stay as they are; "raise": a
+        ValueError that names the features, and nothing of the layer has changed (an `out` other than x may have been
+        written to; x never).
 
     Attributes: gamma, beta, running_mean, running_var (arrays of shape (C,), or None), num_batches_tracked, dgamma, dbeta (set by
-    backward), training, num_features, dtype, eps, momentum, axis, ddof. A layer starts in training mode. Freezing is three
-    switches, each an attribute: use_batch_stats, update_running_stats, parameter_gradients.
+    backward), training, num_features, dtype, and settings that may be changed: eps, momentum, axis, ddof,
+    ghost_batch_size, renorm, nan_policy. A layer starts in training mode. Freezing is three switches, each an attribute:
+    use_batch_stats, update_running_stats, parameter_gradients.
 
     A layer in inference mode may be called from many threads at once. BatchNorm.from_torch, from_keras, from_flax, from_onnx,
     from_chainer make a layer from another framework's, to_torch and so on go back.
@@ -49,7 +59,8 @@ class BatchNorm(_core.LayerBase, Switches, Conversions):
     """
 
     def __init__(self, num_features, *, axis=1, eps=1e-5, momentum=0.9, ddof=1, center=True, scale=True,
-                 track_running_stats=True, dtype=np.float32):
+                 track_running_stats=True, dtype=np.float32, ghost_batch_size=None, renorm=None,
+                 nan_policy="propagate"):
         self._set_num_features(_positive(num_features))
         self.axis, self.eps, self.momentum, self.ddof = axis, eps, momentum, ddof
         self.dtype = _layer_dtype(dtype)
@@ -64,7 +75,7 @@ class BatchNorm(_core.LayerBase, Switches, Conversions):
         self._saved = None
         self._set_keeps_input(False)
         self._warned_single = False
-        self._choose_way()
+        self.ghost_batch_size, self.renorm, self.nan_policy = ghost_batch_size, renorm, nan_policy
 
     # ---- settings ----
 
@@ -165,10 +176,12 @@ class BatchNorm(_core.LayerBase, Switches, Conversions):
         moments: a Moments of C features: batch_moments after bn(x, update=False), say, or fastbn.moments(x). With
         momentum, ddof and the counter as in forward; with a count of 0 or 1 nothing changes, as there. So that a batch
         whose forward call runs twice (recomputation, "checkpointing") is counted once, pass update=False both times and
-        call this once. To replace the running statistics see calibrate.
+        call this once. nan_policy holds here too. To replace the running statistics see calibrate.
         Raises TypeError, ValueError (another number of features), RuntimeError (no running statistics).
         """
         self._check_moments(moments)
+        if self._nan_policy == "raise":
+            _nan_policy.refuse_moments(moments)
         self._take_step(moments.mean, moments.biased_var(), moments.count)
 
     def _check_moments(self, moments):
@@ -220,18 +233,23 @@ class BatchNorm(_core.LayerBase, Switches, Conversions):
         return self._normalize_by_running(x, axes, out, self._updates(update))
 
     def _normalize_by_batch(self, x, axes, out, updates):
-        y, saved = normalize_by_batch(x, axes, self.gamma, self.beta, self.eps, out, 0)
+        variant, count = self._variant(), x.size // self.num_features
+        given = (x, axes, self.gamma, self.beta, self.eps, out, 0)
+        y, saved = normalize_by_batch(*given) if variant is None else train(*given, variant)
         if self.training or self._get_keeps_input():
             self._saved = saved
         if self.training or updates:
-            self._set_batch(saved, x.size // self.num_features)
-            self._after_training(saved.mean, saved.var, x.size // self.num_features, updates)
+            batch = saved.moments if isinstance(saved, Composite) else saved
+            self._set_batch(batch, count)
+            self._after_training(batch.mean, batch.var if batch is saved else batch.biased_var(), count, updates)
         return y
 
     def _normalize_by_running(self, x, axes, out, updates):
         """By the statistics as they are before this batch's step."""
         keeps = self.training or self._get_keeps_input()
         batch = moments(x, axis=axes) if updates else None
+        if updates and self._nan_policy == "raise":
+            _nan_policy.refuse(x, axes, batch.M2)
         y = batch_norm_inference(x, self.running_mean, self.running_var, self.gamma, self.beta, eps=self.eps, axis=axes,
                                  out=out, return_saved=keeps)
         if keeps:
@@ -250,13 +268,14 @@ class BatchNorm(_core.LayerBase, Switches, Conversions):
     def _after_training(self, mean, var, count, updates):
         if count == 1 and not self._warned_single:
             self._warned_single = True
-            warnings.warn("one value per feature: its variance is 0 and y is beta; the moving averages stay as they are",
-                          UserWarning, stacklevel=4)
+            y_is = "beta" if self._renorm is None else "gamma * d + beta"
+            warnings.warn(f"one value per feature: its variance is 0 and y is {y_is}; the moving averages stay as they "
+                          "are", UserWarning, stacklevel=4)
         if updates:
             self._take_step(mean, var, count)
 
     def _take_step(self, mean, var, count):
-        if count <= 1:
+        if count <= 1 or (self._nan_policy == "skip" and np.isnan(var).any()):
             return
         seen = self.num_batches_tracked
         momentum = seen / (seen + 1) if self.momentum is None else self.momentum
@@ -361,7 +380,8 @@ class BatchNorm(_core.LayerBase, Switches, Conversions):
         self._choose_way()
 
     def _choose_way(self):
-        self._enable_fast_path(type(self).forward is BatchNorm.forward and self._takes_short_way())
+        plain = self._follows_the_mode() and self._trains_plainly()
+        self._enable_fast_path(type(self).forward is BatchNorm.forward and plain)
 
     def __copy__(self):
         """A layer of its own: it does not share arrays with this one."""
@@ -378,7 +398,7 @@ class BatchNorm(_core.LayerBase, Switches, Conversions):
                  f"ddof={self.ddof}"]
         parts += [f"{name}=False" for name, on in (("center", self._center), ("scale", self._scale),
                                                    ("track_running_stats", self._tracks)) if not on]
-        parts += [f"dtype={self.dtype.name}", *self._switches_text()]
+        parts += [f"dtype={self.dtype.name}", *self._options_text(), *self._switches_text()]
         return f"BatchNorm({', '.join(parts)})"
 
 

@@ -81,6 +81,21 @@ class Moments:
             M2 = self.M2 + other.M2 + delta * delta * (self.count * (other.count / count))
         return Moments(count, mean, M2)
 
+    @staticmethod
+    def merge_all(parts):
+        """The moments of all the entries of several Moments with counts above 0: neighbours are merged, then theirs."""
+        counts = np.array([float(part.count) for part in parts])[:, None]
+        mean, M2 = np.stack([part.mean for part in parts]), np.stack([part.M2 for part in parts])
+        while len(counts) > 1:
+            a, b, rest = slice(0, len(counts) // 2 * 2, 2), slice(1, None, 2), slice(len(counts) // 2 * 2, None)
+            n = counts[a] + counts[b]
+            with np.errstate(all="ignore"):
+                delta = mean[b] - mean[a]
+                pairs = (n, mean[a] + delta * (counts[b] / n),
+                         M2[a] + M2[b] + delta * delta * (counts[a] * (counts[b] / n)))
+            counts, mean, M2 = (np.concatenate([pair, one[rest]]) for pair, one in zip(pairs, (counts, mean, M2)))
+        return Moments.of_arrays(sum(part.count for part in parts), mean[0], M2[0])
+
     def __add__(self, other):
         return self.merge(other) if isinstance(other, Moments) else NotImplemented
 

@@ -3,7 +3,22 @@ import numpy as np
 
 from ._core import Saved
 
-__all__ = ["Saved", "about_input"]
+__all__ = ["Composite", "Saved", "about_input"]
+
+
+class Composite:
+    """The base of what forward calls leave whose gradients are made of those of plain ones.
+
+    x: the input; extras: as Saved has them, of one of the plain calls; moments: the Moments of the whole batch;
+    backward(dy, out, needs, num_threads): the gradients, where dy and needs are checked.
+    """
+
+    __slots__ = ()
+    frozen = False
+
+    @property
+    def has_residual(self):
+        return self.extras is not None and self.extras.has_residual
 
 
 def about_input(saved):

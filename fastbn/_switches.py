@@ -80,8 +80,8 @@ class Switches:
             raise ValueError(f"{what} needs running statistics, and this layer has none: it was made with "
                              "track_running_stats=False")
 
-    def _takes_short_way(self):
-        """Whether all is as the core's own calls take it."""
+    def _follows_the_mode(self):
+        """Whether all switches are as at first."""
         return self._use_batch_stats is None and self._update_running_stats is None and self._parameter_gradients
 
     def _switches_text(self):

@@ -35,7 +35,8 @@ def switch(layer, switches):
     return layer
 
 
-ALL = [dict(zip(NAMES, values)) for values in itertools.product((None, True, False), (None, True, False), (True, False))]
+ALL = [dict(zip(NAMES, values))
+       for values in itertools.product((None, True, False), (None, True, False), (True, False))]
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -102,7 +103,8 @@ def test_fine_tuning_through_running_statistics(rng, shape, axis, dtype):
 @pytest.mark.parametrize("ddof", [0, 1])
 @pytest.mark.parametrize("momentum", [0.9, None])
 def test_running_statistics_normalize_as_they_were_before_the_step(rng, momentum, ddof):
-    layer = switch(make_layer(rng, momentum=momentum, ddof=ddof), {"use_batch_stats": False, "update_running_stats": True})
+    switches = {"use_batch_stats": False, "update_running_stats": True}
+    layer = switch(make_layer(rng, momentum=momentum, ddof=ddof), switches)
     twin = make_layer(rng, momentum=momentum, ddof=ddof)
     twin.load_state_dict(layer.state_dict())
     for _ in range(3):
@@ -197,7 +199,7 @@ def test_defaults_follow_the_mode():
 @pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))],
                          ids=["copy", "deepcopy", "pickle"])
 def test_switches_are_copied_and_take_effect(rng, duplicate):
-    layer = switch(make_layer(rng), {"use_batch_stats": False, "update_running_stats": True, "parameter_gradients": False})
+    layer = switch(make_layer(rng), dict(zip(NAMES, (False, True, False))))
     twin = duplicate(layer)
     assert [getattr(twin, name) for name in NAMES] == [False, True, False]
     x = sample(rng, (12, 5))

@@ -1,0 +1,142 @@
+"""Training in another way than by the plain statistics of the batch: ghost batches, renormalization, a NaN policy.
+
+Statistics and y come from one call of the core (fused) wherever y needs nothing that only the statistics tell. Batch
+renormalization needs them before y is written, to know r and d; and with nan_policy="raise" and out=x the input must
+outlive a refusal. There the moments are taken first and y is then computed with them as given: two reads of x and one
+write, which is what the fused call comes to as well where the data of a feature does not fit the cache. The bits of y
+are the fused call's.
+"""
+from typing import NamedTuple
+
+import numpy as np
+
+from . import _extras, _ghost, _nan_policy, _renorm
+from ._canonical import arrange
+from ._functional import batch_norm_inference, batch_norm_training, is_in_place, moments, target_for
+from ._saved import Saved
+
+
+class Variant(NamedTuple):
+    """Checked settings; running_mean and running_var, arrays of shape (C,), are there where renorm is."""
+
+    ghost_batch_size: int | None = None
+    renorm: tuple | None = None
+    running_mean: np.ndarray | None = None
+    running_var: np.ndarray | None = None
+    nan_policy: str = "propagate"
+
+
+def variant_of(ghost_batch_size, renorm, running_mean, running_var, nan_policy):
+    """The arguments of batch_norm_training, checked but for the arrays."""
+    renorm = _renorm.check(renorm)
+    for name, value in (("running_mean", running_mean), ("running_var", running_var)):
+        if renorm is not None and value is None:
+            raise ValueError(f"renorm is given and {name} is None, expected an array of shape (C,): renormalization is "
+                             "towards the running statistics")
+        if renorm is None and value is not None:
+            raise ValueError(f"{name} is given without renorm, the only one that looks at it: running statistics are "
+                             "updated by the layer, or with saved.mean and saved.var")
+    nan_policy = _nan_policy.check(nan_policy, ("propagate", "raise"))
+    return Variant(_ghost.check(ghost_batch_size), renorm, running_mean, running_var, nan_policy)
+
+
+class More:
+    """What a call has beyond normalization, slice by slice; see _extras.py."""
+
+    def __init__(self, x, axes, activation, residual, mask, weights, lengths):
+        self.axes, self.activation, self.extras = axes, activation, _extras.extras_of(x, activation, residual)
+        shape = tuple(size for i, size in enumerate(x.shape) if i not in axes)
+        self.weights = {name: _of_whole_batch(value, shape) for name, value in (("mask", mask), ("weights", weights))}
+        self.weights["lengths"] = None if lengths is None else np.asarray(lengths)
+
+    def weights_of_slice(self, s):
+        return {name: None if value is None else value[s] for name, value in self.weights.items()}
+
+    def act_of_slice(self, s):
+        residual = self.extras.residual
+        return {"activation": self.activation, "residual": None if residual is None else residual[s]}
+
+    def of_slice(self, s):
+        return self.act_of_slice(s) | self.weights_of_slice(s)
+
+    def kept(self, x, s, y):
+        extras = _extras.extras_of(x, **self.act_of_slice(s))
+        extras = _extras.with_weights(extras, x, self.axes, arrange(x, self.axes), **self.weights_of_slice(s))
+        return None if extras is _extras.NONE else extras.kept(y)
+
+
+def _of_whole_batch(value, shape):
+    """Broadcast along the batch axis, where the slices are taken; what does not fit is refused where it is used."""
+    value = None if value is None else np.asarray(value)
+    if value is None or value.ndim > len(shape):
+        return value
+    return np.broadcast_to(value, shape[:1] + value.shape[1:]) if value.ndim == len(shape) else np.broadcast_to(
+        value, shape[:1] + (1,) * (len(shape) - 1 - value.ndim) + value.shape)
+
+
+def train(x, axes, gamma, beta, eps, out, threads, variant, more):
+    """batch_norm_training, once all but `out`, the axes of ghost batches and `more` is checked: the other arguments, by name."""
+    more = More(x, axes, **more)
+    slices = _ghost.slices_of(x, axes, variant.ghost_batch_size)
+    inputs = {"x": x, "gamma": gamma, "beta": beta, "running_mean": variant.running_mean,
+              "running_var": variant.running_var, "residual": more.extras.residual}
+    more.extras.refuse_overwriting(out)
+    y = target_for(out, x, axes, inputs)[1]
+    narrow = (x if gamma is None else gamma).dtype == np.float32
+    if variant.ghost_batch_size is not None:  # so that the slices' gradients are float64
+        gamma = np.ones(_count_features(x, axes)) if gamma is None else gamma.astype(np.float64)
+    settings = {"eps": eps, "axis": axes if len(axes) > 1 else axes[0], "num_threads": threads or None}
+    first_the_moments = variant.renorm is not None or (variant.nan_policy == "raise" and is_in_place(out, x))
+    run = _after_moments if first_the_moments else _fused
+    parts = run(x, axes, gamma, beta, y, slices, settings, variant, more)
+    if variant.ghost_batch_size is not None:
+        return y, _ghost.GhostSaved(x, axes, slices, parts, narrow)
+    if variant.renorm is not None:
+        parts[0].narrow = narrow
+    return y, parts[0]
+
+
+def _count_features(x, axes):
+    return int(np.prod([x.shape[i] for i in axes]))
+
+
+def _fused(x, axes, gamma, beta, y, slices, settings, variant, more):
+    parts = []
+    for s in slices:
+        def compute(x, y):
+            return batch_norm_training(x, gamma, beta, out=y, **settings, **more.of_slice(s))
+        parts += _ghost.into(compute, x[s], y[s], axes)
+    if variant.nan_policy == "raise" and x.size:
+        _nan_policy.refuse(x, axes, np.stack([part.var for part in parts]))
+    return parts
+
+
+def _after_moments(x, axes, gamma, beta, y, slices, settings, variant, more):
+    found = [moments(x[s], axis=settings["axis"], num_threads=settings["num_threads"], **more.weights_of_slice(s))
+             for s in slices]
+    if variant.nan_policy == "raise":
+        _nan_policy.refuse(x, axes, np.stack([batch.M2 for batch in found]))
+    parts = []
+    for batch, s in zip(found, slices):
+        def compute(x, y):
+            return _normalize(x, axes, batch, gamma, beta, y, settings, variant, more, s)
+        parts += _ghost.into(compute, x[s], y[s], axes)
+    return parts
+
+
+def _normalize(x, axes, batch, gamma, beta, y, settings, variant, more, s):
+    """(y by the batch's moments, what backward needs)"""
+    gamma_r, beta_d = gamma, beta
+    if variant.renorm is not None:
+        r, d = _renorm.correction(batch, variant.running_mean, variant.running_var, settings["eps"], variant.renorm)
+        with np.errstate(all="ignore"):
+            gamma_r = r if gamma is None else gamma * r
+            beta_d = (d if gamma is None else gamma * d) + (0.0 if beta is None else beta)
+    saved = Saved(x, axes, batch.mean.size, gamma_r, beta_d, frozen=False, in_place=is_in_place(y, x))
+    saved.mean[:], saved.var[:] = batch.mean, batch.biased_var()
+    with np.errstate(all="ignore"):
+        saved.rstd[:] = 1.0 / np.sqrt(saved.var + settings["eps"])
+    y = batch_norm_inference(x, saved.mean, saved.var, saved.gamma, saved.beta, out=y, **settings,
+                             **more.act_of_slice(s))
+    saved.extras = more.kept(x, s, y)
+    return y, saved if variant.renorm is None else _renorm.RenormSaved(saved, batch, r, d, narrow=False)
