@@ -84,7 +84,7 @@ def real(value, name):
 
 
 def finite(value, name):
-    value = _real(value, name)
+    value = real(value, name)
     if not math.isfinite(value):
         raise ValueError(f"{name} is {value}, expected a finite number")
     return value

@@ -30,7 +30,7 @@ def _wide(parameter):
     return None if parameter is None else parameter.astype(_FLOAT64)
 
 
-def _prepare(x, axis, params):
+def prepare(x, axis, params):
     """Checks x and the parameters. Gives x as an array, its feature axes, the number of features, the parameters."""
     x = _checks.batch(x)
     axes = normalize_axes(axis, x.ndim)
@@ -85,7 +85,7 @@ def batch_norm_inference(x, mean, var, gamma=None, beta=None, *, eps=1e-5, axis=
         y = _core.plain_inference(x, mean, var, gamma, beta, eps, axis, out, num_threads)
         if y is not None:
             return y
-    x, axes, c, p = _prepare(x, axis, {"mean": mean, "var": var, "gamma": gamma, "beta": beta})
+    x, axes, c, p = prepare(x, axis, {"mean": mean, "var": var, "gamma": gamma, "beta": beta})
     for name in ("mean", "var"):
         if p[name] is None:
             raise ValueError(f"{name} is None, expected an array of shape ({c},)")
@@ -133,8 +133,8 @@ def batch_norm_training(x, gamma=None, beta=None, *, eps=1e-5, axis=1, activatio
             r = clip(std / running_std, 1 / rmax, rmax)      d = clip((mean - running_mean) / running_std, -dmax, dmax)
         r and d are constants in the gradient. x is read for its moments, then once more to write y. With ghost batches
         each has its r and d. Nothing updates running_mean and running_var here; the layer does.
-    nan_policy: "propagate": a feature with NaN or Inf becomes NaN. "raise": a ValueError that names the features and how
-        many they have; an `out` other than x may have been written to by then, x never. In the good case that costs no
+    nan_policy: "propagate": a feature with NaN or Inf becomes NaN. "raise": a ValueError that names the features and
+        how many they have; an `out` other than x may have been written to by then, x never. In the good case that costs no
         pass over x; with out=x statistics and y are two calls of the core, as for renorm.
 
     Returns (y, saved): y of x's shape and dtype; saved.mean, saved.var, saved.rstd are float64 arrays of shape (C,), and
@@ -148,19 +148,23 @@ def batch_norm_training(x, gamma=None, beta=None, *, eps=1e-5, axis=1, activatio
             or nan_policy != "propagate"):
         from . import _variants  # made of the functions here
         variant = _variants.variant_of(ghost_batch_size, renorm, running_mean, running_var, nan_policy)
-        x, axes, _, p = _prepare(x, axis, {"gamma": gamma, "beta": beta, "running_mean": running_mean,
-                                           "running_var": running_var})
-        variant = variant._replace(running_mean=p["running_mean"], running_var=p["running_var"])
-        return _variants.train(x, axes, p["gamma"], p["beta"], _checks.epsilon(eps), out, _checks.threads(num_threads),
-                               variant, more)
+        return _variants.train_arguments(x, gamma, beta, eps, axis, out, num_threads, variant, more)
     if activation is None and residual is None and mask is None and weights is None and lengths is None:
         result = _core.plain_training(x, gamma, beta, eps, axis, out, num_threads)
         if result is not None:
             return result
-    x, axes, _, p = _prepare(x, axis, {"gamma": gamma, "beta": beta})
-    extras = _extras.extras_of(x, activation, residual)
-    return normalize_by_batch(x, axes, p["gamma"], p["beta"], _checks.epsilon(eps), out, _checks.threads(num_threads),
-                              extras, mask=mask, weights=weights, lengths=lengths)
+    x, axes, _, p = prepare(x, axis, {"gamma": gamma, "beta": beta})
+    return normalize(x, axes, p["gamma"], p["beta"], _checks.epsilon(eps), out, _checks.threads(num_threads), **more)
+
+
+def normalize(x, axes, gamma, beta, eps, out, threads, activation, residual, **weights):
+    """batch_norm_training after its checks, but for those of `out` and of what has no default here."""
+    return normalize_by_batch(x, axes, gamma, beta, eps, out, threads, _extras.extras_of(x, activation, residual), **weights)
+
+
+def count_of(saved):
+    """The entries of a feature that the batch statistics are of, or their weight."""
+    return (saved.extras or _extras.NONE).count_of(saved.x, saved.mean.size)
 
 
 def normalize_by_batch(x, axes, gamma, beta, eps, out, threads, extras=_extras.NONE, **weights):
@@ -317,7 +321,7 @@ def moments(x, *, axis=1, mask=None, weights=None, lengths=None, num_threads=Non
         found = _core.plain_moments(x, axis, num_threads)
         if found is not None:
             return Moments.of_arrays(*found)
-    x, axes, c, _ = _prepare(x, axis, {})
+    x, axes, c, _ = prepare(x, axis, {})
     threads, arrangement = _checks.threads(num_threads), arrange(x, axes)
     extras = _extras.with_weights(_extras.NONE, x, axes, arrangement, mask=mask, weights=weights, lengths=lengths)
     mean, m2 = np.zeros(c), np.zeros(c)

@@ -5,11 +5,11 @@ import warnings
 
 import numpy as np
 
-from . import _checks, _core, _nan_policy, _state
+from . import _activation, _checks, _core, _nan_policy, _state
 from ._calibration import calibrate
 from ._canonical import normalize_axes
 from ._drift import drift
-from ._functional import batch_norm_backward, batch_norm_inference, moments, normalize_by_batch
+from ._functional import batch_norm_backward, batch_norm_inference, count_of, moments, normalize
 from ._moments import Moments
 from ._options import Options
 from ._saved import Composite
@@ -39,6 +39,7 @@ class BatchNorm(_core.LayerBase, Switches, Options, Conversions):
     ddof: 1: the running variance takes the unbiased variance, as in PyTorch; 0: the biased one, as in Keras and Flax.
     center, scale: whether there is a beta, a gamma.
     track_running_stats: False: no moving averages; inference uses the statistics of its batch too.
+    activation: act, applied to y in the same pass, and in backward: a name or (name, parameter), see batch_norm_inference.
     dtype: float32 or float64, of the parameters and the moving averages. The data may be either.
     ghost_batch_size, renorm: how training uses its statistics, as in fastbn.batch_norm_training; renorm takes the
         running statistics as they are before the batch's step, of which there is one, from the whole batch's moments.
@@ -49,7 +50,7 @@ class BatchNorm(_core.LayerBase, Switches, Options, Conversions):
 
     Attributes: gamma, beta, running_mean, running_var (arrays of shape (C,), or None), num_batches_tracked, dgamma, dbeta (set by
     backward), training, num_features, dtype, and settings that may be changed: eps, momentum, axis, ddof,
-    ghost_batch_size, renorm, nan_policy. A layer starts in training mode. Freezing is three switches, each an attribute:
+    ghost_batch_size, renorm, nan_policy. A layer starts in training mode. Freezing is three switches, attributes:
     use_batch_stats, update_running_stats, parameter_gradients.
 
     A layer in inference mode may be called from many threads at once. BatchNorm.from_torch, from_keras, from_flax, from_onnx,
@@ -59,7 +60,7 @@ class BatchNorm(_core.LayerBase, Switches, Options, Conversions):
     """
 
     def __init__(self, num_features, *, axis=1, eps=1e-5, momentum=0.9, ddof=1, center=True, scale=True,
-                 track_running_stats=True, dtype=np.float32, ghost_batch_size=None, renorm=None,
+                 track_running_stats=True, activation=None, dtype=np.float32, ghost_batch_size=None, renorm=None,
                  nan_policy="propagate"):
         self._set_num_features(_positive(num_features))
         self.axis, self.eps, self.momentum, self.ddof = axis, eps, momentum, ddof
@@ -75,6 +76,7 @@ class BatchNorm(_core.LayerBase, Switches, Options, Conversions):
         self._saved = None
         self._set_keeps_input(False)
         self._warned_single = False
+        self.activation = activation
         self.ghost_batch_size, self.renorm, self.nan_policy = ghost_batch_size, renorm, nan_policy
 
     # ---- settings ----
@@ -90,6 +92,16 @@ class BatchNorm(_core.LayerBase, Switches, Options, Conversions):
         normalize_axes(value, 2 * largest + 1)  # so many dimensions that -1 and 1 may be different axes
         self._axis = tuple(value) if isinstance(value, (tuple, list)) else int(value)
         self._set_axis(self._axis if isinstance(self._axis, int) else None)
+
+    @property
+    def activation(self):
+        """What is applied to y in the same pass, as batch_norm_inference's argument; None: nothing."""
+        return self._activation.argument
+
+    @activation.setter
+    def activation(self, value):
+        self._activation = _activation.parse(value)
+        self._choose_way()
 
     @property
     def eps(self):
@@ -211,16 +223,19 @@ class BatchNorm(_core.LayerBase, Switches, Options, Conversions):
 
     # ---- forward and backward ----
 
-    def forward(self, x, *, out=None, update=True):
-        """Normalizes x; in training mode also updates the moving averages. bn(x) is the same.
+    def forward(self, x, *, residual=None, mask=None, weights=None, lengths=None, out=None, update=True):
+        """Normalizes x: y = act(bn(x) + residual); in training mode also updates the moving averages. bn(x) is the same.
 
-        x: float32 or float64 array with C entries on the layer's axis, at least 2 dimensions. out: array of x's shape and dtype
-        to write to, which may be x. update=False: leaves the moving averages alone, once. Returns y, of x's shape and dtype.
+        x: float32 or float64 array with C entries on the layer's axis, at least 2 dimensions. residual: array of x's shape.
+        mask, weights, lengths: how much the entries count in the batch's statistics, see batch_norm_training; where the
+        running statistics normalize they only matter for an update. out: array of x's shape and dtype to write to, which may be
+        x. update=False: leaves the moving averages alone, once. Returns y, of x's shape and dtype.
         An empty batch changes nothing. With one value per feature, training gives y = beta, leaves the moving averages
         alone and warns once.
         Raises TypeError, ValueError.
         """
-        y = self._forward(x, out) if update is True else None
+        more = {"residual": residual, "mask": mask, "weights": weights, "lengths": lengths}
+        y = self._forward(x, out) if update is True and not any(value is not None for value in more.values()) else None
         if y is not None:
             return y
         x = _checks.batch(x)
@@ -229,13 +244,14 @@ class BatchNorm(_core.LayerBase, Switches, Options, Conversions):
         if out is not None:
             self._refuse_state_as(out)
         if self._normalizes_by_batch():
-            return self._normalize_by_batch(x, axes, out, self._updates(update))
-        return self._normalize_by_running(x, axes, out, self._updates(update))
+            return self._normalize_by_batch(x, axes, out, self._updates(update), more)
+        return self._normalize_by_running(x, axes, out, self._updates(update), **more)
 
-    def _normalize_by_batch(self, x, axes, out, updates):
-        variant, count = self._variant(), x.size // self.num_features
+    def _normalize_by_batch(self, x, axes, out, updates, more):
+        variant, more = self._variant(), {"activation": self.activation, **more}
         given = (x, axes, self.gamma, self.beta, self.eps, out, 0)
-        y, saved = normalize_by_batch(*given) if variant is None else train(*given, variant)
+        y, saved = normalize(*given, **more) if variant is None else train(*given, variant, more)
+        count = saved.moments.count if isinstance(saved, Composite) else count_of(saved)
         if self.training or self._get_keeps_input():
             self._saved = saved
         if self.training or updates:
@@ -244,14 +260,14 @@ class BatchNorm(_core.LayerBase, Switches, Options, Conversions):
             self._after_training(batch.mean, batch.var if batch is saved else batch.biased_var(), count, updates)
         return y
 
-    def _normalize_by_running(self, x, axes, out, updates):
+    def _normalize_by_running(self, x, axes, out, updates, residual, **weights):
         """By the statistics as they are before this batch's step."""
         keeps = self.training or self._get_keeps_input()
-        batch = moments(x, axis=axes) if updates else None
+        batch = moments(x, axis=axes, **weights) if updates else None
         if updates and self._nan_policy == "raise":
             _nan_policy.refuse(x, axes, batch.M2)
         y = batch_norm_inference(x, self.running_mean, self.running_var, self.gamma, self.beta, eps=self.eps, axis=axes,
-                                 out=out, return_saved=keeps)
+                                 activation=self.activation, residual=residual, out=out, return_saved=keeps)
         if keeps:
             y, self._saved = y
         if updates:
@@ -286,7 +302,7 @@ class BatchNorm(_core.LayerBase, Switches, Options, Conversions):
         """The gradient dx of the last forward call; sets dgamma and dbeta (overwrites them).
 
         dy: array of y's shape. out: array for dx, which may be dy. Lets go of the forward call's input: one backward for
-        each forward. Formulas: fastbn.batch_norm_backward.
+        each forward. Where that had a residual: (dx, dresidual). Formulas: fastbn.batch_norm_backward.
         Raises RuntimeError (no forward call to go back through), TypeError, ValueError.
         """
         dx = self._backward(dy, out)
@@ -297,11 +313,12 @@ class BatchNorm(_core.LayerBase, Switches, Options, Conversions):
                                "eval(backward=True)), once for each backward")
         learns = self._parameter_gradients
         needs = ["dx"] + ["dgamma"] * (self._scale and learns) + ["dbeta"] * (self._center and learns)
-        dx, dgamma, dbeta = batch_norm_backward(dy, self._saved, out=out, needs=needs)
+        needs += ["dresidual"] * (self._saved.extras is not None and self._saved.extras.has_residual)
+        dx, dgamma, dbeta, *dresidual = batch_norm_backward(dy, self._saved, out=out, needs=needs)
         self._saved = None
         self.dgamma = None if dgamma is None else dgamma.astype(self.dtype, copy=False)
         self.dbeta = None if dbeta is None else dbeta.astype(self.dtype, copy=False)
-        return dx
+        return (dx, *dresidual) if dresidual else dx
 
     # ---- folding ----
 
@@ -380,7 +397,7 @@ class BatchNorm(_core.LayerBase, Switches, Options, Conversions):
         self._choose_way()
 
     def _choose_way(self):
-        plain = self._follows_the_mode() and self._trains_plainly()
+        plain = self._follows_the_mode() and self._trains_plainly() and self._activation.name is None
         self._enable_fast_path(type(self).forward is BatchNorm.forward and plain)
 
     def __copy__(self):
@@ -398,6 +415,7 @@ class BatchNorm(_core.LayerBase, Switches, Options, Conversions):
                  f"ddof={self.ddof}"]
         parts += [f"{name}=False" for name, on in (("center", self._center), ("scale", self._scale),
                                                    ("track_running_stats", self._tracks)) if not on]
+        parts += [f"activation={self.activation!r}"] if self.activation else []
         parts += [f"dtype={self.dtype.name}", *self._options_text(), *self._switches_text()]
         return f"BatchNorm({', '.join(parts)})"
 

@@ -169,10 +169,14 @@ cdef class LayerBase:
     def _backward(self, dy, out):
         return self.fast_backward(dy, out)
 
-    def __call__(self, x, *, out=None, update=True):
-        """The same as forward(x, out=out, update=update)."""
+    def __call__(self, x, *, residual=None, mask=None, weights=None, lengths=None, out=None, update=True):
+        """The same as forward with these arguments."""
         cdef object y
+        if update is True and residual is None and mask is None and weights is None and lengths is None:
+            y = self.fast_forward(x, out)
+            return y if y is not None else self.forward(x, out=out)
+        given = {"residual": residual, "mask": mask, "weights": weights, "lengths": lengths}
+        given = {name: value for name, value in given.items() if value is not None}
         if update is not True:
-            return self.forward(x, out=out, update=update)
-        y = self.fast_forward(x, out)
-        return y if y is not None else self.forward(x, out=out)
+            given["update"] = update
+        return self.forward(x, out=out, **given)

@@ -20,9 +20,9 @@ def check(value, allowed=POLICIES):
 
 def refuse(x, axes, var):
     """Raises ValueError where a feature of the batch x has NaN or Inf. var: what is NaN then, (C,) or rows of that."""
-    bad = _features(var)
-    if not bad.size:
+    if not np.isnan(var).any():
         return
+    bad = _features(var)
     moved = np.moveaxis(x, axes, range(len(axes)))
     found = [(f, _found(moved[np.unravel_index(f, moved.shape[:len(axes)])])) for f in bad[:_SHOWN]]
     raise ValueError(f"x has NaN or Inf in {bad.size} of {np.shape(var)[-1]} features: "

@@ -10,9 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import _extras, _ghost, _nan_policy, _renorm
+from . import _checks, _extras, _ghost, _nan_policy, _renorm
 from ._canonical import arrange
-from ._functional import batch_norm_inference, batch_norm_training, is_in_place, moments, target_for
+from ._functional import (batch_norm_inference, batch_norm_training, is_in_place, moments, normalize_by_batch,
+                          prepare, target_for)
 from ._saved import Saved
 
 
@@ -74,9 +75,25 @@ def _of_whole_batch(value, shape):
         value, shape[:1] + (1,) * (len(shape) - 1 - value.ndim) + value.shape)
 
 
+def train_arguments(x, gamma, beta, eps, axis, out, num_threads, variant, more):
+    """batch_norm_training, nothing of which is checked but the variant's settings. more: the other arguments, by name."""
+    if _only_looks_for_nan(variant, out, x):
+        y, saved = batch_norm_training(x, gamma, beta, eps=eps, axis=axis, out=out, num_threads=num_threads, **more)
+        _refuse_nan(saved.x, saved.axes, saved.var, variant)
+        return y, saved
+    x, axes, _, p = prepare(x, axis, {"gamma": gamma, "beta": beta, "running_mean": variant.running_mean,
+                                      "running_var": variant.running_var})
+    variant = variant._replace(running_mean=p["running_mean"], running_var=p["running_var"])
+    return train(x, axes, p["gamma"], p["beta"], _checks.epsilon(eps), out, _checks.threads(num_threads), variant, more)
+
+
 def train(x, axes, gamma, beta, eps, out, threads, variant, more):
-    """batch_norm_training, once all but `out`, the axes of ghost batches and `more` is checked: the other arguments, by name."""
+    """The same, once all but `out`, the axes of ghost batches and `more` is checked."""
     more = More(x, axes, **more)
+    if _only_looks_for_nan(variant, out, x):
+        y, saved = normalize_by_batch(x, axes, gamma, beta, eps, out, threads, more.extras, **more.weights)
+        _refuse_nan(x, axes, saved.var, variant)
+        return y, saved
     slices = _ghost.slices_of(x, axes, variant.ghost_batch_size)
     inputs = {"x": x, "gamma": gamma, "beta": beta, "running_mean": variant.running_mean,
               "running_var": variant.running_var, "residual": more.extras.residual}
@@ -96,6 +113,20 @@ def train(x, axes, gamma, beta, eps, out, threads, variant, more):
     return y, parts[0]
 
 
+def _only_looks_for_nan(variant, out, x):
+    """Whether a plain call does, since x outlives it: `out` and x, of which nothing is known, are certainly apart."""
+    if variant.ghost_batch_size is not None or variant.renorm is not None:
+        return False
+    return out is None or (isinstance(out, np.ndarray) and isinstance(x, np.ndarray)
+                           and not np.may_share_memory(out, x))
+
+
+def _refuse_nan(x, axes, var, variant):
+    """var: what is NaN where x is, of an empty batch too."""
+    if variant.nan_policy == "raise" and x.size:
+        _nan_policy.refuse(x, axes, var)
+
+
 def _count_features(x, axes):
     return int(np.prod([x.shape[i] for i in axes]))
 
@@ -106,16 +137,14 @@ def _fused(x, axes, gamma, beta, y, slices, settings, variant, more):
         def compute(x, y):
             return batch_norm_training(x, gamma, beta, out=y, **settings, **more.of_slice(s))
         parts += _ghost.into(compute, x[s], y[s], axes)
-    if variant.nan_policy == "raise" and x.size:
-        _nan_policy.refuse(x, axes, np.stack([part.var for part in parts]))
+    _refuse_nan(x, axes, np.stack([part.var for part in parts]), variant)
     return parts
 
 
 def _after_moments(x, axes, gamma, beta, y, slices, settings, variant, more):
     found = [moments(x[s], axis=settings["axis"], num_threads=settings["num_threads"], **more.weights_of_slice(s))
              for s in slices]
-    if variant.nan_policy == "raise":
-        _nan_policy.refuse(x, axes, np.stack([batch.M2 for batch in found]))
+    _refuse_nan(x, axes, np.stack([batch.M2 for batch in found]), variant)
     parts = []
     for batch, s in zip(found, slices):
         def compute(x, y):

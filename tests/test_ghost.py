@@ -280,7 +280,8 @@ def test_gradients_that_do_not_fit(rng):
     x = sample(rng, (9, 5))
     _, saved = fastbn.batch_norm_training(x, ghost_batch_size=4)
     for dy, keywords, error in ((x[:8], {}, ValueError), (x.astype(int), {}, TypeError),
-                                (x, {"needs": "dz"}, ValueError), (x, {"out": x, "needs": "dgamma"}, ValueError), (x, {"num_threads": 0}, ValueError)):
+                                (x, {"needs": "dz"}, ValueError), (x, {"out": x, "needs": "dgamma"}, ValueError),
+                                (x, {"num_threads": 0}, ValueError)):
         with pytest.raises(error):
             fastbn.batch_norm_backward(dy, saved, **keywords)
 

@@ -235,7 +235,8 @@ def test_drift_keeps_nan_in_its_feature(rng):
 def test_drift_of_what_does_not_fit(rng):
     layer = fastbn.BatchNorm(4)
     for bad, error in ((sample(rng, (9, 5)), ValueError), (np.ones((9, 4), int), TypeError),
-                       (np.ones((1, 4)), ValueError), (fastbn.moments(sample(rng, (9, 5))), ValueError), (np.empty((0, 4)), ValueError)):
+                       (np.ones((1, 4)), ValueError), (fastbn.moments(sample(rng, (9, 5))), ValueError),
+                       (np.empty((0, 4)), ValueError)):
         with pytest.raises(error):
             layer.drift(bad)
 
