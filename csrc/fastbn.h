@@ -73,10 +73,22 @@ typedef enum fastbn_dtype {
 } fastbn_dtype;
 
 /* Ramachandran, Zoph and Le 2017 (silu), Hendrycks and Gimpel 2016 (gelu), Howard et al. 2019 (hardswish), Clevert et
- * al. 2015 (elu). */
+ * al. 2015 (elu). Phi: the normal distribution function; slope, alpha: a parameter, rounded to the type of the data.
+ * NaN gives NaN.
+ * Errors in ulp of the exact value, subnormals included: values at most 2 in float32 and 4 in float64; derivatives times
+ * dy at most 4, or in absolute terms 2^-22 * |dy| (float64: 2^-51 * |dy|). */
 typedef enum fastbn_activation {
-    FASTBN_IDENTITY = 0, FASTBN_RELU, FASTBN_LEAKY_RELU, FASTBN_RELU6, FASTBN_SIGMOID, FASTBN_TANH, FASTBN_SILU,
-    FASTBN_GELU, FASTBN_GELU_TANH, FASTBN_HARDSWISH, FASTBN_ELU
+    FASTBN_IDENTITY = 0,
+    FASTBN_RELU,       /* max(z, 0) */
+    FASTBN_LEAKY_RELU, /* z where z > 0, else slope * z */
+    FASTBN_RELU6,      /* min(max(z, 0), 6) */
+    FASTBN_SIGMOID,    /* 1 / (1 + exp(-z)) */
+    FASTBN_TANH,
+    FASTBN_SILU,       /* z * sigmoid(z) */
+    FASTBN_GELU,       /* z * Phi(z) */
+    FASTBN_GELU_TANH,  /* z / 2 * (1 + tanh(sqrt(2 / pi) * (z + 0.044715 * z^3))) */
+    FASTBN_HARDSWISH,  /* z * relu6(z + 3) / 6 */
+    FASTBN_ELU         /* z where z > 0, else alpha * (exp(z) - 1) */
 } fastbn_activation;
 
 /* The shape and type of the data. */

@@ -1,4 +1,4 @@
-"""The kernels of the activations, called one by one: accuracy over the whole range of a type, NaN and infinities, places.
+"""The kernels of the activations, one by one: accuracy over the whole range of a type, NaN and infinities, places.
 
 float32 results are compared with float64 ones over all exponents, float64 results with mpmath. An error is counted in
 ulp, the distance of the neighbours of the exact result in its type.
@@ -9,10 +9,10 @@ import math
 import numpy as np
 import pytest
 
+from activations_reference import DERIVATIVES, NAMES, VALUES, exact, ulps
 from fastbn import _core
 
 ISAS = [name for name in _core.isa_names() if _core.isa_supported(name)]
-NAMES = ("identity", "relu", "leaky_relu", "relu6", "hardswish")
 SLOPES = {"leaky_relu": 0.1, "elu": 1.3}
 TYPES = (np.float32, np.float64)
 # The most ulp by which a value may be off; the same for its gradient, or 2 ulp of dy where that is more.
@@ -25,35 +25,7 @@ def slope_of(name, dtype):
     return float(dtype(SLOPES.get(name, 0.0)))
 
 
-# ---- float32: the formulas in float64 ----
-
-def values(name, z, slope):
-    if name == "identity":
-        return z
-    if name == "relu":
-        return np.maximum(z, 0)
-    if name == "leaky_relu":
-        return np.where(z < 0, slope * z, z)
-    if name == "relu6":
-        return np.clip(z, 0, 6)
-    if name == "hardswish":
-        return z * (np.clip(z + 3, 0, 6) / 6)
-    raise ValueError(name)
-
-
-def derivatives(name, z, slope):
-    if name == "identity":
-        return np.ones_like(z)
-    if name == "relu":
-        return np.where(z > 0, 1.0, 0.0)
-    if name == "leaky_relu":
-        return np.where(z > 0, 1.0, slope)
-    if name == "relu6":
-        return np.where((z > 0) & (z < 6), 1.0, 0.0)
-    if name == "hardswish":
-        return np.where(z <= -3, 0.0, np.where(z < 3, z / 3 + 0.5, 1.0))
-    raise ValueError(name)
-
+# ---- accuracy ----
 
 def float32_grid(seed=0, of_each_exponent=1000):
     """Of every exponent and sign the first and last values and random ones between; the middle more densely."""
@@ -66,18 +38,16 @@ def float32_grid(seed=0, of_each_exponent=1000):
     return np.concatenate([positive, -positive, *(part.astype(np.float32) for part in middle)])
 
 
-def ulps(got, expected, dtype=np.float32):
-    """The errors in ulp of the expected values; expected in more precision than got."""
+@pytest.fixture(autouse=True)
+def no_warnings_of_the_references():
     with np.errstate(over="ignore", under="ignore"):
-        spacing = np.spacing(np.abs(expected).astype(dtype)).astype(np.float64)
-    wrong_infinity = np.isinf(got) & (np.abs(expected) < np.finfo(dtype).max)
-    return np.where(wrong_infinity, np.inf, np.abs(got.astype(np.float64) - expected) / spacing)
+        yield
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_float32_values(name):
     z, slope = float32_grid(), slope_of(name, np.float32)
-    errors = ulps(_core.activate(z, name, slope), values(name, z.astype(np.float64), slope))
+    errors = ulps(_core.activate(z, name, slope), VALUES[name](z.astype(np.float64), slope))
     assert len(z) > 10**6 and errors.max() <= VALUE_ULP[np.float32], (errors.max(), z[errors.argmax()])
 
 
@@ -86,10 +56,47 @@ def test_float32_gradients(name):
     z, slope = float32_grid(seed=1), slope_of(name, np.float32)
     dy = np.random.default_rng(2).standard_normal(len(z)).astype(np.float32)
     wide_dy = dy.astype(np.float64)
-    expected = wide_dy * derivatives(name, z.astype(np.float64), slope)
+    expected = wide_dy * DERIVATIVES[name](z.astype(np.float64), slope)
     got = _core.activate_gradient(z, dy, name, slope)
-    errors = np.minimum(ulps(got, expected), np.abs(got - expected) / (np.abs(wide_dy) * 2.0**-22) * 4)
-    assert errors.max() <= GRADIENT_ULP[np.float32], (errors.max(), z[errors.argmax()])
+    of_dy = np.abs(got - expected) / (np.abs(wide_dy) * 2.0**-22)
+    wrong = (ulps(got, expected) > GRADIENT_ULP[np.float32]) & (of_dy > 1)
+    assert not wrong.any() and not np.isnan(of_dy).any(), (z[wrong][:5], got[wrong][:5], expected[wrong][:5])
+
+
+def float64_points(seed=7):
+    rng = np.random.default_rng(seed)
+    small = np.exp(rng.uniform(-740, 0, 200))
+    ranges = rng.uniform(-3, 3, 600), rng.uniform(-40, 40, 500), rng.uniform(-760, 1, 200)
+    return np.concatenate([*ranges, small, -small, [0.0, 5e-324, -5e-324, 1e300, -1e300, 6.0, 3.0, -3.0]])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_float64_values_and_gradients(name):
+    mpmath = pytest.importorskip("mpmath")
+    z, slope = float64_points(), slope_of(name, np.float64)
+    dy = np.random.default_rng(8).standard_normal(len(z))
+    y, dz = _core.activate(z, name, slope), _core.activate_gradient(z, dy, name, slope)
+    with mpmath.workdps(40):
+        for i, point in enumerate(z.tolist()):
+            value, derivative = exact(name, mpmath.mpf(point), mpmath.mpf(slope), mpmath.mp)
+            ulp, error = np.spacing(abs(float(value))), abs(mpmath.mpf(float(y[i])) - value)
+            assert error <= VALUE_ULP[np.float64] * ulp, (point, y[i], float(error / ulp))
+            gradient = derivative * float(dy[i])
+            ulp, error = np.spacing(abs(float(gradient))), abs(mpmath.mpf(float(dz[i])) - gradient)
+            assert error <= max(GRADIENT_ULP[np.float64] * ulp, 2.0**-51 * abs(dy[i])), (point, dz[i], float(error))
+
+
+@pytest.mark.parametrize("name", ["sigmoid", "silu", "gelu", "gelu_tanh"])
+def test_float64_tails_end_in_subnormals(name):
+    """To the last ulp that there is, then 0 of the right sign."""
+    mpmath = pytest.importorskip("mpmath")
+    z = -np.linspace(*{"gelu": (37.2, 38.9)}.get(name, (20.8, 21.9) if name == "gelu_tanh" else (700, 760)), 400)
+    y = _core.activate(z, name)
+    assert (np.abs(y) < np.finfo(np.float64).tiny).sum() > 50 and y[-1] == 0
+    with mpmath.workdps(40):
+        for point, got in zip(z.tolist(), y.tolist()):
+            value = exact(name, mpmath.mpf(point), 0, mpmath.mp)[0]
+            assert abs(mpmath.mpf(got) - value) <= 4 * np.spacing(abs(float(value))), point
 
 
 # ---- both types ----
@@ -101,11 +108,25 @@ def test_nan_and_infinities(name, dtype):
     z, slope = np.array([np.nan, -np.nan, np.inf, -np.inf], dtype), slope_of(name, dtype)
     y = _core.activate(z, name, slope)
     dz = _core.activate_gradient(z, np.full(4, 2, dtype), name, slope)
-    assert np.isnan(y[:2]).all() and y[2] == (6 if name == "relu6" else math.inf)
-    assert y[3] == (-math.inf if name in ("identity", "leaky_relu") else 0)
+    lowest = {"identity": -math.inf, "leaky_relu": -math.inf, "tanh": -1, "elu": -slope}
+    assert np.isnan(y[:2]).all() and y[2] == {"relu6": 6, "sigmoid": 1, "tanh": 1}.get(name, math.inf)
+    assert y[3] == lowest.get(name, 0)
     assert np.isnan(dz[:2]).all() == (name != "identity")
-    assert dz[2] == (0 if name == "relu6" else 2)
+    assert dz[2] == (0 if name in ("relu6", "sigmoid", "tanh") else 2)
     assert dz[3] == {"identity": 2, "leaky_relu": dtype(2 * slope)}.get(name, 0)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("name", NAMES)
+def test_zeros_and_dy_that_is_not_finite(name, dtype):
+    zeros, slope = np.array([0.0, -0.0], dtype), slope_of(name, dtype)
+    y = _core.activate(zeros, name, slope)
+    assert (y == (0.5 if name == "sigmoid" else 0)).all() and not np.signbit(y[0])
+    if name in ("tanh", "gelu"):
+        assert np.signbit(y[1])
+    z, dy = np.array([1, 1, 1, 7], dtype), np.array([np.nan, np.inf, -np.inf, 1], dtype)
+    dz = _core.activate_gradient(z, dy, name, slope)
+    assert np.isnan(dz[0]) and dz[1] == np.inf and dz[2] == -np.inf and np.isfinite(dz[3])
 
 
 def every_isa(compute):

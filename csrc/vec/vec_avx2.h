@@ -100,6 +100,24 @@ static inline f32x16 f32x16_power(f32x16 x)
     return (f32x16){_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(x.a), 23)),
                     _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(x.b), 23))};
 }
+static inline f32x16 f32x16_head(f32x16 x)
+{
+    __m256 mask = _mm256_castsi256_ps(_mm256_set1_epi32(-4096));
+    return (f32x16){_mm256_and_ps(x.a, mask), _mm256_and_ps(x.b, mask)};
+}
+/* Three bits choose among 8 entries, the fourth between two such choices. */
+static inline __m256 fbn_pick(const float *table, __m256 x)
+{
+    __m256i bits = _mm256_castps_si256(x), index = _mm256_srli_epi32(bits, 21);
+    return _mm256_blendv_ps(_mm256_permutevar8x32_ps(_mm256_loadu_ps(table), index),
+                            _mm256_permutevar8x32_ps(_mm256_loadu_ps(table + 8), index),
+                            _mm256_castsi256_ps(_mm256_slli_epi32(bits, 7)));
+}
+static inline f32x16 f32x16_pick(const float *table, f32x16 x)
+{
+    return (f32x16){fbn_pick(table, x.a), fbn_pick(table, x.b)};
+}
+
 static inline f32x16 f32x16_one(void)
 {
     f32x16 v = f32x16_set(1);
@@ -174,6 +192,12 @@ static inline f64x8 f64x8_power(f64x8 x)
     return (f64x8){_mm256_castsi256_pd(_mm256_slli_epi64(_mm256_castpd_si256(x.a), 52)),
                    _mm256_castsi256_pd(_mm256_slli_epi64(_mm256_castpd_si256(x.b), 52))};
 }
+static inline f64x8 f64x8_head(f64x8 x)
+{
+    __m256d mask = _mm256_castsi256_pd(_mm256_set1_epi64x(-134217728));
+    return (f64x8){_mm256_and_pd(x.a, mask), _mm256_and_pd(x.b, mask)};
+}
+
 static inline f64x8 f64x8_one(void)
 {
     f64x8 v = f64x8_set(1);
@@ -204,16 +228,6 @@ static inline f64x8 f64x8_widen_part(const float *p, int64_t n, f64x8 fill)
 }
 static inline f64x8 f32x16_low(f32x16 v) { return f64x8_of_f32(v.a); }
 static inline f64x8 f32x16_high(f32x16 v) { return f64x8_of_f32(v.b); }
-
-static inline void f64x8_narrow(float *p, f64x8 v)
-{
-    _mm_storeu_ps(p, _mm256_cvtpd_ps(v.a));
-    _mm_storeu_ps(p + 4, _mm256_cvtpd_ps(v.b));
-}
-static inline void f64x8_narrow_part(float *p, int64_t n, f64x8 v)
-{
-    _mm256_maskstore_ps(p, fbn_mask32(n), _mm256_set_m128(_mm256_cvtpd_ps(v.b), _mm256_cvtpd_ps(v.a)));
-}
 
 typedef __m256i u16x16;
 

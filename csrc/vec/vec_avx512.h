@@ -49,6 +49,15 @@ static inline f32x16 f32x16_power(f32x16 a)
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(a), 23));
 }
 
+static inline f32x16 f32x16_head(f32x16 a)
+{
+    return _mm512_and_ps(a, _mm512_castsi512_ps(_mm512_set1_epi32(-4096)));
+}
+static inline f32x16 f32x16_pick(const float *table, f32x16 a)
+{
+    return _mm512_permutexvar_ps(_mm512_srli_epi32(_mm512_castps_si512(a), 21), _mm512_loadu_ps(table));
+}
+
 static inline f32x16 f32x16_one(void)
 {
     f32x16 v = f32x16_set(1);
@@ -85,6 +94,11 @@ static inline f64x8 f64x8_power(f64x8 a)
     return _mm512_castsi512_pd(_mm512_slli_epi64(_mm512_castpd_si512(a), 52));
 }
 
+static inline f64x8 f64x8_head(f64x8 a)
+{
+    return _mm512_and_pd(a, _mm512_castsi512_pd(_mm512_set1_epi64(-134217728)));
+}
+
 static inline f64x8 f64x8_one(void)
 {
     f64x8 v = f64x8_set(1);
@@ -102,11 +116,6 @@ static inline f64x8 f64x8_widen(const float *p) { return _mm512_cvtps_pd(_mm256_
 static inline f64x8 f64x8_widen_part(const float *p, int64_t n, f64x8 fill)
 {
     return _mm512_mask_cvtps_pd(fill, fbn_mask8(n), _mm256_maskz_loadu_ps(fbn_mask8(n), p));
-}
-static inline void f64x8_narrow(float *p, f64x8 v) { _mm256_storeu_ps(p, _mm512_cvtpd_ps(v)); }
-static inline void f64x8_narrow_part(float *p, int64_t n, f64x8 v)
-{
-    _mm256_mask_storeu_ps(p, fbn_mask8(n), _mm512_cvtpd_ps(v));
 }
 static inline f64x8 f32x16_low(f32x16 v) { return _mm512_cvtps_pd(_mm512_castps512_ps256(v)); }
 static inline f64x8 f32x16_high(f32x16 v) { return _mm512_cvtps_pd(_mm512_extractf32x8_ps(v, 1)); }

@@ -90,6 +90,21 @@ static inline f32x16 f32x16_power(f32x16 x)
                     (fbn_f4)((fbn_u4)x.c << 23), (fbn_f4)((fbn_u4)x.d << 23)};
 }
 
+static inline fbn_f4 fbn_f4_head(fbn_f4 x) { return (fbn_f4)((fbn_u4)x & 0xfffff000u); }
+static inline f32x16 f32x16_head(f32x16 x)
+{
+    return (f32x16){fbn_f4_head(x.a), fbn_f4_head(x.b), fbn_f4_head(x.c), fbn_f4_head(x.d)};
+}
+static inline fbn_f4 fbn_f4_pick(const float *table, fbn_f4 x)
+{
+    fbn_u4 index = ((fbn_u4)x >> 21) & 15;
+    return (fbn_f4){table[index[0]], table[index[1]], table[index[2]], table[index[3]]};
+}
+static inline f32x16 f32x16_pick(const float *table, f32x16 x)
+{
+    return (f32x16){fbn_f4_pick(table, x.a), fbn_f4_pick(table, x.b), fbn_f4_pick(table, x.c), fbn_f4_pick(table, x.d)};
+}
+
 static inline f32x16 f32x16_join(f32x16 x, f32x16 y, int64_t n)
 {
     memcpy(&y, &x, (size_t)n * sizeof(float));
@@ -133,6 +148,12 @@ static inline f64x8 f64x8_power(f64x8 x)
                    (fbn_d2)((fbn_u2)x.c << 52), (fbn_d2)((fbn_u2)x.d << 52)};
 }
 
+static inline fbn_d2 fbn_d2_head(fbn_d2 x) { return (fbn_d2)((fbn_u2)x & 0xfffffffff8000000ull); }
+static inline f64x8 f64x8_head(f64x8 x)
+{
+    return (f64x8){fbn_d2_head(x.a), fbn_d2_head(x.b), fbn_d2_head(x.c), fbn_d2_head(x.d)};
+}
+
 static inline f64x8 f64x8_join(f64x8 x, f64x8 y, int64_t n)
 {
     memcpy(&y, &x, (size_t)n * sizeof(double));
@@ -152,14 +173,6 @@ static inline f64x8 f64x8_widen_part(const float *p, int64_t n, f64x8 fill)
         lanes[i] = p[i];
     return f64x8_load(lanes);
 }
-static inline void f64x8_narrow_part(float *p, int64_t n, f64x8 v)
-{
-    double lanes[8];
-    f64x8_store(lanes, v);
-    for (int64_t i = 0; i < n; i++)
-        p[i] = (float)lanes[i];
-}
-static inline void f64x8_narrow(float *p, f64x8 v) { f64x8_narrow_part(p, 8, v); }
 static inline f64x8 f32x16_low(f32x16 v)
 {
     return (f64x8){{v.a[0], v.a[1]}, {v.a[2], v.a[3]}, {v.b[0], v.b[1]}, {v.b[2], v.b[3]}};

@@ -81,6 +81,26 @@ static inline f32x16 f32x16_power(f32x16 x)
                     vreinterpretq_f32_u32(vshlq_n_u32(vreinterpretq_u32_f32(x.c), 23)),
                     vreinterpretq_f32_u32(vshlq_n_u32(vreinterpretq_u32_f32(x.d), 23))};
 }
+static inline float32x4_t fbn_head32(float32x4_t x)
+{
+    return vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(x), vdupq_n_u32(0xfffff000u)));
+}
+static inline f32x16 f32x16_head(f32x16 x)
+{
+    return (f32x16){fbn_head32(x.a), fbn_head32(x.b), fbn_head32(x.c), fbn_head32(x.d)};
+}
+/* The table as 64 bytes: entry i is the bytes 4 * i to 4 * i + 3. */
+static inline float32x4_t fbn_pick(const float *table, float32x4_t x)
+{
+    uint32x4_t index = vandq_u32(vshrq_n_u32(vreinterpretq_u32_f32(x), 21), vdupq_n_u32(15));
+    uint32x4_t bytes = vmlaq_u32(vdupq_n_u32(0x03020100u), index, vdupq_n_u32(0x04040404u));
+    uint8x16x4_t entries = vld1q_u8_x4((const uint8_t *)table);
+    return vreinterpretq_f32_u8(vqtbl4q_u8(entries, vreinterpretq_u8_u32(bytes)));
+}
+static inline f32x16 f32x16_pick(const float *table, f32x16 x)
+{
+    return (f32x16){fbn_pick(table, x.a), fbn_pick(table, x.b), fbn_pick(table, x.c), fbn_pick(table, x.d)};
+}
 static inline f32x16 f32x16_join(f32x16 x, f32x16 y, int64_t n)
 {
     float lanes[16];
@@ -159,6 +179,14 @@ static inline f64x8 f64x8_power(f64x8 x)
                    vreinterpretq_f64_u64(vshlq_n_u64(vreinterpretq_u64_f64(x.c), 52)),
                    vreinterpretq_f64_u64(vshlq_n_u64(vreinterpretq_u64_f64(x.d), 52))};
 }
+static inline float64x2_t fbn_head64(float64x2_t x)
+{
+    return vreinterpretq_f64_u64(vandq_u64(vreinterpretq_u64_f64(x), vdupq_n_u64(0xfffffffff8000000ull)));
+}
+static inline f64x8 f64x8_head(f64x8 x)
+{
+    return (f64x8){fbn_head64(x.a), fbn_head64(x.b), fbn_head64(x.c), fbn_head64(x.d)};
+}
 static inline f64x8 f64x8_join(f64x8 x, f64x8 y, int64_t n)
 {
     double lanes[8];
@@ -186,19 +214,6 @@ static inline f64x8 f64x8_widen_part(const float *p, int64_t n, f64x8 fill)
 }
 static inline f64x8 f32x16_low(f32x16 v) { return f64x8_of_f32(v.a, v.b); }
 static inline f64x8 f32x16_high(f32x16 v) { return f64x8_of_f32(v.c, v.d); }
-
-static inline void f64x8_narrow(float *p, f64x8 v)
-{
-    vst1q_f32(p, vcvt_high_f32_f64(vcvt_f32_f64(v.a), v.b));
-    vst1q_f32(p + 4, vcvt_high_f32_f64(vcvt_f32_f64(v.c), v.d));
-}
-static inline void f64x8_narrow_part(float *p, int64_t n, f64x8 v)
-{
-    float lanes[8];
-    f64x8_narrow(lanes, v);
-    for (int64_t i = 0; i < n; i++)
-        p[i] = lanes[i];
-}
 
 typedef struct { uint16x4_t a, b, c, d; } u16x16;
 

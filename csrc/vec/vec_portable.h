@@ -12,13 +12,15 @@
  *   signed_as  the magnitude of a with the sign of s, zeros and NaN included
  *   power      the bits moved up by 23 (52), to where the exponent is: 2^k of a float whose last bits are k + 127, of a
  *              double whose last bits are k + 1023
+ *   head       the last 12 (27) bits of the significand as zeros: the product of two heads is exact
+ *   pick       entry i of a table of 16 floats, i the last two bits of the exponent, then the first two of the
+ *              significand
  *   one, diff  diff(a, one(), b) is a - b; where a processor has fused multiply-add, as a * 1 - b, which is rounded once
  *              and so has the same bits, and leaves the adders to the sums
  *   settle     nothing, but that the compiler should compute a vector here, neither earlier nor later
  *   join       the first n lanes of a, the others of b (0 <= n <= lanes)
  *   fold       of doubles a, b: a[i] + a[i + 4] in lanes 0 to 3, b[i] + b[i + 4] in lanes 4 to 7
  *   widen      8 floats as doubles, exactly; widen_part likewise with n and fill
- *   narrow     8 doubles rounded to floats, to p; narrow_part the first n of them
  *   low, high  lanes 0 to 7, lanes 8 to 15, as doubles, exactly
  *   u16x16     16 values of a half type as they lie in memory: load, load_part (others 0), store, store_part, stream
  *   of_f16, to_f16, of_bf16, to_bf16
@@ -42,8 +44,9 @@ typedef struct { double v[8]; } f64x8;
     for (int i = 0; i < (count); i++) \
     (expression)
 
-/* U: an unsigned integer of the size of T, S: its sign bit, M: the bits of T's significand that are stored. */
-#define FBN_PORTABLE(V, T, W, U, S, M)                                                         \
+/* U: an unsigned integer of the size of T, S: its sign bit, M: the bits of T's significand that are stored, H: the bits
+ * that a head has not. */
+#define FBN_PORTABLE(V, T, W, U, S, M, H)                                                      \
     static inline V V##_set(T a) { V r; FBN_LANES(W, r.v[i] = a); return r; }                  \
     static inline V V##_load(const T *p) { V r; FBN_LANES(W, r.v[i] = p[i]); return r; }       \
     static inline V V##_load_part(const T *p, int64_t n, V fill)                               \
@@ -81,14 +84,30 @@ typedef struct { double v[8]; } f64x8;
         memcpy(&a, bits, sizeof a);                                                            \
         return a;                                                                              \
     }                                                                                          \
+    static inline V V##_head(V a)                                                              \
+    {                                                                                          \
+        U bits[W];                                                                             \
+        memcpy(bits, &a, sizeof a);                                                            \
+        FBN_LANES(W, bits[i] = bits[i] >> (H) << (H));                                         \
+        memcpy(&a, bits, sizeof a);                                                            \
+        return a;                                                                              \
+    }                                                                                          \
     static inline V V##_join(V a, V b, int64_t n)                                               \
     {                                                                                          \
         FBN_LANES((int)n, b.v[i] = a.v[i]);                                                    \
         return b;                                                                              \
     }
 
-FBN_PORTABLE(f32x16, float, 16, uint32_t, 0x80000000u, 23)
-FBN_PORTABLE(f64x8, double, 8, uint64_t, 0x8000000000000000u, 52)
+FBN_PORTABLE(f32x16, float, 16, uint32_t, 0x80000000u, 23, 12)
+FBN_PORTABLE(f64x8, double, 8, uint64_t, 0x8000000000000000u, 52, 27)
+
+static inline f32x16 f32x16_pick(const float *table, f32x16 a)
+{
+    uint32_t bits[16];
+    memcpy(bits, &a, sizeof a);
+    FBN_LANES(16, a.v[i] = table[bits[i] >> 21 & 15]);
+    return a;
+}
 
 static inline f64x8 f64x8_widen(const float *p)
 {
@@ -101,8 +120,6 @@ static inline f64x8 f64x8_widen_part(const float *p, int64_t n, f64x8 fill)
     FBN_LANES((int)n, fill.v[i] = p[i]);
     return fill;
 }
-static inline void f64x8_narrow_part(float *p, int64_t n, f64x8 a) { FBN_LANES((int)n, p[i] = (float)a.v[i]); }
-static inline void f64x8_narrow(float *p, f64x8 a) { f64x8_narrow_part(p, 8, a); }
 static inline f64x8 f32x16_low(f32x16 a) { return f64x8_widen(a.v); }
 static inline f64x8 f32x16_high(f32x16 a) { return f64x8_widen(a.v + 8); }
 

@@ -4,7 +4,8 @@
  *                                   every number of threads (1 2 3 4 7): one result, and the right one; then the other
  *                                   groups
  *   core_test sample [threads ...]  the same for a part of the layouts, and of the operations on large arrays
- *   core_test hash [isa] [threads]  one line an operation, shape, type and layout, to compare machines and compilers
+ *   core_test hash [isa] [threads]  one line an operation, shape, type and layout, and one an activation, to compare
+ *                                   machines and compilers
  *   core_test isa                   the instruction sets: name, built, supported; then the active one
  *   core_test fork                  a child of a process that has used threads
  *   core_test large                 more than 2^31 entries
@@ -16,6 +17,7 @@
 #include "harness.h"
 #include "parallel.h"
 
+void print_activation_hashes(void);
 int check_fork(void);
 int check_large(void);
 
@@ -212,6 +214,7 @@ static int print_hashes(int argc, char **argv)
                     print_hash(&p, &operations[o], &layouts[w], threads);
         free_problem(&p);
     }
+    print_activation_hashes();
     return 0;
 }
 
