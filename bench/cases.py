@@ -16,15 +16,25 @@ EPS = 1e-5
 OPERATIONS = ("inference", "training", "backward", "moments", "call")
 LAYOUTS = ("first", "last", "table")
 ALIGNMENTS = ("numpy", "64")
-DTYPES = ("float32", "float64")
+DTYPES = ("float32", "float64", "float16", "bfloat16")
+HALVES = ("float16", "bfloat16")
 
 BLOCK_ENTRIES = 262_139  # a prime: it fits no plane and no row, so the features do not repeat each other
 TOLERANCE = 1e-3         # of results, relative to the largest number of the right answer
 LONG_CHAIN = 50_000      # additions, from which on the tolerance grows with their number
+HALF_UNITS = {"float16": 2**-10, "bfloat16": 2**-7}  # in the last place, relative
 SAMPLE_ENTRIES = 2**19   # that the answer is computed for, or one feature where a feature has more
 
 # One read of every input and one write of the output: what no implementation can go below.
 _ARRAYS_MOVED = {"inference": 2, "training": 2, "backward": 3, "moments": 1, "call": 2}
+
+
+def data_type(name):
+    """NumPy's dtype of this name; bfloat16 is that of ml_dtypes."""
+    if name != "bfloat16":
+        return np.dtype(name)
+    import ml_dtypes
+    return np.dtype(ml_dtypes.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -50,8 +60,17 @@ class Case:
         return self.shape
 
     @property
+    def is_half(self):
+        return self.dtype in HALVES
+
+    @property
+    def param_dtype(self):
+        """Parameters of half data are float32."""
+        return "float32" if self.is_half else self.dtype
+
+    @property
     def array_bytes(self):
-        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+        return math.prod(self.shape) * data_type(self.dtype).itemsize
 
     @property
     def bytes(self):
@@ -91,10 +110,11 @@ class Data(SimpleNamespace):
 
 
 def allocate(shape, dtype, alignment):
-    """An array with unset values."""
+    """An array with unset values. dtype: a name, or NumPy's."""
+    dtype = data_type(dtype) if isinstance(dtype, str) else np.dtype(dtype)
     if alignment == "numpy":
         return np.empty(shape, dtype)
-    size = math.prod(shape) * np.dtype(dtype).itemsize
+    size = math.prod(shape) * dtype.itemsize
     room = np.empty(size + 64, np.uint8)
     start = -room.ctypes.data % 64
     return room[start:start + size].view(dtype).reshape(shape)
@@ -102,7 +122,7 @@ def allocate(shape, dtype, alignment):
 
 def make_data(case, seed=0):
     rng = np.random.default_rng(seed)
-    dtype, c = np.dtype(case.dtype), case.features
+    dtype, c = np.dtype(case.param_dtype), case.features
     data = Data(
         x=_make_array(case, rng),
         dy=_make_array(case, rng) if case.operation == "backward" else None,
@@ -121,11 +141,11 @@ def _make_array(case, rng):
     if array.size == 0:
         return array
     samples = array[:max(1, BLOCK_ENTRIES * len(array) // array.size)]
-    _repeat(samples.reshape(-1), rng.standard_normal(min(samples.size, BLOCK_ENTRIES), dtype=case.dtype))
+    _repeat(samples.reshape(-1), rng.standard_normal(min(samples.size, BLOCK_ENTRIES), dtype=case.param_dtype))
     along = [1] * samples.ndim
     along[case.axis] = case.features
-    samples *= rng.uniform(0.5, 2.0, along).astype(case.dtype)
-    samples += rng.uniform(-1.0, 2.0, along).astype(case.dtype)
+    samples *= rng.uniform(0.5, 2.0, along).astype(array.dtype)
+    samples += rng.uniform(-1.0, 2.0, along).astype(array.dtype)
     _repeat(array.reshape(-1), samples.reshape(-1))
     return array
 
@@ -187,9 +207,10 @@ def _entries(case):
 def _allowed(case):
     """Loose: it tells formulas apart, not last digits. Some peers sum a feature in one chain of float32 additions; that
     loses digits in proportion to its length, and they are to be timed all the same."""
+    tolerance = TOLERANCE + HALF_UNITS.get(case.dtype, 0.0)
     if case.operation in ("inference", "call"):
-        return TOLERANCE
-    return min(0.1, TOLERANCE * max(1.0, _entries(case) / LONG_CHAIN))
+        return tolerance
+    return min(0.1, tolerance * max(1.0, _entries(case) / LONG_CHAIN))
 
 
 def check(case, who, got, expected, features=None):
@@ -204,7 +225,7 @@ def check(case, who, got, expected, features=None):
         if a.shape != shape:
             raise AssertionError(f"{who}, {case}, result {index}: shape {a.shape}, expected {shape}")
         least = math.sqrt(_entries(case)) if case.operation == "backward" and index > 0 else 1e-30
-        error = float(np.abs(_select(case, a, features) - b).max(initial=0.0) / np.abs(b).max(initial=least))
+        error = float(np.abs(_select(case, a, features).astype(np.float64) - b).max(initial=0.0) / np.abs(b).max(initial=least))
         if not error <= allowed:
             raise AssertionError(f"{who}, {case}, result {index}: relative error {error:.2g}, allowed {allowed:.2g}")
         largest = max(largest, error)

@@ -12,9 +12,7 @@ import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
-from bench.cases import Case, layouts_of
+from bench.cases import Case, data_type, layouts_of
 
 NETS = json.loads(Path(__file__).with_name("layers.json").read_text(encoding="utf-8"))
 BATCHES = (1, 32)  # and the batch that the network's layer is listed with
@@ -90,7 +88,7 @@ def _features_shapes(c, array_bytes, itemsize):
 
 def sweep_shapes(sweep, dtype, quick=False):
     """Pairs (shape, layout) of a sweep."""
-    itemsize = np.dtype(dtype).itemsize
+    itemsize = data_type(dtype).itemsize
     if sweep == "size":
         shapes = [_size_shapes(size, itemsize) for size in (QUICK_BYTES if quick else SWEEP_BYTES)]
         return [(shape, layout) for shape in shapes for layout in ("first", "last")]

@@ -2,7 +2,7 @@
  *
  *   read   every item of x once               the limit of moments
  *   copy   y = x                              of inference and training
- *   add    y = x + d, in float or in double   of backward
+ *   add    y = x + d, in float or in double   of backward (of half types, whose sum would be computing: as integers)
  *
  * Vectors are 64 bytes, whatever the registers are. Loops begin where the output (of a read: the input) begins a cache
  * line, since stores that split lines, and non-temporal ones above all, would not be the limit. Threads take contiguous
@@ -84,6 +84,7 @@ INLINE void fence(int nontemporal)
 WRITING_LOOP(copy, int32_t, FIRST)
 WRITING_LOOP(add_f32, float, SUM)
 WRITING_LOOP(add_f64, double, SUM)
+WRITING_LOOP(add_u16, uint16_t, SUM)
 
 /* The exclusive or of all items, as 32-bit words: no chain of additions to wait for, and no bit that goes unread. */
 static int32_t read_all(const void *from, size_t n)
@@ -102,7 +103,7 @@ static int32_t read_all(const void *from, size_t n)
     return result;
 }
 
-enum kind { READ, COPY, ADD_F32, ADD_F64 };
+enum kind { READ, COPY, ADD_F32, ADD_F64, ADD_U16 };
 
 struct task {
     enum kind kind;
@@ -137,6 +138,8 @@ static int32_t run_share(const struct task *task, int rank, int shares)
     case ADD_F32 * 2 + 1: add_f32(y, x, d, n, 1); break;
     case ADD_F64 * 2: add_f64(y, x, d, n, 0); break;
     case ADD_F64 * 2 + 1: add_f64(y, x, d, n, 1); break;
+    case ADD_U16 * 2: add_u16(y, x, d, n, 0); break;
+    case ADD_U16 * 2 + 1: add_u16(y, x, d, n, 1); break;
     default: return read_all(x, n);
     }
     return 0;
@@ -167,11 +170,11 @@ int limit_has_nontemporal(void)
 #endif
 }
 
-/* Seconds of `number` repetitions; at *read, the xor of what was read last. n is in items of the kind: 4 or 8 bytes. */
+/* Seconds of `number` repetitions; at *read, the xor of what was read last. n is in items of the kind: 2, 4 or 8 bytes. */
 double limit_seconds(int kind, int nontemporal, int threads, void *y, const void *x, const void *d, size_t n,
                      long number, int32_t *read)
 {
-    struct task task = {kind, nontemporal, kind == ADD_F64 ? 8 : 4, y, x, d ? d : x, n};
+    struct task task = {kind, nontemporal, kind == ADD_F64 ? 8 : kind == ADD_U16 ? 2 : 4, y, x, d ? d : x, n};
     double begin = now();
     int32_t result = 0;
     if (threads == 1 || !limit_has_threads()) {

@@ -28,9 +28,10 @@ SMALL_BYTES = 512 * 2**10  # of x; larger arrays gain from every thread
 PROBE_BYTES = 64 * 2**20
 PROBE_SECONDS = 0.020
 
-_READ, _COPY, _ADD_FLOAT32, _ADD_FLOAT64 = range(4)  # enum kind of limit.c
-_ARRAYS = {_READ: ["x"], _COPY: ["out", "x"], _ADD_FLOAT32: ["out", "x", "dy"], _ADD_FLOAT64: ["out", "x", "dy"]}
-_EXPRESSIONS = {_READ: "read x", _COPY: "y = x", _ADD_FLOAT32: "dx = x + dy", _ADD_FLOAT64: "dx = x + dy"}
+_READ, _COPY, _ADD_FLOAT32, _ADD_FLOAT64, _ADD_HALVES = range(5)  # enum kind of limit.c
+_ADDS = {2: _ADD_HALVES, 4: _ADD_FLOAT32, 8: _ADD_FLOAT64}       # by the size of an item
+_ARRAYS = {_READ: ["x"], _COPY: ["out", "x"], **dict.fromkeys(_ADDS.values(), ["out", "x", "dy"])}
+_EXPRESSIONS = {_READ: "read x", _COPY: "y = x", **dict.fromkeys(_ADDS.values(), "dx = x + dy")}
 
 
 class LimitError(RuntimeError):
@@ -66,7 +67,7 @@ def _kind(operation, dtype):
         return _READ
     if operation != "backward":
         return _COPY
-    return {4: _ADD_FLOAT32, 8: _ADD_FLOAT64}[dtype.itemsize]
+    return _ADDS[dtype.itemsize]
 
 
 def _check(name, array, x):
@@ -97,13 +98,13 @@ class Limit:
         """timer(number): seconds of so many repetitions on data.x, and data.dy, into out. Of moments out is unused."""
         kind = _kind(operation, data.x.dtype)
         arrays = {"out": out if kind != _READ else None, "x": data.x,
-                  "dy": data.dy if kind in (_ADD_FLOAT32, _ADD_FLOAT64) else None}
+                  "dy": data.dy if kind in _ADDS.values() else None}
         for name in _ARRAYS[kind]:
             _check(name, arrays[name], data.x)
         if threads > 1 and not self.has_threads:
             raise LimitError(f"{self.compiler[0]} has no OpenMP: the limit of {threads} threads cannot be measured")
         addresses = [None if array is None else array.ctypes.data for array in arrays.values()]
-        items = data.x.nbytes // (8 if kind == _ADD_FLOAT64 else 4)
+        items = data.x.nbytes // {_ADD_FLOAT64: 8, _ADD_HALVES: 2}.get(kind, 4)
         start = (kind, int(nontemporal), threads, *addresses, items)
 
         def timer(number, run=self._run, read=ctypes.byref(self.read), keep_alive=arrays):

@@ -13,7 +13,7 @@ pytest.importorskip("rich", reason="rich is not installed: the extra 'bench' has
 
 from bench import cell as cell_module  # noqa: E402
 from bench import cli, grid, readme, report, store, timing  # noqa: E402
-from bench.cases import Case, allocate, check, make_data, reference, sample_features  # noqa: E402
+from bench.cases import DTYPES, Case, allocate, check, make_data, reference, sample_features  # noqa: E402
 from bench.cell import measure_cell  # noqa: E402
 from bench.grid import Job, Wanted, make_groups, make_jobs  # noqa: E402
 from bench.limit import Limit, LimitError  # noqa: E402
@@ -96,9 +96,11 @@ def test_case_counts_the_least_bytes():
     assert {o: Case(o, (32, 64, 56, 56), "first").bytes // size for o in OPERATIONS} == {
         "inference": 2, "training": 2, "backward": 3, "moments": 1}
     assert Case("moments", (4, 3), "table", "float64").bytes == 96
+    assert Case("inference", (4, 3), "table", "bfloat16").bytes == 48
+    assert Case("backward", (4, 3), "table", "float16").bytes == 72
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_alignment(dtype):
     for shape in ((1,), (3, 7), (33, 5, 2)):
         array = allocate(shape, dtype, "64")

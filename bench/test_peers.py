@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bench import limit as limit_module
-from bench.cases import Case, check, make_data, reference
+from bench.cases import DTYPES, Case, check, data_type, make_data, reference
 from bench.limit import Limit, LimitError
 from bench.peers import CONTENDERS, load, variants
 
@@ -17,7 +17,7 @@ MANY = (64, 64, 16, 16)  # enough that two threads are worth it
 PRESENT, MISSING = load(CONTENDERS)
 
 
-def cases(shapes=SHAPES, dtypes=("float32", "float64")):
+def cases(shapes=SHAPES, dtypes=DTYPES):
     for shape in shapes:
         for layout in ("table",) if len(shape) == 2 else ("first", "last"):
             for operation in OPERATIONS:
@@ -47,7 +47,7 @@ def test_right_answer(contender, case, output):
     data = make_data(case)
     before = {name: array.copy() for name, array in vars(data).items() if array is not None}
     _, error = run(contender, case, output, 1, data)
-    assert error < (1e-4 if case.dtype == "float32" else 1e-9)
+    assert error < {"float32": 1e-4, "float64": 1e-9, "float16": 2e-3, "bfloat16": 1e-2}[case.dtype]
     for name, array in before.items():
         np.testing.assert_array_equal(getattr(data, name), array, err_msg=f"{contender.name} changed {name}")
 
@@ -64,7 +64,7 @@ def test_right_answer_of_two_threads(contender, case, output):
 def test_writes_where_it_says(contender, case, output):
     """Into out= it writes the caller's memory; fresh arrays are nobody's, and not each other's."""
     data = make_data(case)
-    data.output = np.full(case.array_shape, 7.0, case.dtype)
+    data.output = np.full(case.array_shape, 7.0, data_type(case.dtype))
     first, _ = run(contender, case, output, 1, data)
     second, _ = run(contender, case, output, 1, data)
     large = first[0]
@@ -153,7 +153,8 @@ def guarded(items, dtype, offset):
 
 @pytest.mark.parametrize("nontemporal", [False, True])
 @pytest.mark.parametrize("operation, dtype", [("inference", "float32"), ("training", "float64"),
-                                              ("backward", "float32"), ("backward", "float64")])
+                                              ("backward", "float32"), ("backward", "float64"),
+                                              ("backward", "float16")])
 def test_limit_writes_what_it_says(limit, operation, dtype, nontemporal):
     rng = np.random.default_rng(0)
     for items, offset_in, offset_out, threads in pieces(limit):
@@ -163,7 +164,10 @@ def test_limit_writes_what_it_says(limit, operation, dtype, nontemporal):
         data = SimpleNamespace(x=x[0][x[1]], dy=dy[0][dy[1]])
         data.x[...], data.dy[...] = rng.standard_normal((2, items))
         assert 0 < limit.timer(operation, data, out, threads, nontemporal)(2) < 10
-        np.testing.assert_array_equal(out, data.x + data.dy if operation == "backward" else data.x)
+        expected = data.x + data.dy if operation == "backward" else data.x
+        if dtype == "float16":
+            expected = (data.x.view(np.uint16) + data.dy.view(np.uint16)).view(dtype)
+        np.testing.assert_array_equal(out, expected)
         outside = np.delete(whole, np.arange(inside.start, inside.stop))
         np.testing.assert_array_equal(outside, np.full_like(outside, 7))
 

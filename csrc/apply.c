@@ -4,10 +4,11 @@
  *
  * A packed table whose rows are whole cache lines is flat: since NumPy's arrays start 16, 32 or 48 bytes off a line,
  * its rows are counted from the first line boundary of y, `head` elements in, with the columns rotated by as much (for
- * half types, whose vectors are half a line, read "half a line"). So every store of every row is aligned, which a store past the caches must be. The columns' parameters go on for two
- * lines beyond their period, which makes the rotation a pointer and lets vectors be loaded from any column. Of a table
- * that is folded they are kept for a few rows of the array only: each thread writes those of its features, and a cache
- * line in which the features of two threads alternate costs both of them.
+ * half types, whose vectors are half a line, read "half a line"). So every store of every row is aligned, which a store past the
+ * caches must be. The columns' parameters go on for two lines beyond their period, which makes the rotation a pointer
+ * and lets vectors be loaded from any column. Of a table that is folded they are kept for a few rows of the array only:
+ * each thread writes those of its features, and a cache line in which the features of two threads alternate costs both
+ * of them.
  */
 #include "job.h"
 #include "tiles.h"

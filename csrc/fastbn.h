@@ -18,8 +18,8 @@
  * 1. Same bits for any number of threads, any instruction set, any run: equal bytes for every value that is not
  *    NaN, equal places for NaN. The work is cut by shape alone; partial sums are stored by their place and added in
  *    that order; sums across lanes use 16 float or 8 double lanes and a halving tree on every machine; the
- *    kernels use + - * / sqrt, compare, select and conversions (to half types rounded to nearest even; a NaN stays a NaN,
- *    too large becomes Inf); a fused multiply-add only as a * 1 - b, which is a - b.
+ *    kernels use + - * / sqrt, compare, select and conversions (to half types rounded to nearest even; a NaN stays
+ *    one); a fused multiply-add only as a * 1 - b, which is a - b.
  *    Bits may depend on (n, c, s), and on whether a table is packed where that matters (fastbn_wants_packed).
  * 2. Accuracy does not depend on the mean. Sums are taken of x - p and (x - p)^2, where the pivot p is the mean of up
  *    to 16 entries of the feature, spread over it: up to 16 at a time as a float32 tree, these in double. All

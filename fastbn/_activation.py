@@ -14,10 +14,7 @@ class Activation(NamedTuple):
 
     name: str | None
     slope: float = 0.0
-
-    @property
-    def code(self):
-        return 0 if self.name is None else _NUMBERED.index(self.name)
+    code: int = 0  # the C core's number
 
     @property
     def keeps_sign(self):
@@ -36,6 +33,7 @@ class Activation(NamedTuple):
 
 
 IDENTITY = Activation(None)
+_PLAIN = {name: Activation(name, 0.0, _NUMBERED.index(name)) for name in NAMES if name not in _PARAMETERS}
 
 
 def parse(activation):
@@ -54,5 +52,6 @@ def parse(activation):
     if name not in _PARAMETERS:
         if given is not None:
             raise ValueError(f"activation {name!r} takes no parameter: {' and '.join(_PARAMETERS)} do")
-        return Activation(name)
-    return Activation(name, _PARAMETERS[name] if given is None else _checks.finite(given, f"the parameter of {name}"))
+        return _PLAIN[name]
+    parameter = _PARAMETERS[name] if given is None else _checks.finite(given, f"the parameter of {name}")
+    return Activation(name, parameter, _NUMBERED.index(name))

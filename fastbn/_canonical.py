@@ -50,7 +50,7 @@ class Arrangement(NamedTuple):
 
     def empty(self, dtype):
         """A new array of `shape` whose memory lies in `order`, and its view as (n, c, s)."""
-        canonical = _core.empty(self.packed, dtype == np.float64)
+        canonical = _core.empty(self.packed, dtype.num)
         if self.in_order:
             return canonical.reshape(self.shape), canonical
         a = canonical.reshape([self.shape[i] for i in self.order])

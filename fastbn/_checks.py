@@ -7,11 +7,20 @@ import sys
 
 import numpy as np
 
+# Of parameters; data may be of a half type as well.
 DTYPES = _FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 
 
-def as_data(x, name):
-    """x as an aligned ndarray of native float32 or float64; without a copy where it is one. Raises TypeError, ValueError."""
+def is_half(dtype):
+    """float16, or the bfloat16 that other packages add to NumPy, known by its name: none of them is imported."""
+    return dtype.itemsize == 2 and dtype.name in ("float16", "bfloat16")
+
+
+def as_data(x, name, halves=True):
+    """x as an aligned ndarray of native float32, float64 or, with `halves`, float16 or bfloat16; without a copy where it is one.
+
+    Raises TypeError, ValueError.
+    """
     if type(x) is np.ndarray and (x.dtype is _FLOAT32 or x.dtype is _FLOAT64) and x.flags.aligned:
         return x
     if isinstance(x, (np.ma.MaskedArray, np.matrix)):
@@ -19,8 +28,9 @@ def as_data(x, name):
                         f"array, for example {'x.filled(...)' if isinstance(x, np.ma.MaskedArray) else 'np.asarray(x)'}")
     a = np.asarray(x)
     native = a.dtype.newbyteorder("=")
-    if native not in DTYPES:
-        raise TypeError(f"{name} has dtype {a.dtype}, expected float32 or float64{_dtype_advice(a.dtype, name)}")
+    if native not in DTYPES and not (halves and is_half(native)):
+        expected = "float32, float64, float16 or bfloat16" if halves else "float32 or float64"
+        raise TypeError(f"{name} has dtype {a.dtype}, expected {expected}{_dtype_advice(a.dtype, name)}")
     if a.dtype != native or not a.dtype.isnative or not a.flags.aligned:
         a = a.astype(native)
     return a
@@ -31,7 +41,7 @@ def _dtype_advice(dtype, name):
         return f": integers have no fractions to normalize to; convert with {name}.astype(np.float32)"
     if dtype.kind == "O":
         return ": is it a ragged list?"
-    return f": convert with {name}.astype(np.float32)" if dtype.kind == "f" else ""
+    return f": convert with {name}.astype(np.float32)" if dtype.kind == "f" or is_half(dtype) else ""
 
 
 def batch(x, name="x"):
@@ -62,7 +72,7 @@ def parameter(value, name, c, dtype=None):
     """value as a contiguous, aligned array of shape (c,) with the dtype, or its own float32 or float64. None stays None."""
     if value is None:
         return None
-    a = as_data(value, name)
+    a = as_data(value, name, halves=False)
     if a.shape != (c,):
         raise ValueError(f"{name} has shape {a.shape}, expected ({c},): one entry for each feature")
     if a.flags.c_contiguous and (dtype is None or a.dtype is dtype):

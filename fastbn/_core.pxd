@@ -16,6 +16,8 @@ cdef extern from "fastbn.h" nogil:
     ctypedef enum fastbn_dtype:
         FASTBN_FLOAT32
         FASTBN_FLOAT64
+        FASTBN_FLOAT16
+        FASTBN_BFLOAT16
 
     ctypedef struct fastbn_shape:
         int64_t n, c, s

@@ -3,14 +3,15 @@
 
 Two ways lead to it. The general one takes memoryviews of shape (n, c, s), see csrc/fastbn.h, whose last axis is
 contiguous; _canonical.py makes them. There is a function for each data type instead of a fused one, whose dispatch
-costs more than a small call. The short one takes NumPy arrays that need no conversion as they are: a memoryview alone
-costs as much as the rest of a small call.
+costs more than a small call; half types come as their bits, since bfloat16 arrays export no buffer. The short one takes
+NumPy arrays that need no conversion as they are: a memoryview alone costs as much as the rest of a small call.
 """
 import os
 
 cimport cython
 cimport numpy as cnp
 from libc.math cimport INFINITY
+from libc.stdint cimport uint16_t
 from libc.string cimport memcpy
 
 cnp.import_array()
@@ -46,6 +47,7 @@ cdef extern from *:
 ctypedef fused real:
     float
     double
+    uint16_t  # float16 or bfloat16, as bits
 
 
 # ---- errors ----
@@ -68,16 +70,12 @@ def isa_message(name, fastbn_status status):
 
 # ---- arrays ----
 
-cdef fastbn_dtype dtype_of(real *unused) noexcept:
-    return FASTBN_FLOAT32 if real is float else FASTBN_FLOAT64
-
-
-cdef fastbn_shape shape_of(const real[:, :, :] a) except *:
+cdef fastbn_shape shape_of(const real[:, :, :] a, fastbn_dtype dtype) except *:
     cdef fastbn_shape shape
     if a.shape[2] > 1 and a.strides[2] != sizeof(real):
         raise ValueError("the last axis of x is not contiguous")
     shape.n, shape.c, shape.s = a.shape[0], a.shape[1], a.shape[2]
-    shape.dtype = dtype_of(<real *> NULL)
+    shape.dtype = dtype
     return shape
 
 
@@ -119,7 +117,7 @@ def wants_packed(int64_t n, int64_t c, int64_t s):
 
 cdef bint is_brief(const fastbn_shape *shape) noexcept:
     """Whether releasing the GIL would cost more than it gives."""
-    return shape.n * shape.c * shape.s <= (4096 if shape.dtype == FASTBN_FLOAT32 else 2048)
+    return shape.n * shape.c * shape.s <= (2048 if shape.dtype == FASTBN_FLOAT64 else 4096)
 
 
 cdef int call_moments(const fastbn_shape *shape, fastbn_input x, double *mean, double *m2, int threads) except -1:
@@ -164,23 +162,32 @@ cdef int call_backward(const fastbn_shape *shape, fastbn_input x, fastbn_input d
 
 # ---- the operations on memoryviews; parameters and statistics are float64 ----
 
-cdef int run_moments(const real[:, :, :] x, double[::1] mean, double[::1] m2, int threads) except -1:
-    cdef fastbn_shape shape = shape_of(x)
+cdef int run_moments(fastbn_dtype dtype, const real[:, :, :] x, double[::1] mean, double[::1] m2,
+                     int threads) except -1:
+    cdef fastbn_shape shape = shape_of(x, dtype)
     return call_moments(&shape, as_input(x), &mean[0], &m2[0], threads)
 
 
 def moments_f32(const float[:, :, :] x not None, double[::1] mean not None, double[::1] m2 not None, int threads):
-    run_moments(x, mean, m2, threads)
+    run_moments(FASTBN_FLOAT32, x, mean, m2, threads)
 
 
 def moments_f64(const double[:, :, :] x not None, double[::1] mean not None, double[::1] m2 not None, int threads):
-    run_moments(x, mean, m2, threads)
+    run_moments(FASTBN_FLOAT64, x, mean, m2, threads)
 
 
-cdef int run_inference(const real[:, :, :] x, const double[::1] mean, const double[::1] var,
+def moments_f16(const uint16_t[:, :, :] x not None, double[::1] mean not None, double[::1] m2 not None, int threads):
+    run_moments(FASTBN_FLOAT16, x, mean, m2, threads)
+
+
+def moments_bf16(const uint16_t[:, :, :] x not None, double[::1] mean not None, double[::1] m2 not None, int threads):
+    run_moments(FASTBN_BFLOAT16, x, mean, m2, threads)
+
+
+cdef int run_inference(fastbn_dtype dtype, const real[:, :, :] x, const double[::1] mean, const double[::1] var,
                        const double[::1] gamma, const double[::1] beta, double eps, real[:, :, :] y,
                        int threads) except -1:
-    cdef fastbn_shape shape = shape_of(x)
+    cdef fastbn_shape shape = shape_of(x, dtype)
     cdef fastbn_params params = as_params(gamma, beta)
     return call_inference(&shape, as_input(x), &mean[0], &var[0], &params, eps, as_output(y), threads)
 
@@ -188,19 +195,31 @@ cdef int run_inference(const real[:, :, :] x, const double[::1] mean, const doub
 def inference_f32(const float[:, :, :] x not None, const double[::1] mean not None, const double[::1] var not None,
                   const double[::1] gamma, const double[::1] beta, double eps, float[:, :, :] y not None,
                   int threads):
-    run_inference(x, mean, var, gamma, beta, eps, y, threads)
+    run_inference(FASTBN_FLOAT32, x, mean, var, gamma, beta, eps, y, threads)
 
 
 def inference_f64(const double[:, :, :] x not None, const double[::1] mean not None, const double[::1] var not None,
                   const double[::1] gamma, const double[::1] beta, double eps, double[:, :, :] y not None,
                   int threads):
-    run_inference(x, mean, var, gamma, beta, eps, y, threads)
+    run_inference(FASTBN_FLOAT64, x, mean, var, gamma, beta, eps, y, threads)
 
 
-cdef int run_training(const real[:, :, :] x, const double[::1] gamma, const double[::1] beta, double eps,
-                      real[:, :, :] y, double[::1] mean, double[::1] var, double[::1] rstd,
+def inference_f16(const uint16_t[:, :, :] x not None, const double[::1] mean not None, const double[::1] var not None,
+                  const double[::1] gamma, const double[::1] beta, double eps, uint16_t[:, :, :] y not None,
+                  int threads):
+    run_inference(FASTBN_FLOAT16, x, mean, var, gamma, beta, eps, y, threads)
+
+
+def inference_bf16(const uint16_t[:, :, :] x not None, const double[::1] mean not None, const double[::1] var not None,
+                  const double[::1] gamma, const double[::1] beta, double eps, uint16_t[:, :, :] y not None,
+                  int threads):
+    run_inference(FASTBN_BFLOAT16, x, mean, var, gamma, beta, eps, y, threads)
+
+
+cdef int run_training(fastbn_dtype dtype, const real[:, :, :] x, const double[::1] gamma, const double[::1] beta,
+                      double eps, real[:, :, :] y, double[::1] mean, double[::1] var, double[::1] rstd,
                       int threads) except -1:
-    cdef fastbn_shape shape = shape_of(x)
+    cdef fastbn_shape shape = shape_of(x, dtype)
     cdef fastbn_params params = as_params(gamma, beta)
     return call_training(&shape, as_input(x), &params, eps, as_output(y), &mean[0], &var[0], &rstd[0], threads)
 
@@ -208,19 +227,31 @@ cdef int run_training(const real[:, :, :] x, const double[::1] gamma, const doub
 def training_f32(const float[:, :, :] x not None, const double[::1] gamma, const double[::1] beta, double eps,
                  float[:, :, :] y not None, double[::1] mean not None, double[::1] var not None,
                  double[::1] rstd not None, int threads):
-    run_training(x, gamma, beta, eps, y, mean, var, rstd, threads)
+    run_training(FASTBN_FLOAT32, x, gamma, beta, eps, y, mean, var, rstd, threads)
 
 
 def training_f64(const double[:, :, :] x not None, const double[::1] gamma, const double[::1] beta, double eps,
                  double[:, :, :] y not None, double[::1] mean not None, double[::1] var not None,
                  double[::1] rstd not None, int threads):
-    run_training(x, gamma, beta, eps, y, mean, var, rstd, threads)
+    run_training(FASTBN_FLOAT64, x, gamma, beta, eps, y, mean, var, rstd, threads)
 
 
-cdef int run_backward(const real[:, :, :] x, const real[:, :, :] dy, const double[::1] gamma,
-                      const double[::1] mean, const double[::1] rstd, bint frozen, real[:, :, :] dx,
+def training_f16(const uint16_t[:, :, :] x not None, const double[::1] gamma, const double[::1] beta, double eps,
+                 uint16_t[:, :, :] y not None, double[::1] mean not None, double[::1] var not None,
+                 double[::1] rstd not None, int threads):
+    run_training(FASTBN_FLOAT16, x, gamma, beta, eps, y, mean, var, rstd, threads)
+
+
+def training_bf16(const uint16_t[:, :, :] x not None, const double[::1] gamma, const double[::1] beta, double eps,
+                 uint16_t[:, :, :] y not None, double[::1] mean not None, double[::1] var not None,
+                 double[::1] rstd not None, int threads):
+    run_training(FASTBN_BFLOAT16, x, gamma, beta, eps, y, mean, var, rstd, threads)
+
+
+cdef int run_backward(fastbn_dtype dtype, const real[:, :, :] x, const real[:, :, :] dy,
+                      const double[::1] gamma, const double[::1] mean, const double[::1] rstd, bint frozen, real[:, :, :] dx,
                       double[::1] dgamma, double[::1] dbeta, int threads) except -1:
-    cdef fastbn_shape shape = shape_of(dy)
+    cdef fastbn_shape shape = shape_of(dy, dtype)
     cdef fastbn_params params = as_params(gamma, None)
     cdef void *dgamma_data = <void *> &dgamma[0] if dgamma is not None else NULL
     cdef void *dbeta_data = <void *> &dbeta[0] if dbeta is not None else NULL
@@ -231,13 +262,25 @@ cdef int run_backward(const real[:, :, :] x, const real[:, :, :] dy, const doubl
 def backward_f32(const float[:, :, :] x, const float[:, :, :] dy not None, const double[::1] gamma,
                  const double[::1] mean not None, const double[::1] rstd not None, bint frozen,
                  float[:, :, :] dx, double[::1] dgamma, double[::1] dbeta, int threads):
-    run_backward(x, dy, gamma, mean, rstd, frozen, dx, dgamma, dbeta, threads)
+    run_backward(FASTBN_FLOAT32, x, dy, gamma, mean, rstd, frozen, dx, dgamma, dbeta, threads)
 
 
 def backward_f64(const double[:, :, :] x, const double[:, :, :] dy not None, const double[::1] gamma,
                  const double[::1] mean not None, const double[::1] rstd not None, bint frozen,
                  double[:, :, :] dx, double[::1] dgamma, double[::1] dbeta, int threads):
-    run_backward(x, dy, gamma, mean, rstd, frozen, dx, dgamma, dbeta, threads)
+    run_backward(FASTBN_FLOAT64, x, dy, gamma, mean, rstd, frozen, dx, dgamma, dbeta, threads)
+
+
+def backward_f16(const uint16_t[:, :, :] x, const uint16_t[:, :, :] dy not None, const double[::1] gamma,
+                 const double[::1] mean not None, const double[::1] rstd not None, bint frozen,
+                 uint16_t[:, :, :] dx, double[::1] dgamma, double[::1] dbeta, int threads):
+    run_backward(FASTBN_FLOAT16, x, dy, gamma, mean, rstd, frozen, dx, dgamma, dbeta, threads)
+
+
+def backward_bf16(const uint16_t[:, :, :] x, const uint16_t[:, :, :] dy not None, const double[::1] gamma,
+                 const double[::1] mean not None, const double[::1] rstd not None, bint frozen,
+                 uint16_t[:, :, :] dx, double[::1] dgamma, double[::1] dbeta, int threads):
+    run_backward(FASTBN_BFLOAT16, x, dy, gamma, mean, rstd, frozen, dx, dgamma, dbeta, threads)
 
 
 def round_f32(const double[::1] a not None, float[::1] rounded not None):

@@ -8,7 +8,7 @@ cdef int run_double_backward(const real[:, :, :] x, const real[:, :, :] dy, cons
                              const double[::1] ddgamma, const double[::1] ddbeta, const double[::1] gamma,
                              const double[::1] mean, const double[::1] rstd, bint frozen, real[:, :, :] ddy,
                              real[:, :, :] dx, double[::1] dgamma, int threads) except -1:
-    cdef fastbn_shape shape = shape_of(dy)
+    cdef fastbn_shape shape = shape_of(dy, FASTBN_FLOAT32 if real is float else FASTBN_FLOAT64)
     cdef fastbn_params params = as_params(gamma, None)
     cdef fastbn_input x_in = as_input(x), dy_in = as_input(dy), ddx_in = as_input(ddx)
     cdef fastbn_output ddy_out = as_output(ddy), dx_out = as_output(dx)

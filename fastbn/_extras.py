@@ -61,9 +61,14 @@ class Extras(NamedTuple):
 NONE = Extras()
 
 
+def alone(activation):
+    """The Extras of an Activation alone; None for the identity."""
+    return None if activation.name is None else Extras(activation)
+
+
 def extras_of(x, activation, residual):
-    """Checks the arguments; NONE where there is nothing. Raises TypeError, ValueError."""
-    act = _activation.parse(activation)
+    """Checks the arguments; NONE where there is nothing. Raises TypeError, ValueError. activation: parsed or not."""
+    act = activation if isinstance(activation, _activation.Activation) else _activation.parse(activation)
     if residual is not None:
         residual = _checks.as_data(residual, "residual")
         if residual.shape != x.shape:

@@ -10,15 +10,20 @@ import math
 
 import numpy as np
 
-from . import _checks, _core, _extras
+from . import _activation, _checks, _core, _extras
 from ._canonical import arrange, normalize_axes
 from ._moments import Moments
 from ._saved import Composite, Saved, about_input
 
-_MOMENTS = {np.dtype(np.float32): _core.moments_f32, np.dtype(np.float64): _core.moments_f64}
-_INFERENCE = {np.dtype(np.float32): _core.inference_f32, np.dtype(np.float64): _core.inference_f64}
-_TRAINING = {np.dtype(np.float32): _core.training_f32, np.dtype(np.float64): _core.training_f64}
-_BACKWARD = {np.dtype(np.float32): _core.backward_f32, np.dtype(np.float64): _core.backward_f64}
+# By the name of the data's type: bfloat16 is not NumPy's own.
+_MOMENTS = {"float32": _core.moments_f32, "float64": _core.moments_f64, "float16": _core.moments_f16,
+            "bfloat16": _core.moments_bf16}
+_INFERENCE = {"float32": _core.inference_f32, "float64": _core.inference_f64, "float16": _core.inference_f16,
+              "bfloat16": _core.inference_bf16}
+_TRAINING = {"float32": _core.training_f32, "float64": _core.training_f64, "float16": _core.training_f16,
+             "bfloat16": _core.training_bf16}
+_BACKWARD = {"float32": _core.backward_f32, "float64": _core.backward_f64, "float16": _core.backward_f16,
+             "bfloat16": _core.backward_bf16}
 
 _FLOAT64 = np.dtype(np.float64)
 _RESULTS = ("dx", "dgamma", "dbeta")
@@ -30,6 +35,11 @@ def _wide(parameter):
     return None if parameter is None else parameter.astype(_FLOAT64)
 
 
+def for_core(a):
+    """Data as the core's functions take them: half types as their bits. None stays None."""
+    return a.view(np.uint16) if a is not None and a.itemsize == 2 else a
+
+
 def prepare(x, axis, params):
     """Checks x and the parameters. Gives x as an array, its feature axes, the number of features, the parameters."""
     x = _checks.batch(x)
@@ -38,7 +48,7 @@ def prepare(x, axis, params):
     checked = {}
     for name, value in params.items():
         if value is not None:
-            value = _checks.as_data(value, name)
+            value = _checks.as_data(value, name, halves=False)
             if value.ndim == 1:
                 _checks.features(x, axes, value.size, name)
         checked[name] = _checks.parameter(value, name, c)
@@ -64,7 +74,8 @@ def batch_norm_inference(x, mean, var, gamma=None, beta=None, *, eps=1e-5, axis=
                          out=None, num_threads=None, return_saved=False):
     """Normalizes x with given statistics: y = act((x - mean) / sqrt(var + eps) * gamma + beta + residual).
 
-    x: array with a feature axis, float32 or float64, at least 2 dimensions; lists and objects with __array__ are converted.
+    x: array with a feature axis, at least 2 dimensions; lists and objects with __array__ are converted. float32, float64,
+        float16 or bfloat16 (as of ml_dtypes); half types are computed as float32 and y rounded to nearest even.
     mean, var: statistics of shape (C,), float32 or float64, for example the moving averages; var is used as it is.
     gamma, beta: scale and shift of shape (C,); None stands for ones and for zeros.
     eps: added to the variance; above 0.
@@ -81,8 +92,9 @@ def batch_norm_inference(x, mean, var, gamma=None, beta=None, *, eps=1e-5, axis=
     memory: with return_saved, out may be the residual only where backward can do without it, see batch_norm_backward).
     Source: Ioffe and Szegedy 2015, algorithm 2; of the activations: csrc/fastbn.h.
     """
-    if return_saved is False and activation is None and residual is None:
-        y = _core.plain_inference(x, mean, var, gamma, beta, eps, axis, out, num_threads)
+    if return_saved is False and residual is None:
+        act = None if activation is None else _extras.alone(_activation.parse(activation))
+        y = _core.plain_inference(x, mean, var, gamma, beta, eps, axis, out, num_threads, act)
         if y is not None:
             return y
     x, axes, c, p = prepare(x, axis, {"mean": mean, "var": var, "gamma": gamma, "beta": beta})
@@ -96,7 +108,7 @@ def batch_norm_inference(x, mean, var, gamma=None, beta=None, *, eps=1e-5, axis=
     source = arrangement.readable(x)
     mean, var, gamma, beta = map(_wide, p.values())
     if x.size and extras is _extras.NONE:
-        _INFERENCE[x.dtype](source, mean, var, gamma, beta, eps, target, threads)
+        _INFERENCE[x.dtype.name](for_core(source), mean, var, gamma, beta, eps, for_core(target), threads)
     elif x.size:
         _core.fused_inference(source, extras.for_core(arrangement), mean, var, gamma, beta, eps, target, threads)
     if not return_saved:
@@ -149,8 +161,9 @@ def batch_norm_training(x, gamma=None, beta=None, *, eps=1e-5, axis=1, activatio
         from . import _variants  # made of the functions here
         variant = _variants.variant_of(ghost_batch_size, renorm, running_mean, running_var, nan_policy)
         return _variants.train_arguments(x, gamma, beta, eps, axis, out, num_threads, variant, more)
-    if activation is None and residual is None and mask is None and weights is None and lengths is None:
-        result = _core.plain_training(x, gamma, beta, eps, axis, out, num_threads)
+    if residual is None and mask is None and weights is None and lengths is None:
+        act = None if activation is None else _extras.alone(_activation.parse(activation))
+        result = _core.plain_training(x, gamma, beta, eps, axis, out, num_threads, act)
         if result is not None:
             return result
     x, axes, _, p = prepare(x, axis, {"gamma": gamma, "beta": beta})
@@ -177,7 +190,8 @@ def normalize_by_batch(x, axes, gamma, beta, eps, out, threads, extras=_extras.N
     if not x.size:
         saved.mean[:], saved.var[:], saved.rstd[:] = 0, np.nan, np.nan
     elif extras is _extras.NONE:
-        _TRAINING[x.dtype](source, saved.gamma, saved.beta, eps, target, saved.mean, saved.var, saved.rstd, threads)
+        _TRAINING[x.dtype.name](for_core(source), saved.gamma, saved.beta, eps, for_core(target), saved.mean, saved.var,
+                                saved.rstd, threads)
     else:
         _core.fused_training(source, extras.for_core(arrangement), saved.gamma, saved.beta, eps, target, saved.mean,
                              saved.var, saved.rstd, threads)
@@ -210,7 +224,7 @@ def batch_norm_backward(dy, saved, *, out=None, needs=_RESULTS, num_threads=None
 
     Returns (dx, dgamma, dbeta), or where needs names dmean or dvar (dx, dgamma, dbeta, dmean, dvar), and after these dresidual
     where there was a residual: dx and dresidual have x's dtype; the others, of shape (C,), that of gamma, or x's where gamma
-    was None. Until then keep unchanged what is read: x; the residual; for relu and leaky_relu with a residual not that, but y.
+    was None (float32 where that is a half type). Until then keep unchanged what is read: x; the residual; for relu and leaky_relu with a residual not that, but y.
     Raises TypeError, ValueError (a dy of another shape, unknown names in needs, dmean or dvar of batch statistics,
     out), RuntimeError (x was overwritten by the forward call and cannot be recovered).
     Source: Ioffe and Szegedy 2015, section 3.
@@ -258,7 +272,8 @@ def _gradients(dy, saved, out, needs, threads):
     dbeta = new(mean.shape) if wants_dbeta else None
     source = arrangement.readable(x) if uses_x else None
     if x.size and needs and saved.extras is None:
-        _BACKWARD[x.dtype](source, arrangement.readable(dy), gamma, mean, rstd, saved.frozen, target, dgamma, dbeta, threads)
+        _BACKWARD[x.dtype.name](for_core(source), for_core(arrangement.readable(dy)), gamma, mean, rstd, saved.frozen,
+                                for_core(target), dgamma, dbeta, threads)
     elif x.size and needs:
         core = extras.for_backward(arrangement, saved, dresidual_target)
         _core.fused_backward(source, arrangement.readable(dy), core, gamma, saved.beta, mean, rstd, saved.frozen, target,
@@ -326,7 +341,7 @@ def moments(x, *, axis=1, mask=None, weights=None, lengths=None, num_threads=Non
     extras = _extras.with_weights(_extras.NONE, x, axes, arrangement, mask=mask, weights=weights, lengths=lengths)
     mean, m2 = np.zeros(c), np.zeros(c)
     if x.size and extras is _extras.NONE:
-        _MOMENTS[x.dtype](arrangement.readable(x), mean, m2, threads)
+        _MOMENTS[x.dtype.name](for_core(arrangement.readable(x)), mean, m2, threads)
     elif x.size:
         _core.fused_moments(arrangement.readable(x), extras.for_core(arrangement), mean, m2, threads)
     return Moments.of_arrays(extras.count_of(x, c), mean, m2)

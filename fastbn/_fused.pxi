@@ -26,7 +26,8 @@ cdef fastbn_shape shape_of_array(cnp.ndarray a) except *:
     if cnp.PyArray_NDIM(a) != 3:
         raise ValueError("an array is not of shape (n, c, s)")
     shape.n, shape.c, shape.s = cnp.PyArray_DIM(a, 0), cnp.PyArray_DIM(a, 1), cnp.PyArray_DIM(a, 2)
-    shape.dtype = dtype_of_kind(cnp.PyArray_TYPE(a))
+    if not read_dtype(a, &shape.dtype):
+        raise TypeError("an array is of no type of data")
     return shape
 
 

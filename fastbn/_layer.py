@@ -5,7 +5,7 @@ import warnings
 
 import numpy as np
 
-from . import _activation, _checks, _core, _nan_policy, _state
+from . import _activation, _checks, _core, _extras, _nan_policy, _state
 from ._calibration import calibrate
 from ._canonical import normalize_axes
 from ._drift import drift
@@ -40,7 +40,7 @@ class BatchNorm(_core.LayerBase, Switches, Options, Conversions):
     center, scale: whether there is a beta, a gamma.
     track_running_stats: False: no moving averages; inference uses the statistics of its batch too.
     activation: act, applied to y in the same pass, and in backward: a name or (name, parameter), see batch_norm_inference.
-    dtype: float32 or float64, of the parameters and the moving averages. The data may be either.
+    dtype: float32 or float64, of the parameters and the moving averages. The data may be of either, or float16 or bfloat16.
     ghost_batch_size, renorm: how training uses its statistics, as in fastbn.batch_norm_training; renorm takes the
         running statistics as they are before the batch's step, of which there is one, from the whole batch's moments.
     nan_policy: of a batch with NaN or Inf, where its statistics are taken. "propagate": its features become NaN, and
@@ -101,7 +101,7 @@ class BatchNorm(_core.LayerBase, Switches, Options, Conversions):
     @activation.setter
     def activation(self, value):
         self._activation = _activation.parse(value)
-        self._choose_way()
+        self._set_activation(self._activation.code, self._activation.slope, _extras.alone(self._activation))
 
     @property
     def eps(self):
@@ -226,10 +226,11 @@ class BatchNorm(_core.LayerBase, Switches, Options, Conversions):
     def forward(self, x, *, residual=None, mask=None, weights=None, lengths=None, out=None, update=True):
         """Normalizes x: y = act(bn(x) + residual); in training mode also updates the moving averages. bn(x) is the same.
 
-        x: float32 or float64 array with C entries on the layer's axis, at least 2 dimensions. residual: array of x's shape.
-        mask, weights, lengths: how much the entries count in the batch's statistics, see batch_norm_training; where the
-        running statistics normalize they only matter for an update. out: array of x's shape and dtype to write to, which may be
-        x. update=False: leaves the moving averages alone, once. Returns y, of x's shape and dtype.
+        x: float32, float64, float16 or bfloat16 array with C entries on the layer's axis, at least 2 dimensions.
+        residual: array of x's shape. mask, weights, lengths: how much the entries count in the batch's statistics, see
+        batch_norm_training; where the running statistics normalize they only matter for an update. out: array of x's shape and
+        dtype to write to, which may be x. update=False: leaves the moving averages alone, once. Returns y, of x's shape and
+        dtype.
         An empty batch changes nothing. With one value per feature, training gives y = beta, leaves the moving averages
         alone and warns once.
         Raises TypeError, ValueError.
@@ -394,10 +395,11 @@ class BatchNorm(_core.LayerBase, Switches, Options, Conversions):
             setattr(self, name, value)
         self._set_keeps_input(keeps_input)
         self._set_arrays(**arrays)
+        self.activation = self.activation
         self._choose_way()
 
     def _choose_way(self):
-        plain = self._follows_the_mode() and self._trains_plainly() and self._activation.name is None
+        plain = self._follows_the_mode() and self._trains_plainly()
         self._enable_fast_path(type(self).forward is BatchNorm.forward and plain)
 
     def __copy__(self):

@@ -18,7 +18,9 @@ cdef class LayerBase:
     cdef object batch          # of the last training forward call: the rows of its Saved, its Moments, or None
     cdef int64_t batch_count   # with rows: the entries of each feature
     cdef bint keeps_input  # for a backward through the inference
-    cdef double eps_value
+    cdef double eps_value, activation_slope
+    cdef fastbn_activation activation_code
+    cdef object act
     cdef int axis_number   # meaningful where it is one axis
     cdef bint takes_fast_path, one_axis, is_double
 
@@ -38,6 +40,7 @@ cdef class LayerBase:
         if call.shape.c != self.num_features:
             return None
         call.eps, call.threads = self.eps_value, 0
+        call.activation, call.slope = self.activation_code, self.activation_slope
         if self.training:
             return self.fast_training(&call, <cnp.ndarray> x, out)
         return None if self.keeps_input else self.fast_inference(&call, <cnp.ndarray> x, out)
@@ -60,6 +63,7 @@ cdef class LayerBase:
             return None
         y = target_of(out, x)
         saved = train(call, x, self.gamma_array, self.beta_array, y)
+        saved.extras = self.act
         self._saved, self.batch, self.batch_count = saved, saved.rows, count
         if self.mean_array is not None:
             self.update_running(saved, count)
@@ -91,7 +95,7 @@ cdef class LayerBase:
         if not self.takes_fast_path or not isinstance(self._saved, Saved):
             return None
         saved = <Saved> self._saved
-        if saved.gradient_kind != self.kind():  # x's, where the layer has no gamma
+        if saved.gradient_kind != self.kind():  # by x, where the layer has no gamma
             return None
         found = gradients(saved, dy, out, self.gamma_array is not None, self.beta_array is not None, 0)
         if found is None:
@@ -109,6 +113,10 @@ cdef class LayerBase:
         """None where there are several."""
         self.one_axis = axis is not None
         self.axis_number = axis if axis is not None else 0
+
+    def _set_activation(self, int code, double slope, act):
+        """act: the Extras of calls with it alone, or None."""
+        self.activation_code, self.activation_slope, self.act = <fastbn_activation> code, slope, act
 
     def _set_keeps_input(self, bint on):
         self.keeps_input = on

@@ -38,8 +38,8 @@ cdef bint is_kept(size_t nbytes):
 
 
 cdef cnp.ndarray new_result(int ndim, cnp.npy_intp *shape, int kind):
-    """A C-contiguous array of unknown content."""
-    cdef size_t nbytes = 8 if kind == cnp.NPY_FLOAT64 else 4
+    """A C-contiguous array of unknown content. kind: NumPy's number of a type of data."""
+    cdef size_t nbytes = 8 if kind == cnp.NPY_FLOAT64 else 4 if kind == cnp.NPY_FLOAT32 else 2
     cdef int i
     for i in range(ndim):
         nbytes *= shape[i]
@@ -52,15 +52,15 @@ cdef cnp.ndarray new_result(int ndim, cnp.npy_intp *shape, int kind):
         cnp.PyDataMem_SetHandler(before)
 
 
-def empty(tuple shape not None, bint is_float64):
-    """numpy.empty for a result."""
+def empty(tuple shape not None, int kind):
+    """numpy.empty for a result; kind: dtype.num of a type of data."""
     cdef cnp.npy_intp[3] lengths
     cdef int i
     if len(shape) != 3:
         raise ValueError(f"shape is {shape}, expected (n, c, s)")
     for i in range(3):
         lengths[i] = shape[i]
-    return new_result(3, lengths, cnp.NPY_FLOAT64 if is_float64 else cnp.NPY_FLOAT32)
+    return new_result(3, lengths, kind)
 
 
 def set_output_cache(size_t nbytes):

@@ -15,6 +15,8 @@ cdef struct plain_call:
     double eps
     int axis  # not negative
     int threads
+    fastbn_activation activation
+    double slope
 
 
 # ---- numbers ----
@@ -43,11 +45,49 @@ cdef bint read_eps(object eps, double *number) noexcept:
 
 # ---- arrays ----
 
+cdef int bfloat16_kind = -1  # NumPy's number of the type, known once an array of it was seen
+
+
+cdef bint is_bfloat16(cnp.ndarray a) noexcept:
+    """By the name of the type, which other packages add to NumPy; none of them is imported."""
+    global bfloat16_kind
+    cdef int kind = cnp.PyArray_TYPE(a)
+    if kind == bfloat16_kind:
+        return True
+    if not cnp.PyTypeNum_ISUSERDEF(kind) or cnp.PyArray_ITEMSIZE(a) != 2:
+        return False
+    try:
+        if a.dtype.name != "bfloat16":
+            return False
+    except Exception:
+        return False
+    bfloat16_kind = kind
+    return True
+
+
+cdef bint read_dtype(cnp.ndarray a, fastbn_dtype *dtype) noexcept:
+    """The type of data, if it is one of the C core's."""
+    cdef int kind = cnp.PyArray_TYPE(a)
+    if kind == cnp.NPY_FLOAT32:
+        dtype[0] = FASTBN_FLOAT32
+    elif kind == cnp.NPY_FLOAT64:
+        dtype[0] = FASTBN_FLOAT64
+    elif kind == cnp.NPY_FLOAT16:
+        dtype[0] = FASTBN_FLOAT16
+    elif is_bfloat16(a):
+        dtype[0] = FASTBN_BFLOAT16
+    else:
+        return False
+    return True
+
+
 cdef bint is_real(int kind) noexcept:
+    """Whether parameters may have this type."""
     return kind == cnp.NPY_FLOAT32 or kind == cnp.NPY_FLOAT64
 
 
 cdef fastbn_dtype dtype_of_kind(int kind) noexcept:
+    """Of parameters."""
     return FASTBN_FLOAT32 if kind == cnp.NPY_FLOAT32 else FASTBN_FLOAT64
 
 
@@ -79,7 +119,7 @@ cdef bint read_data(object x, int axis, plain_call *call) noexcept:
     ndim = cnp.PyArray_NDIM(a)
     if axis < 0:
         axis += ndim
-    if ndim < 2 or axis < 0 or axis >= ndim or not is_real(cnp.PyArray_TYPE(a)) or cnp.PyArray_SIZE(a) == 0:
+    if ndim < 2 or axis < 0 or axis >= ndim or not read_dtype(a, &shape.dtype) or cnp.PyArray_SIZE(a) == 0:
         return False
     shape.n = shape.s = 1
     shape.c = cnp.PyArray_DIM(a, axis)
@@ -87,13 +127,13 @@ cdef bint read_data(object x, int axis, plain_call *call) noexcept:
         shape.n *= cnp.PyArray_DIM(a, i)
     for i in range(axis + 1, ndim):
         shape.s *= cnp.PyArray_DIM(a, i)
-    shape.dtype = dtype_of_kind(cnp.PyArray_TYPE(a))
     call.axis = axis
     return True
 
 
 cdef bint read_call(object x, object axis, object num_threads, plain_call *call) noexcept:
     cdef int number
+    call.activation, call.slope = FASTBN_IDENTITY, 0
     return (read_whole(axis, -64, 63, &number) and read_data(x, number, call)
             and read_threads(num_threads, &call.threads))
 

@@ -21,22 +21,30 @@ cdef int infer(const plain_call *call, cnp.ndarray x, cnp.ndarray y, object mean
     cdef fastbn_params params
     params.gamma, params.beta = data_or_null(gamma), data_or_null(beta)
     params.dtype = dtype_of_kind(cnp.PyArray_TYPE(<cnp.ndarray> mean))
-    params.activation, params.slope, params.extra = FASTBN_IDENTITY, 0, NULL
+    params.activation, params.slope, params.extra = call.activation, call.slope, NULL
     return call_inference(&call.shape, packed_input(&call.shape, x), data_or_null(mean), data_or_null(var), &params,
                           call.eps, packed_output(&call.shape, y), call.threads)
 
 
 @cython.binding(False)
-def plain_inference(x, mean, var, gamma, beta, eps, axis, out, num_threads):
+def plain_inference(x, mean, var, gamma, beta, eps, axis, out, num_threads, act):
+    """act: None, or an _extras.Extras with an activation alone."""
     cdef plain_call call
     cdef cnp.ndarray y
     if not read_call(x, axis, num_threads, &call) or not read_eps(eps, &call.eps):
         return None
+    read_activation(act, &call)
     if not can_infer(&call, <cnp.ndarray> x, mean, var, gamma, beta, out):
         return None
     y = target_of(out, <cnp.ndarray> x)
     infer(&call, <cnp.ndarray> x, y, mean, var, gamma, beta)
     return y
+
+
+cdef int read_activation(object act, plain_call *call) except -1:
+    if act is not None:
+        call.activation, call.slope = <fastbn_activation> <int> act.activation.code, act.activation.slope
+    return 0
 
 
 cdef bint can_train(const plain_call *call, cnp.ndarray x, object gamma, object beta, object out) noexcept:
@@ -51,30 +59,36 @@ cdef Saved train(const plain_call *call, cnp.ndarray x, object gamma, object bet
     saved.axis = call.axis
     saved.take(x, call.shape.c, gamma, beta, False, is_same_memory(y, x))
     params = saved.params()
+    params.activation, params.slope = saved.activation, saved.slope = call.activation, call.slope
     call_training(&call.shape, packed_input(&call.shape, x), &params, call.eps, packed_output(&call.shape, y),
                   saved.row(MEAN), saved.row(VAR), saved.row(RSTD), call.threads)
     return saved
 
 
 @cython.binding(False)
-def plain_training(x, gamma, beta, eps, axis, out, num_threads):
+def plain_training(x, gamma, beta, eps, axis, out, num_threads, act):
+    """act: as above."""
     cdef plain_call call
     cdef cnp.ndarray y
+    cdef Saved saved
     if not read_call(x, axis, num_threads, &call) or not read_eps(eps, &call.eps):
         return None
     if not can_train(&call, <cnp.ndarray> x, gamma, beta, out):
         return None
+    read_activation(act, &call)
     y = target_of(out, <cnp.ndarray> x)
-    return y, train(&call, <cnp.ndarray> x, gamma, beta, y)
+    saved = train(&call, <cnp.ndarray> x, gamma, beta, y)
+    saved.extras = act
+    return y, saved
 
 
-cdef object gamma_for_gradient(Saved saved, const void **data):
-    """gamma in the type of the gradients: it came from that type, or there is none. Gives what holds the data."""
+cdef object for_gradient(Saved saved, int which, bint there, const void **data):
+    """gamma or beta in the type of the gradients: it came from that type, or there is none. Gives what holds the data."""
     cdef cnp.ndarray narrow
     cdef cnp.npy_intp i, c = cnp.PyArray_DIM(saved.rows, 1)
-    cdef const double *wide = saved.row(GAMMA)
-    data[0] = wide if saved.has_gamma else NULL
-    if not saved.has_gamma or saved.gradient_kind == cnp.NPY_FLOAT64:
+    cdef const double *wide = saved.row(which)
+    data[0] = wide if there else NULL
+    if not there or saved.gradient_kind == cnp.NPY_FLOAT64:
         return saved
     narrow = new_vector(c, cnp.NPY_FLOAT32)
     data[0] = cnp.PyArray_DATA(narrow)
@@ -88,23 +102,24 @@ cdef tuple gradients(Saved saved, object dy, object out, bint wants_dgamma, bint
     cdef plain_call call
     cdef fastbn_params params
     cdef cnp.ndarray dx
-    cdef object dgamma = None, dbeta = None, holder
-    cdef bint uses_x
-    if saved.holds_y or saved.extras is not None or saved.axis < 0 or not read_data(saved.x, saved.axis, &call):
+    cdef object dgamma = None, dbeta = None, gamma, beta
+    cdef bint acts = saved.activation != FASTBN_IDENTITY, uses_x
+    if saved.holds_y or (saved.extras is not None and not acts) or saved.axis < 0 or not read_data(saved.x, saved.axis, &call):
         return None
     if call.shape.c != cnp.PyArray_DIM(saved.rows, 1) or not are_alike(saved.x, dy):
         return None
     if not fits(out, saved.x) or not fits(out, <cnp.ndarray> dy):
         return None
-    holder = gamma_for_gradient(saved, &params.gamma)
-    params.beta, params.dtype = NULL, dtype_of_kind(saved.gradient_kind)
-    params.activation, params.slope, params.extra = FASTBN_IDENTITY, 0, NULL
+    gamma = for_gradient(saved, GAMMA, saved.has_gamma, &params.gamma)
+    beta = for_gradient(saved, BETA, acts and saved.has_beta, &params.beta)
+    params.dtype = dtype_of_kind(saved.gradient_kind)
+    params.activation, params.slope, params.extra = saved.activation, saved.slope, NULL
     if wants_dgamma:
         dgamma = new_vector(call.shape.c, saved.gradient_kind)
     if wants_dbeta:
         dbeta = new_vector(call.shape.c, saved.gradient_kind)
     dx = target_of(out, saved.x)
-    uses_x = wants_dgamma or not saved.frozen
+    uses_x = wants_dgamma or acts or not saved.frozen
     call_backward(&call.shape, packed_input(&call.shape, saved.x if uses_x else None),
                   packed_input(&call.shape, dy), &params, saved.row(MEAN), saved.row(RSTD), saved.frozen,
                   packed_output(&call.shape, dx), <void *> data_or_null(dgamma), <void *> data_or_null(dbeta), threads)

@@ -32,6 +32,8 @@ cdef class Saved:
     cdef cnp.ndarray rows    # (SAVED_ROWS, C), float64, in one allocation; a view of a row is made when asked for
     cdef bint has_gamma, has_beta
     cdef public object extras  # what else the call had, an _extras.Extras; None: nothing
+    cdef fastbn_activation activation  # where that is an activation alone, it: then the short way knows all
+    cdef double slope
     cdef int gradient_kind   # NumPy's number of the type that dgamma and dbeta get
     cdef int axis            # -1 where there are several: then they are in `several`
     cdef tuple several
@@ -52,6 +54,8 @@ cdef class Saved:
         self.x, self.frozen, self.holds_y = x, frozen, in_place
         self.has_gamma, self.has_beta = gamma is not None, beta is not None
         self.gradient_kind = cnp.PyArray_TYPE(<cnp.ndarray> gamma if gamma is not None else x)
+        if not is_real(self.gradient_kind):
+            self.gradient_kind = cnp.NPY_FLOAT32  # half data, which have float32 parameters
         widen(gamma, self.row(GAMMA))
         widen(beta, self.row(BETA))
         return 0

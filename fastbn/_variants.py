@@ -99,7 +99,7 @@ def train(x, axes, gamma, beta, eps, out, threads, variant, more):
               "running_var": variant.running_var, "residual": more.extras.residual}
     more.extras.refuse_overwriting(out)
     y = target_for(out, x, axes, inputs)[1]
-    narrow = (x if gamma is None else gamma).dtype == np.float32
+    narrow = (x if gamma is None else gamma).dtype != np.float64
     if variant.ghost_batch_size is not None:  # so that the slices' gradients are float64
         gamma = np.ones(_count_features(x, axes)) if gamma is None else gamma.astype(np.float64)
     settings = {"eps": eps, "axis": axes if len(axes) > 1 else axes[0], "num_threads": threads or None}

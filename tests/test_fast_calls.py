@@ -120,7 +120,7 @@ def test_gamma_and_beta_may_differ_in_type(rng):
     wide = beta.astype(np.float64)
     call = lambda: digest(fastbn.batch_norm_training(x, gamma, wide))
     assert in_short(call) == in_general(call)
-    assert _core.plain_inference(x, mean, var, gamma, wide, 1e-5, 1, None, None) is None
+    assert _core.plain_inference(x, mean, var, gamma, wide, 1e-5, 1, None, None, None) is None
     call = lambda: digest(fastbn.batch_norm_inference(x, mean, var, gamma, wide))
     assert call() == in_general(call)
 
@@ -186,8 +186,8 @@ def test_other_data_goes_the_general_way(rng, kind):
         other = DATA[kind](plain)
     gamma, beta, mean, var = vectors(rng, 5)
     _, saved = fastbn.batch_norm_training(plain, gamma, beta)
-    assert _core.plain_inference(other, mean, var, gamma, beta, 1e-5, 1, None, None) is None
-    assert _core.plain_training(other, gamma, beta, 1e-5, 1, None, None) is None
+    assert _core.plain_inference(other, mean, var, gamma, beta, 1e-5, 1, None, None, None) is None
+    assert _core.plain_training(other, gamma, beta, 1e-5, 1, None, None, None) is None
     assert _core.plain_moments(other, 1, None) is None
     assert _core.plain_backward(other, saved, None, None) is None
     for call in (lambda: fastbn.batch_norm_inference(other, mean, var, gamma, beta),
@@ -203,10 +203,10 @@ def test_other_parameters_go_the_general_way(rng, kind):
         gamma, beta, mean, var = [KINDS[kind](a) if i == j else a for j, a in enumerate(plain)]
         inference = lambda: fastbn.batch_norm_inference(x, mean, var, gamma, beta)
         training = lambda: fastbn.batch_norm_training(x, gamma, beta)
-        assert _core.plain_inference(x, mean, var, gamma, beta, 1e-5, 1, None, None) is None
+        assert _core.plain_inference(x, mean, var, gamma, beta, 1e-5, 1, None, None, None) is None
         assert outcome(inference) == outcome(lambda: in_general(inference))
         if i < 2:
-            assert _core.plain_training(x, gamma, beta, 1e-5, 1, None, None) is None
+            assert _core.plain_training(x, gamma, beta, 1e-5, 1, None, None, None) is None
             assert outcome(training) == outcome(lambda: in_general(training))
 
 
@@ -230,8 +230,8 @@ def test_other_settings_go_the_general_way(rng, setting):
     x, (gamma, beta, mean, var) = batch(rng, (6, 5)), vectors(rng, 5)
     all_settings = {"eps": 1e-5, "axis": 1, "num_threads": None, **setting}
     eps, axis, threads = all_settings.values()
-    assert _core.plain_inference(x, mean, var, gamma, beta, eps, axis, None, threads) is None
-    assert _core.plain_training(x, gamma, beta, eps, axis, None, threads) is None
+    assert _core.plain_inference(x, mean, var, gamma, beta, eps, axis, None, threads, None) is None
+    assert _core.plain_training(x, gamma, beta, eps, axis, None, threads, None) is None
     calls = [lambda: fastbn.batch_norm_inference(x, mean, var, gamma, beta, **setting),
              lambda: fastbn.batch_norm_training(x, gamma, beta, **setting)]
     if "eps" not in setting:
@@ -286,8 +286,8 @@ def test_other_outs_go_the_general_way(rng, kind):
         out = OUTS[kind](x)
         return outcome(lambda: function(*args, out=out)), np.asarray(out).tobytes() if out is not x else b""
 
-    assert _core.plain_inference(x, mean, var, gamma, beta, 1e-5, 1, OUTS[kind](x), None) is None
-    assert _core.plain_training(x, gamma, beta, 1e-5, 1, OUTS[kind](x), None) is None
+    assert _core.plain_inference(x, mean, var, gamma, beta, 1e-5, 1, OUTS[kind](x), None, None) is None
+    assert _core.plain_training(x, gamma, beta, 1e-5, 1, OUTS[kind](x), None, None) is None
     assert _core.plain_backward(x, saved, OUTS[kind](x), None) is None
     for args in ((fastbn.batch_norm_inference, x, mean, var, gamma, beta), (fastbn.batch_norm_training, x, gamma, beta),
                  (fastbn.batch_norm_backward, x, saved)):

@@ -52,7 +52,7 @@ class Fastbn:
         return Work(_EXPRESSIONS[case.operation].format(", out=out" if output == "out=" else ""), names)
 
     def _layer(self, case, data):
-        bn = self.fastbn.BatchNorm(case.features, axis=case.axis, eps=EPS, dtype=data.x.dtype).eval()
+        bn = self.fastbn.BatchNorm(case.features, axis=case.axis, eps=EPS, dtype=data.gamma.dtype).eval()
         for name, values in (("gamma", "gamma"), ("beta", "beta"), ("running_mean", "mean"), ("running_var", "var")):
             getattr(bn, name)[...] = getattr(data, values)
         return bn

@@ -26,7 +26,8 @@ class NumPy:
         yield
 
     def can(self, case, output):
-        return output in case.outputs and (case.operation != "call" or case.layout == "table")
+        """Not half types, which it computes number by number."""
+        return output in case.outputs and not case.is_half and (case.operation != "call" or case.layout == "table")
 
     def work(self, case, data, output, threads):
         view = (case.shape[0], case.features, -1) if case.layout == "first" else (-1, case.features)

@@ -28,7 +28,7 @@ class OnnxRuntime:
         yield
 
     def can(self, case, output):
-        return case.operation == "inference" and case.layout != "last"
+        return case.operation == "inference" and case.layout != "last" and not case.is_half
 
     def _model(self, case, data):
         helper, numpy_helper = self.onnx.helper, self.onnx.numpy_helper

@@ -29,7 +29,8 @@ class ScikitLearn:
 
     def can(self, case, output):
         """It takes tables, so channels-last by a view; it has no out=, only copy=False in place."""
-        return case.operation in ("inference", "moments") and case.layout != "first" and output == "fresh"
+        return (case.operation in ("inference", "moments") and case.layout != "first" and output == "fresh"
+                and not case.is_half)
 
     def work(self, case, data, output, threads):
         x = data.x.reshape(-1, case.features)

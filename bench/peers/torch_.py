@@ -7,6 +7,8 @@ tensor and copies, which is no out=.
 """
 from contextlib import contextmanager
 
+import numpy as np
+
 from bench.cases import EPS
 from bench.peers.work import Work
 
@@ -48,8 +50,17 @@ class Torch:
         """Channels-last is memory_format=torch.channels_last: shape (N, C, H, W), the memory of an axis=-1 array."""
         if case.layout == "last" and array.ndim == 3:
             array = array[:, None]  # that format has no one-dimensional form
-        tensor = self.torch.from_numpy(array)
+        tensor = self._from_numpy(array)
         return tensor.movedim(-1, 1) if case.layout == "last" and tensor.ndim > 1 else tensor
+
+    def _from_numpy(self, array):
+        """On the array's memory; NumPy's bfloat16 is a stranger to PyTorch, its bits are not."""
+        if array.dtype.name != "bfloat16":
+            return self.torch.from_numpy(array)
+        return self.torch.from_numpy(array.view(np.int16)).view(self.torch.bfloat16)
+
+    def _to_numpy(self, tensor):
+        return (tensor.float() if tensor.dtype == self.torch.bfloat16 else tensor).numpy()
 
     def work(self, case, data, output, threads):
         torch = self.torch
@@ -63,20 +74,21 @@ class Torch:
             _, names["mean"], names["rstd"] = torch.native_batch_norm(
                 names["x"], names["gamma"], names["beta"], None, None, True, 0.0, EPS)
         if output == "out=":
-            saved = [torch.empty(case.features if case.operation == "training" else 0, dtype=names["x"].dtype)
+            saved = [torch.empty(case.features if case.operation == "training" else 0, dtype=names["gamma"].dtype)
                      for _ in range(2)]
             names["out"] = (self._tensor(case, data.empty()), *saved)
         return Work(_EXPRESSIONS[case.operation].format(", out=out" if output == "out=" else ""), names)
 
     def _layer(self, case, names):
-        bn = self.torch.nn.BatchNorm1d(case.features, eps=EPS, dtype=names["x"].dtype).eval()
+        bn = self.torch.nn.BatchNorm1d(case.features, eps=EPS, dtype=names["gamma"].dtype).eval()
         state = {"weight": "gamma", "bias": "beta", "running_mean": "mean", "running_var": "var"}
         bn.load_state_dict({key: names[name] for key, name in state.items()}, strict=False)
         return bn
 
     def arrays(self, case, result):
         if case.operation == "moments":
-            return tuple(tensor.numpy() for tensor in result)
+            return tuple(self._to_numpy(tensor) for tensor in result)
         first = result if case.operation == "call" else result[0]
-        array = (first.movedim(1, -1) if case.layout == "last" else first).numpy().reshape(case.array_shape)
-        return (array, result[1].numpy(), result[2].numpy()) if case.operation == "backward" else (array,)
+        array = self._to_numpy(first.movedim(1, -1) if case.layout == "last" else first).reshape(case.array_shape)
+        gradients = tuple(map(self._to_numpy, result[1:3])) if case.operation == "backward" else ()
+        return (array, *gradients)

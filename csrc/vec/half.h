@@ -1,6 +1,6 @@
-/* half.h - float16 and bfloat16 by bit operations, one value at a time: exact to float, and back rounded to nearest even
- * with subnormals, overflow to Inf, and NaN that stays NaN. For machines without conversions, and where a single value
- * is wanted. After F. Giesen, "float->half variants" (2012). Choices are written so that compilers make vectors of loops.
+/* half.h - float16 and bfloat16 by bit operations, one value at a time: exact to float, and back rounded to nearest
+ * even, with subnormals; too large becomes Inf, and a NaN stays a NaN. For machines without conversions, and where a
+ * single value is wanted. After F. Giesen, "float->half variants" (2012). Compilers can make vectors of loops over them.
  */
 #ifndef FBN_HALF_H
 #define FBN_HALF_H

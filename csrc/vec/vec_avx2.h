@@ -264,7 +264,10 @@ static inline __m256 fbn_of_bf16(__m128i v)
 {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(v), 16));
 }
-static inline f32x16 f32x16_of_bf16(u16x16 v) { return (f32x16){fbn_of_bf16(fbn_low16(v)), fbn_of_bf16(fbn_high16(v))}; }
+static inline f32x16 f32x16_of_bf16(u16x16 v)
+{
+    return (f32x16){fbn_of_bf16(fbn_low16(v)), fbn_of_bf16(fbn_high16(v))};
+}
 /* In the lower half of each float. */
 static inline __m256i fbn_to_bf16(__m256 v)
 {

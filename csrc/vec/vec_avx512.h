@@ -123,9 +123,15 @@ static inline f64x8 f32x16_high(f32x16 v) { return _mm512_cvtps_pd(_mm512_extrac
 typedef __m256i u16x16;
 
 static inline u16x16 u16x16_load(const uint16_t *p) { return _mm256_loadu_si256((const __m256i *)p); }
-static inline u16x16 u16x16_load_part(const uint16_t *p, int64_t n) { return _mm256_maskz_loadu_epi16(fbn_mask16(n), p); }
+static inline u16x16 u16x16_load_part(const uint16_t *p, int64_t n)
+{
+    return _mm256_maskz_loadu_epi16(fbn_mask16(n), p);
+}
 static inline void u16x16_store(uint16_t *p, u16x16 v) { _mm256_storeu_si256((__m256i *)p, v); }
-static inline void u16x16_store_part(uint16_t *p, int64_t n, u16x16 v) { _mm256_mask_storeu_epi16(p, fbn_mask16(n), v); }
+static inline void u16x16_store_part(uint16_t *p, int64_t n, u16x16 v)
+{
+    _mm256_mask_storeu_epi16(p, fbn_mask16(n), v);
+}
 static inline void u16x16_stream(uint16_t *p, u16x16 v) { _mm256_stream_si256((__m256i *)p, v); }
 
 static inline f32x16 f32x16_of_f16(u16x16 v) { return _mm512_cvtph_ps(v); }
@@ -133,17 +139,27 @@ static inline u16x16 f32x16_to_f16(f32x16 v)
 {
     return _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
+/* The upper halves of 16 floats: word 2 i + 1 of 32. */
+static inline __m512i fbn_upper_words(void)
+{
+    return _mm512_setr_epi32(0x30001, 0x70005, 0xb0009, 0xf000d, 0x130011, 0x170015, 0x1b0019, 0x1f001d, 0, 0, 0, 0, 0,
+                             0, 0, 0);
+}
 static inline f32x16 f32x16_of_bf16(u16x16 v)
 {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(v), 16));
+    const __m512i words = _mm512_setr_epi32(0, 0x10000, 0x20000, 0x30000, 0x40000, 0x50000, 0x60000, 0x70000, 0x80000,
+                                            0x90000, 0xa0000, 0xb0000, 0xc0000, 0xd0000, 0xe0000, 0xf0000);
+    return _mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, words, _mm512_castsi256_si512(v)));
 }
+/* Half a unit is added, or a bit less where the last digit is even; then the upper half is the result. Of a NaN it is
+ * that of the NaN itself, made quiet (2 in fixupimm's table, for both kinds of NaN), as a carry would destroy it. */
 static inline u16x16 f32x16_to_bf16(f32x16 v)
 {
-    __m512i bits = _mm512_castps_si512(v), odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-    __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
-    __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
-    rounded = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x400000));
-    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
+    __m512i bits = _mm512_castps_si512(v), rounded = _mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff));
+    __mmask16 odd = _mm512_test_epi32_mask(bits, _mm512_set1_epi32(0x10000));
+    rounded = _mm512_mask_add_epi32(rounded, odd, rounded, _mm512_set1_epi32(1));
+    __m512 result = _mm512_fixupimm_ps(_mm512_castsi512_ps(rounded), v, _mm512_set1_epi32(0x22), 0);
+    return _mm512_castsi512_si256(_mm512_permutexvar_epi16(fbn_upper_words(), _mm512_castps_si512(result)));
 }
 
 #if defined(__GNUC__) /* gcc 12 takes a function that only calls _mm_prefetch for one without effect, and drops it */

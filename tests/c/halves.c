@@ -84,7 +84,7 @@ static int every_pattern(const struct fbn_kernels *kernels, fastbn_dtype dtype)
         if (value == value ? lanes[i] != value || !signbit(lanes[i]) != !signbit(value) : lanes[i] == lanes[i])
             failures += failure("%s: half type %d, pattern %04x becomes %.9g", kernels->isa, (int)dtype, i, lanes[i]);
         if (!same_half(dtype, back[i], x[i]))
-            failures += failure("%s: half type %d, pattern %04x comes back as %04x", kernels->isa, (int)dtype, i, back[i]);
+            failures += failure("%s: half type %d, %04x comes back as %04x", kernels->isa, (int)dtype, i, back[i]);
     }
     return failures;
 }
