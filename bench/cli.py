@@ -90,7 +90,7 @@ def make_parser():
     what.add_argument("--layouts", type=_words(LAYOUTS), default=LAYOUTS, metavar="A,B",
                       help=f"of {', '.join(LAYOUTS)} (channels-first, channels-last, (N, C) tables)")
     what.add_argument("--dtypes", type=_words(DTYPES), default=DTYPES[:1], metavar="A,B",
-                      help=f"of {', '.join(DTYPES)} (with float32 parameters; the last one needs ml_dtypes); default {DTYPES[0]}")
+                      help=f"of {', '.join(DTYPES)} (half types with float32 parameters); default {DTYPES[0]}")
     what.add_argument("--alignments", type=_words(ALIGNMENTS), metavar="A,B",
                       help="of numpy (as it allocates), 64 (whole cache lines); default: both, with --quick numpy")
     what.add_argument("--threads", type=_threads, default=("1", "all"), metavar="1,all")

@@ -7,7 +7,9 @@ Inputs come from integers, so they are the same everywhere. Every NaN counts as 
 """
 
 import argparse
+import contextlib
 import hashlib
+import importlib
 from itertools import combinations
 
 import numpy as np
@@ -48,6 +50,8 @@ WIDE = {
     "wide planes": ((4, 32, 400), 1, None),
     "wide planes small": ((17000, 8, 2, 2), 1, None),
 }
+# Half types take the paths of float32, but where vectors are aligned and how parts of them are loaded and stored.
+OF_HALVES = {*FEW, "rows odd", "rows unaligned", "planes 7x7", "channels last", "channels last few", "wide rows"}
 GROUPS = {"few": FEW, "all": {**FEW, **MORE, **WIDE}, "wide": WIDE}
 
 
@@ -61,12 +65,13 @@ def integers(seed, shape, dtype, offset=0):
 class Case:
     """One array of data and everything that an operation on it needs."""
 
-    def __init__(self, shape, axis, place, dtype):
+    def __init__(self, shape, axis, place, data_dtype):
         place = place or (lambda x: x)
         features = shape[axis]
+        dtype = np.float64 if data_dtype == np.float64 else np.float32
         self.axis, self.features, self.dtype = axis, features, dtype
-        self.x = place(integers(1, shape, dtype, offset=50000))
-        self.dy = place(integers(2, shape, dtype))
+        self.x = place(integers(1, shape, data_dtype, offset=50000))
+        self.dy = place(integers(2, shape, data_dtype))
         self.gamma = integers(3, features, dtype)
         self.beta = integers(4, features, dtype)
         self.mean = integers(5, features, dtype, offset=50000)
@@ -171,6 +176,15 @@ def digest(arrays):
     return total.hexdigest()
 
 
+def dtypes_for(label):
+    types = [np.float32, np.float64]
+    if label in OF_HALVES:
+        types.append(np.float16)
+        with contextlib.suppress(ImportError):
+            types.append(importlib.import_module("ml_dtypes").bfloat16)
+    return types
+
+
 def arguments():
     parser = argparse.ArgumentParser()
     parser.add_argument("--isa", help="force this instruction set (default: the library's own choice)")
@@ -185,7 +199,7 @@ def main():
         _core.set_isa(options.isa)
     _core.set_bytes_per_thread(0)
     for label, (shape, axis, place) in GROUPS[options.shapes].items():
-        for dtype in (np.float32, np.float64):
+        for dtype in dtypes_for(label):
             case = Case(shape, axis, place, dtype)
             for name, operation in operations_for(label).items():
                 for threads in map(int, options.threads.split(",")):

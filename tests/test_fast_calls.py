@@ -166,7 +166,9 @@ KINDS = {
     "another shape": lambda x: x.ravel()[:-1], "scalar": lambda x: 1.0,
     "object": lambda x: object(),
 }
-DATA = {**KINDS, "Fortran order": np.asfortranarray, "empty": lambda x: x[:0], "matrix": np.matrix}
+# Half types are for data, and go the short way.
+DATA = {**{name: make for name, make in KINDS.items() if name != "half"}, "Fortran order": np.asfortranarray,
+        "empty": lambda x: x[:0], "matrix": np.matrix, "swapped half": lambda x: x.astype(">f2")}
 
 
 def outcome(call):
@@ -532,8 +534,8 @@ def test_out_over_the_layer_is_refused(rng, name, training):
 
 
 @pytest.mark.parametrize("bad", [lambda x: x[:, :3], lambda x: x.astype(int), lambda x: x[0],
-                                 lambda x: x.astype(np.float16), lambda x: np.ma.array(x)],
-                         ids=["features", "integers", "one sample", "half", "masked"])
+                                 lambda x: x.astype(complex), lambda x: np.ma.array(x)],
+                         ids=["features", "integers", "one sample", "complex", "masked"])
 def test_a_rejected_call_keeps_the_layer_as_it_was(rng, bad):
     x, dy, outcomes = batch(rng, (6, 4)), batch(rng, (6, 4)), []
     for layer in layers(rng):

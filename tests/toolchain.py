@@ -71,7 +71,8 @@ def build_core_test(compiler: str, folder: Path, *, machine: str = MACHINE, opti
     def compile_one(item: tuple[Path, list[str]]) -> Path:
         source, flags = item
         target = folder / f"{source.stem}.o"
-        run([compiler, *COMMON_FLAGS, *options, *flags, f"-I{CSRC}", "-c", str(source), "-o", str(target)])
+        command = [compiler, *COMMON_FLAGS, *options, *flags, f"-I{CSRC}", "-c", str(source), "-o", str(target)]
+        run(command, timeout=1200)  # kernels under a sanitizer on a busy machine
         return target
 
     with ThreadPoolExecutor(min(2, os.cpu_count() or 1)) as pool:
