@@ -1,6 +1,7 @@
 """State in and out of other frameworks: round trips of arrays everywhere; against a framework itself, in inference and in
 further training, where it is installed. That nothing is imported on the way is seen in a process of its own.
 """
+import copy
 import importlib
 import os
 import subprocess
@@ -520,7 +521,8 @@ def test_keras_weights_that_are_refused(rng):
     for weights, config, message in (([a, a], None, "2 arrays, expected 4.*config"),
                                      ([a] * 4, {"scale": False}, "expected 3"),
                                      ({"gamma": a}, None, "expected moving_mean"),
-                                     ([a] * 4, {"renorm": True}, "renorm.*another way")):
+                                     ([a] * 4, {"renorm": True}, "4 arrays, expected 7.*renorm_stddev"),
+                                     ([a] * 7, {"renorm": True, "renorm_clipping": {"rmax": 3}}, "rmin 0.*1 / rmax")):
         with pytest.raises(ValueError, match=f"(?s){message}"):
             fastbn.BatchNorm.from_keras(weights, config)
     with pytest.raises(ValueError, match=r"axis is \(1, 2\)"):
@@ -528,6 +530,99 @@ def test_keras_weights_that_are_refused(rng):
     weights = {"moving_mean": a, "moving_variance": a}
     bn = fastbn.BatchNorm.from_keras(weights, {"axis": [3]})
     assert bn.gamma is None and bn.beta is None and bn.axis == 3
+
+
+KERAS_RENORM = {"renorm": True, "renorm_clipping": {"rmax": 3.0, "rmin": 1 / 3, "dmax": 5.0}}
+
+
+@pytest.mark.parametrize("clipping, limits", [(KERAS_RENORM["renorm_clipping"], (3, 5)), (None, (np.inf, np.inf)),
+                                              ({"rmin": 0.5, "rmax": 2.0}, (2, np.inf))])
+def test_keras_renorm_by_weights(rng, clipping, limits):
+    a = [rng.uniform(0.5, 2, 5).astype(np.float32) for _ in range(7)]
+    config = {"renorm": True, "renorm_clipping": clipping}
+    bn = fastbn.BatchNorm.from_keras(a, config)
+    names = ("gamma", "beta", "moving_mean", "moving_variance", "moving_stddev", "renorm_mean", "renorm_stddev")
+    for got in (bn, fastbn.BatchNorm.from_keras(dict(zip(names, a)), config)):
+        assert got.renorm == limits
+        for name, value in zip(ARRAYS, a):
+            np.testing.assert_array_equal(getattr(got, name), value)
+    weights, back = bn.to_keras()
+    assert (back["renorm"], back["renorm_momentum"]) == (True, 0.99)
+    assert fastbn.BatchNorm.from_keras(weights, back).renorm == limits
+    std = np.sqrt(a[3] + np.float32(1e-3))
+    for ours, theirs in zip(weights, [*a[:4], std, a[2], std], strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_keras_averages_of_another_momentum_warn(rng):
+    a = [np.ones(5, np.float32)] * 7
+    with pytest.warns(UserWarning, match="renorm_momentum is 0.9 and momentum 0.99") as caught:
+        fastbn.BatchNorm.from_keras(a, {**KERAS_RENORM, "renorm_momentum": 0.9})
+    assert caught[0].filename == __file__
+
+
+def keras_with_renorm(keras, **keywords):
+    try:
+        return keras_layer(keras, **KERAS_RENORM, **keywords)
+    except (TypeError, ValueError):
+        pytest.skip("this Keras has no renorm")
+
+
+def test_keras_renorm_there_and_back(keras):
+    """For one step r and d come from the same averages."""
+    layer = keras_with_renorm(keras, momentum=0.8, renorm_momentum=0.8)
+    bn = fastbn.BatchNorm.from_keras(layer)
+    assert bn.renorm == fastbn.BatchNorm.from_keras(layer.get_weights(), layer.get_config()).renorm == (3, 5)
+    filled = bn.to_keras(keras_with_renorm(keras))
+    weights, config = bn.to_keras()
+    made = keras.layers.BatchNormalization(**config)
+    made.build((None, 4, 4, 5))
+    made.set_weights(weights)
+    x = np.random.default_rng(0).standard_normal((6, 4, 4, 5)).astype(np.float32)
+    y = copy.copy(bn).eval()(x), bn(x)
+    for target in (filled, made):
+        assert target.renorm_clipping == KERAS_RENORM["renorm_clipping"] and target.renorm_momentum == 0.8
+        for ours, training in zip(y, (False, True)):
+            theirs = keras.ops.convert_to_numpy(target(x, training=training))
+            np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=2e-5)
+        np.testing.assert_allclose(bn.running_mean, np.asarray(target.moving_mean), rtol=1e-5, atol=1e-5)
+
+
+def test_keras_targets_with_another_renorm_warn(rng, keras):
+    plain, renormed = keras_layer(keras), keras_with_renorm(keras)
+    with pytest.warns(UserWarning, match="renorm=.* is lost.*Keras"):
+        trained(rng, renorm=(3, 5)).to_keras(plain)
+    bn = trained(rng)
+    with pytest.warns(UserWarning, match="target has renorm"):
+        bn.to_keras(renormed)
+    np.testing.assert_allclose(renormed.moving_stddev, np.sqrt(bn.running_var + 1e-5), rtol=1e-5)
+
+
+# --- What others do not have ------------------------------------------------------------------------------------------
+
+OUT = {"PyTorch": lambda bn: bn.to_torch(), "Keras": lambda bn: bn.to_keras(), "Flax": lambda bn: bn.to_flax(),
+       "ONNX": lambda bn: bn.to_onnx(), "Chainer": lambda bn: bn.to_chainer()}
+
+
+@pytest.mark.parametrize("name", OUT)
+def test_training_that_others_do_not_have_warns(rng, name):
+    for options in ({"ghost_batch_size": 4}, {"renorm": (3, 5)}):
+        bn = trained(rng, **options)
+        if name == "Keras" and "renorm" in options:
+            OUT[name](bn)  # it has that
+        else:
+            with pytest.warns(UserWarning, match=f"{[*options][0]}=.* is lost: {name}") as caught:
+                OUT[name](bn)
+            assert caught[0].filename == __file__
+        OUT[name](bn.eval())  # inference is the same
+
+
+@pytest.mark.parametrize("name", OUT)
+def test_inference_by_the_batch_is_refused(rng, name):
+    bn = trained(rng)
+    bn.use_batch_stats = True
+    with pytest.raises(ValueError, match=f"use_batch_stats is True.*{name}"):
+        OUT[name](bn)
 
 
 # --- Flax -------------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """What all conversions share: a layer out of a framework's arrays and settings, and a layer's arrays into a target."""
 import decimal
 import math
+import warnings
 
 import numpy as np
 
@@ -91,6 +92,21 @@ def require_statistics(layer, framework):
     if layer.running_mean is None:
         raise RuntimeError("this layer has no running statistics (track_running_stats=False), which a batch norm of "
                            f"{framework} always has")
+
+
+def check_training(layer, framework, renorm=False):
+    """Refuses a layer whose inference would be another there; of one in training mode, warns of training that would.
+
+    renorm: whether the framework's layer has renormalization too.
+    """
+    if layer.use_batch_stats and layer.running_mean is not None:
+        raise ValueError("use_batch_stats is True: inference takes the batch's statistics, which would be lost; set it "
+                         f"to None first, for the running statistics that a batch norm of {framework} takes")
+    lost = [f"ghost_batch_size={layer.ghost_batch_size}"] * (layer.ghost_batch_size is not None)
+    lost += [f"renorm={layer.renorm}"] * (layer.renorm is not None and not renorm)
+    if lost and layer.training:
+        warnings.warn(f"{' and '.join(lost)} is lost: {framework} has no such thing here, and would train on by the "
+                      "statistics of whole batches; inference is the same", UserWarning, stacklevel=3)
 
 
 def require_momentum(layer, framework):

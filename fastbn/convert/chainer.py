@@ -1,7 +1,7 @@
 """Chainer: chainer.links.BatchNormalization, or a dict of its arrays."""
 import numpy as np
 
-from ._common import build, missing, outgoing, pairs, prefixed, require_statistics
+from ._common import build, check_training, missing, outgoing, pairs, prefixed, require_statistics
 
 _NAMES = {"gamma": "gamma", "beta": "beta", "running_mean": "avg_mean", "running_var": "avg_var"}
 _DEFAULTS = {"axis": 1, "eps": 2e-5, "momentum": 0.9, "ddof": 1}
@@ -86,12 +86,13 @@ def to_chainer(self, target=None, *, prefix=""):
     decay is momentum; where that is None, a cumulative average, N is num_batches_tracked, a link keeps its decay, and
     calls with finetune=True continue the average; else N is 0. Chainer always takes the unbiased variance, so a layer
     with ddof=0 is converted exactly for inference, but its avg_var would grow on by N / (N - 1) larger batch variances
-    there.
+    there. A layer in training mode with ghost batches or renormalization warns: Chainer's link has neither.
 
     Raises TypeError, ValueError (shapes, switches; the target is as it was), RuntimeError (no running statistics).
     Source: Chainer, chainer/links/normalization/batch_normalization.py.
     """
     require_statistics(self, "Chainer")
+    check_training(self, "Chainer")
     seen = self.num_batches_tracked if self.momentum is None else 0
     if target is not None:
         return _fill(self, target, prefix, seen)

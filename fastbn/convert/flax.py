@@ -3,7 +3,7 @@ import sys
 
 import numpy as np
 
-from ._common import build, outgoing, pairs, require_momentum, require_statistics
+from ._common import build, check_training, outgoing, pairs, require_momentum, require_statistics
 
 _NAMES = {"gamma": "scale", "beta": "bias", "running_mean": "mean", "running_var": "var"}
 _COLLECTIONS = {"scale": "params", "bias": "params", "mean": "batch_stats", "var": "batch_stats"}
@@ -99,13 +99,15 @@ def to_flax(self, target=None, *, prefix=""):
     prefix: the layer's path in the network's variables: "encoder/BatchNorm_0".
 
     momentum and eps are the same in both. Flax always takes the biased variance, so a layer with ddof=1 is converted
-    exactly for inference, but its var would grow on by batch variances smaller by (N - 1) / N there.
+    exactly for inference, but its var would grow on by batch variances smaller by (N - 1) / N there. A
+    layer in training mode with ghost batches or renormalization warns: Flax has neither.
 
     Raises TypeError, ValueError (an nnx.BatchNorm where momentum is None; shapes, switches; the target is as it was),
     RuntimeError (no running statistics).
     Source: Flax, flax/linen/normalization.py, flax/nnx/nn/normalization.py.
     """
     require_statistics(self, "Flax")
+    check_training(self, "Flax")
     if target is not None:
         return _fill(self, target, prefix)
     variables = {"params": {}, "batch_stats": {}}

@@ -2,7 +2,7 @@
 import numpy as np
 
 from .. import _checks
-from ._common import build, require_statistics
+from ._common import build, check_training, require_statistics
 
 _NAMES = {"gamma": "scale", "beta": "B", "running_mean": "mean", "running_var": "var"}
 _DEFAULTS = {"epsilon": 1e-5, "momentum": 0.9}
@@ -127,12 +127,14 @@ def to_onnx(self, *, opset=15):
     momentum and eps are the same in both (a node rounds them to float32); where momentum is None, a cumulative average,
     an inference node gets none, as it needs none. ONNX takes the biased variance, so a layer with ddof=1 is converted
     exactly for inference, but its running variance would grow on by batch variances smaller by (N - 1) / N there.
+    A layer in training mode with ghost batches or renormalization warns: ONNX has neither.
 
     Raises TypeError, ValueError (opset; an axis other than 1, since the operator has its features there; momentum None
     in training mode), RuntimeError (no running statistics).
     Source: ONNX, docs/Changelog.md, BatchNormalization-7, -9, -14 and -15.
     """
     require_statistics(self, "ONNX")
+    check_training(self, "ONNX")
     opset = _opset(None, opset)
     if self.axis != 1:
         raise ValueError(f"axis is {self.axis}, expected 1: BatchNormalization has its features there; put a "

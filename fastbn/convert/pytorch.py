@@ -6,7 +6,7 @@ import numpy as np
 
 from . import safetensors
 from ._arrays import belongs
-from ._common import build, complement, missing, outgoing, pairs, prefixed
+from ._common import build, check_training, complement, missing, outgoing, pairs, prefixed
 
 _NAMES = {"gamma": "weight", "beta": "bias", "running_mean": "running_mean", "running_var": "running_var"}
 _COUNTER = "num_batches_tracked"
@@ -93,12 +93,14 @@ def to_torch(self, target=None, prefix=""):
 
     momentum = 1 - ours (0.9 -> 0.1), None stays None. A dict and a file hold no eps and momentum: give them to the
     module. PyTorch always takes the unbiased variance, so a layer with ddof=0 is converted exactly for inference, but
-    its running_var would grow on by N / (N - 1) larger batch variances there.
+    its running_var would grow on by N / (N - 1) larger batch variances there. A layer in training mode with ghost
+    batches or renormalization warns: PyTorch has neither.
 
     Raises TypeError, ValueError (shapes, switches; the target is as it was), RuntimeError (no running statistics for
     the target), OSError, ImportError.
     Source: PyTorch, torch/nn/modules/batchnorm.py.
     """
+    check_training(self, "PyTorch")
     if target is not None and not isinstance(target, (str, os.PathLike)):
         return _fill(self, target, prefix)
     prefix = prefixed(prefix, ".")
