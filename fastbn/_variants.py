@@ -79,7 +79,7 @@ def train_arguments(x, gamma, beta, eps, axis, out, num_threads, variant, more):
     """batch_norm_training, nothing of which is checked but the variant's settings. more: the other arguments, by name."""
     if _only_looks_for_nan(variant, out, x):
         y, saved = batch_norm_training(x, gamma, beta, eps=eps, axis=axis, out=out, num_threads=num_threads, **more)
-        _refuse_nan(saved.x, saved.axes, saved.var, variant)
+        _refuse_nan(saved.x, saved.axes, [saved], variant)
         return y, saved
     x, axes, _, p = prepare(x, axis, {"gamma": gamma, "beta": beta, "running_mean": variant.running_mean,
                                       "running_var": variant.running_var})
@@ -92,7 +92,7 @@ def train(x, axes, gamma, beta, eps, out, threads, variant, more):
     more = More(x, axes, **more)
     if _only_looks_for_nan(variant, out, x):
         y, saved = normalize_by_batch(x, axes, gamma, beta, eps, out, threads, more.extras, **more.weights)
-        _refuse_nan(x, axes, saved.var, variant)
+        _refuse_nan(x, axes, [saved], variant)
         return y, saved
     slices = _ghost.slices_of(x, axes, variant.ghost_batch_size)
     inputs = {"x": x, "gamma": gamma, "beta": beta, "running_mean": variant.running_mean,
@@ -121,10 +121,13 @@ def _only_looks_for_nan(variant, out, x):
                            and not np.may_share_memory(out, x))
 
 
-def _refuse_nan(x, axes, var, variant):
-    """var: what is NaN where x is, of an empty batch too."""
-    if variant.nan_policy == "raise" and x.size:
-        _nan_policy.refuse(x, axes, var)
+def _refuse_nan(x, axes, parts, variant):
+    """parts: the Saved of x or its slices. Where no entry counts, a variance is NaN without any in x."""
+    if variant.nan_policy == "raise":
+        counting = [part.var for part in parts
+                    if part.x.size and (part.extras is None or part.extras.count_of(part.x, part.var.size))]
+        if counting:
+            _nan_policy.refuse(x, axes, np.stack(counting))
 
 
 def _count_features(x, axes):
@@ -137,14 +140,15 @@ def _fused(x, axes, gamma, beta, y, slices, settings, variant, more):
         def compute(x, y):
             return batch_norm_training(x, gamma, beta, out=y, **settings, **more.of_slice(s))
         parts += _ghost.into(compute, x[s], y[s], axes)
-    _refuse_nan(x, axes, np.stack([part.var for part in parts]), variant)
+    _refuse_nan(x, axes, parts, variant)
     return parts
 
 
 def _after_moments(x, axes, gamma, beta, y, slices, settings, variant, more):
     found = [moments(x[s], axis=settings["axis"], num_threads=settings["num_threads"], **more.weights_of_slice(s))
              for s in slices]
-    _refuse_nan(x, axes, np.stack([batch.M2 for batch in found]), variant)
+    if variant.nan_policy == "raise":
+        _nan_policy.refuse(x, axes, np.stack([batch.M2 for batch in found]))
     parts = []
     for batch, s in zip(found, slices):
         def compute(x, y):

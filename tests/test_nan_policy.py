@@ -146,6 +146,28 @@ def test_an_empty_batch_has_no_nan(shape, options):
     fastbn.BatchNorm(5, nan_policy="raise", **options)(x)
 
 
+@pytest.mark.parametrize("options", OPTIONS[:2], ids=str)
+@pytest.mark.parametrize("place", ["fresh", "in place"])
+def test_only_what_counts_is_looked_at(rng, options, place):
+    """Behind a mask NaN leaves no trace; and where no entry counts a variance is NaN without any."""
+    x = sample(rng, (12, 5))
+    x[3] = np.nan
+    mask = np.ones(12, bool)
+    mask[3] = False
+
+    def train(mask, **more):
+        own = x.copy()
+        return fastbn.batch_norm_training(own, mask=mask, nan_policy="raise", out=own if place == "in place" else None,
+                                          activation="relu", **options, **more)[0]
+
+    y = train(mask)
+    assert np.isfinite(y[mask]).all() and np.isnan(y[3]).all()
+    assert np.isnan(train(np.zeros(12, bool))).all()
+    mask[3] = True
+    with pytest.raises(ValueError, match=r"5 of 5 features: feature 0 \(1 NaN\)"):
+        train(mask)
+
+
 def test_policies_that_are_none(rng):
     x = sample(rng, (9, 5))
     for value in ("omit", "Raise", None, 1):
