@@ -130,6 +130,15 @@ def frozen_of(needs):
     return frozen
 
 
+def double_of(frozen):
+    def double_backward(case, threads):
+        saved = case.inference(threads, return_saved=True)[1] if frozen else case.training(threads)[1]
+        ddx = case.dy * case.x
+        return fastbn.batch_norm_double_backward(ddx, case.mean, case.beta, case.dy, saved, num_threads=threads)
+
+    return double_backward
+
+
 def layer(case, threads):
     """Two training steps of a layer, then inference: the running averages as well."""
     fastbn.set_num_threads(threads)
@@ -152,6 +161,8 @@ OPERATIONS = {
     "training_in_place": training_in_place,
     **{"backward " + "+".join(needs): backward_of(needs) for needs in SUBSETS},
     **{"frozen " + "+".join(needs): frozen_of(needs) for needs in SUBSETS},
+    "double backward": double_of(frozen=False),
+    "double frozen": double_of(frozen=True),
     "layer": layer,
 }
 

@@ -9,14 +9,14 @@ enum { N = 6, C = 4, S = 3, SIZE = N * C * S };
 typedef struct call_arguments {
     fastbn_shape shape, *shape_at;
     fastbn_params params;
-    fastbn_input x, dy;
-    fastbn_output y;
+    fastbn_input x, dy, ddx;
+    fastbn_output y, ddy;
     const double *mean, *rstd;
     double *out_mean, *out_var, *out_rstd;
     float *dgamma, *dbeta;
 } call_arguments;
 
-static float x_data[SIZE], dy_data[SIZE], y_data[SIZE], gamma_data[C], dgamma_data[C], dbeta_data[C];
+static float x_data[SIZE], dy_data[SIZE], y_data[SIZE], ddy_data[SIZE], gamma_data[C], dgamma_data[C], dbeta_data[C];
 static double mean_data[C], rstd_data[C], out_data[3][C];
 
 static call_arguments sound(void)
@@ -26,8 +26,9 @@ static call_arguments sound(void)
     a.shape = (fastbn_shape){N, C, S, FASTBN_FLOAT32};
     a.params = (fastbn_params){.gamma = gamma_data, .dtype = FASTBN_FLOAT32};
     a.x = (fastbn_input){x_data, C * S, S};
-    a.dy = (fastbn_input){dy_data, C * S, S};
+    a.dy = a.ddx = (fastbn_input){dy_data, C * S, S};
     a.y = (fastbn_output){y_data, C * S, S};
+    a.ddy = (fastbn_output){ddy_data, C * S, S};
     a.mean = mean_data;
     a.rstd = rstd_data;
     a.out_mean = out_data[0];
@@ -41,7 +42,7 @@ static call_arguments sound(void)
 static void reset_data(void)
 {
     for (int i = 0; i < SIZE; i++)
-        x_data[i] = (float)(i % 7), dy_data[i] = (float)(i % 5), y_data[i] = -5;
+        x_data[i] = (float)(i % 7), dy_data[i] = (float)(i % 5), y_data[i] = ddy_data[i] = -5;
     for (int i = 0; i < C; i++) {
         gamma_data[i] = (float)(i + 1), dgamma_data[i] = dbeta_data[i] = -5;
         mean_data[i] = 3, rstd_data[i] = 0.5;
@@ -53,7 +54,7 @@ static void reset_data(void)
 static int outputs_untouched(void)
 {
     for (int i = 0; i < SIZE; i++)
-        if (y_data[i] != -5)
+        if (y_data[i] != -5 || ddy_data[i] != -5)
             return 0;
     for (int i = 0; i < C; i++)
         if (dgamma_data[i] != -5 || dbeta_data[i] != -5 || out_data[0][i] != -5 || out_data[1][i] != -5
@@ -70,12 +71,15 @@ static fastbn_status call(const call_arguments *a, enum entry_point entry)
     case INFERENCE: return fastbn_inference(shape, a->x, a->mean, a->rstd, &a->params, harness_eps, a->y, 1);
     case TRAINING:
         return fastbn_training(shape, a->x, &a->params, harness_eps, a->y, a->out_mean, a->out_var, a->out_rstd, 1);
-    default:
+    case BACKWARD:
         return fastbn_backward(shape, a->x, a->dy, &a->params, a->mean, a->rstd, 0, a->y, a->dgamma, a->dbeta, 1);
+    default:
+        return fastbn_double_backward(shape, a->x, a->dy, a->ddx, gamma_data, gamma_data, &a->params, a->mean, a->rstd,
+                                      0, a->ddy, a->y, a->dgamma, 1);
     }
 }
 
-static const char *const entry_names[] = {"moments", "inference", "training", "backward"};
+static const char *const entry_names[] = {"moments", "inference", "training", "backward", "double backward"};
 
 static int expect(const call_arguments *a, enum entry_point entry, fastbn_status wanted, const char *what)
 {
@@ -92,7 +96,7 @@ static int expect(const call_arguments *a, enum entry_point entry, fastbn_status
 static int expect_everywhere(const call_arguments *a, fastbn_status wanted, const char *what)
 {
     int failures = 0;
-    for (int entry = MOMENTS; entry <= BACKWARD; entry++)
+    for (int entry = MOMENTS; entry <= DOUBLE_BACKWARD; entry++)
         failures += expect(a, (enum entry_point)entry, wanted, what);
     return failures;
 }
@@ -107,14 +111,14 @@ static int bad_shapes(void)
     a.shape.s = -2, failures += expect_everywhere(&a, FASTBN_ERROR_SHAPE, "s = -2"), a = sound();
     a.shape.n = INT64_MAX, failures += expect_everywhere(&a, FASTBN_ERROR_SHAPE, "n = 2^63 - 1"), a = sound();
     a.shape = (fastbn_shape){INT64_C(1) << 32, INT64_C(1) << 31, 1, FASTBN_FLOAT32};
-    a.x.stride_c = a.dy.stride_c = a.y.stride_c = 1;
+    a.x.stride_c = a.dy.stride_c = a.ddx.stride_c = a.y.stride_c = a.ddy.stride_c = 1;
     failures += expect_everywhere(&a, FASTBN_ERROR_SHAPE, "2^63 elements"), a = sound();
     a.shape = (fastbn_shape){INT64_C(1) << 32, INT64_C(1) << 32, INT64_C(1) << 32, FASTBN_FLOAT32};
     failures += expect_everywhere(&a, FASTBN_ERROR_SHAPE, "2^96 elements"), a = sound();
     a.shape.dtype = (fastbn_dtype)7;
     failures += expect_everywhere(&a, FASTBN_ERROR_DTYPE, "data of type 7"), a = sound();
     a.params.dtype = (fastbn_dtype)9;
-    for (int entry = INFERENCE; entry <= BACKWARD; entry++)
+    for (int entry = INFERENCE; entry <= DOUBLE_BACKWARD; entry++)
         failures += expect(&a, (enum entry_point)entry, FASTBN_ERROR_DTYPE, "parameters of type 9");
     a.params.dtype = FASTBN_FLOAT16;
     for (int entry = INFERENCE; entry <= BACKWARD; entry++)
@@ -133,14 +137,20 @@ static int bad_strides(void)
     int failures = 0;
     call_arguments a = sound();
     a.shape.s = 1;
-    a.x.stride_c = 2, a.dy.stride_c = a.y.stride_c = 1;
+    a.x.stride_c = 2, a.dy.stride_c = a.ddx.stride_c = a.y.stride_c = a.ddy.stride_c = 1;
     failures += expect_everywhere(&a, FASTBN_ERROR_STRIDE, "features of x not adjacent");
     a.x.stride_c = 1, a.y.stride_c = 3;
     failures += expect(&a, INFERENCE, FASTBN_ERROR_STRIDE, "features of y not adjacent");
     failures += expect(&a, TRAINING, FASTBN_ERROR_STRIDE, "features of y not adjacent");
     failures += expect(&a, BACKWARD, FASTBN_ERROR_STRIDE, "features of dx not adjacent");
+    failures += expect(&a, DOUBLE_BACKWARD, FASTBN_ERROR_STRIDE, "features of dx not adjacent");
     a.y.stride_c = 1, a.dy.stride_c = 3;
     failures += expect(&a, BACKWARD, FASTBN_ERROR_STRIDE, "features of dy not adjacent");
+    failures += expect(&a, DOUBLE_BACKWARD, FASTBN_ERROR_STRIDE, "features of dy not adjacent");
+    a.dy.stride_c = 1, a.ddx.stride_c = 3;
+    failures += expect(&a, DOUBLE_BACKWARD, FASTBN_ERROR_STRIDE, "features of ddx not adjacent");
+    a.ddx.stride_c = 1, a.ddy.stride_c = 3;
+    failures += expect(&a, DOUBLE_BACKWARD, FASTBN_ERROR_STRIDE, "features of ddy not adjacent");
     return failures;
 }
 
@@ -152,11 +162,14 @@ static int missing_pointers(void)
     a.y.data = NULL;
     failures += expect(&a, INFERENCE, FASTBN_ERROR_NULL, "y NULL");
     failures += expect(&a, TRAINING, FASTBN_ERROR_NULL, "y NULL"), a = sound();
-    a.dy.data = NULL, failures += expect(&a, BACKWARD, FASTBN_ERROR_NULL, "dy NULL"), a = sound();
+    a.dy.data = NULL, failures += expect(&a, BACKWARD, FASTBN_ERROR_NULL, "dy NULL");
+    failures += expect(&a, DOUBLE_BACKWARD, FASTBN_ERROR_NULL, "dy NULL"), a = sound();
     a.mean = NULL;
+    failures += expect(&a, DOUBLE_BACKWARD, FASTBN_ERROR_NULL, "mean NULL");
     failures += expect(&a, INFERENCE, FASTBN_ERROR_NULL, "mean NULL");
     failures += expect(&a, BACKWARD, FASTBN_ERROR_NULL, "mean NULL"), a = sound();
     a.rstd = NULL;
+    failures += expect(&a, DOUBLE_BACKWARD, FASTBN_ERROR_NULL, "rstd NULL");
     failures += expect(&a, INFERENCE, FASTBN_ERROR_NULL, "var NULL");
     failures += expect(&a, BACKWARD, FASTBN_ERROR_NULL, "rstd NULL"), a = sound();
     a.out_mean = NULL;

@@ -183,6 +183,7 @@ static int check_all(int sample, int argc, char **argv)
     use_tiny_caches(0);
     failures += check_values();
     failures += check_halves();
+    failures += check_double_backward();
     failures += check_arguments();
     printf("%d failures\n", failures);
     return failures != 0;

@@ -23,7 +23,7 @@ enum { GAMMA = 1, BETA = 2, MIXED = 4, DX = 8, DGAMMA = 16, DBETA = 32, FROZEN =
 /* Through a leaky relu; with a residual, which is dy; with the weights 0, 1, 2, 0, ... Compared with themselves only: the
  * values are the Python tests' business. */
 enum { LEAKY = 256, RESIDUAL = 512, WEIGHTED = 1024, FUSED = LEAKY | RESIDUAL | WEIGHTED };
-enum entry_point { MOMENTS, INFERENCE, TRAINING, BACKWARD };
+enum entry_point { MOMENTS, INFERENCE, TRAINING, BACKWARD, DOUBLE_BACKWARD };
 
 typedef struct operation {
     const char *name;
@@ -112,6 +112,7 @@ int check_arguments(void);
 int check_values(void);
 int check_halves(void);
 int check_concurrent(void);
+int check_double_backward(void);
 
 int failure(const char *format, ...);
 
