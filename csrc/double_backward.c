@@ -291,7 +291,8 @@ static void second_pass(struct pass *pass, int threads)
 
 static int is_packed(const fastbn_shape *shape, struct fbn_array a)
 {
-    return !a.data || ((shape->c == 1 || a.stride_c == shape->s) && (shape->n == 1 || a.stride_n == shape->c * shape->s));
+    return !a.data
+           || ((shape->c == 1 || a.stride_c == shape->s) && (shape->n == 1 || a.stride_n == shape->c * shape->s));
 }
 
 static struct pass make_pass(const struct given *given, const struct fbn_kernels *kernels)

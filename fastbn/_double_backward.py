@@ -55,8 +55,8 @@ def batch_norm_double_backward(ddx, ddgamma, ddbeta, dy, saved, *, needs=_RESULT
                        for value, name in ((ddgamma, "ddgamma"), (ddbeta, "ddbeta")))
     uses_x = ddgamma is not None or (ddx is not None and not saved.frozen)
     if uses_x and saved.holds_y:
-        raise RuntimeError("x was overwritten by the forward call (out=x), and the gradient of the backward needs it: pass "
-                           "another out= in the forward call")
+        raise RuntimeError("x was overwritten by the forward call (out=x), and the gradient of the backward needs it: "
+                           "pass another out= in the forward call")
     arrangement = arrange(x, saved.axes)
     (ddy, ddy_view), (dx, dx_view) = (arrangement.empty(x.dtype) if name in names else (None, None)
                                       for name in ("ddy", "dx"))

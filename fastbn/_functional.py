@@ -251,8 +251,9 @@ def _refuse_statistics(needs, saved):
     """Where the statistics were those of the batch."""
     names = [name for name in _OF_STATISTICS if name in needs]
     if names and not saved.frozen:
-        raise ValueError(f"needs contains {names[0]!r}, but the statistics were those of the batch, functions of x: {names[0]} is "
-                         "part of dx; only given statistics, of batch_norm_inference(..., return_saved=True), have gradients")
+        raise ValueError(f"needs contains {names[0]!r}, but the statistics were those of the batch, functions of x: "
+                         f"{names[0]} is part of dx; only given statistics, of batch_norm_inference(..., "
+                         "return_saved=True), have gradients")
 
 
 def _gradients(dy, saved, out, needs, threads):

@@ -38,8 +38,8 @@ class Case(NamedTuple):
     def saved(self, frozen, **keywords):
         if frozen:
             keywords["return_saved"] = True
-            return fastbn.batch_norm_inference(self.x, self.beta + 1, self.gamma**2, self.gamma, self.beta, axis=self.axis,
-                                               **keywords)[1]
+            return fastbn.batch_norm_inference(self.x, self.beta + 1, self.gamma**2, self.gamma, self.beta,
+                                               axis=self.axis, **keywords)[1]
         return fastbn.batch_norm_training(self.x, self.gamma, self.beta, axis=self.axis, **keywords)[1]
 
 

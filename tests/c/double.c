@@ -63,8 +63,8 @@ static int call(const problem *p, const void *ddx_values, const call_kind *kind,
     fastbn_status status = fastbn_double_backward(
         sh, kind->frozen && !kind->ddgamma ? no_array : as_input(&x), as_input(&dy),
         kind->ddx ? as_input(&ddx) : no_array, kind->ddgamma ? p->gamma[1] : NULL, kind->ddbeta ? p->beta[1] : NULL,
-        &params, p->saved_mean, p->saved_rstd, kind->frozen, as_output(&out[DDY]), as_output(&out[SECOND_DX]), o->dgamma,
-        threads);
+        &params, p->saved_mean, p->saved_rstd, kind->frozen, as_output(&out[DDY]), as_output(&out[SECOND_DX]),
+        o->dgamma, threads);
     int fine = status == FASTBN_OK;
     for (int i = 0; i < ARRAYS; i++) {
         gather(&out[i], sh, o->data[i]);
@@ -128,9 +128,9 @@ static int near(const problem *p, const call_kind *kind, const char *what, int64
     real tolerance = most * (p->shape.dtype == FASTBN_FLOAT32 ? (real)0x1p-20 : (real)0x1p-43);
     if (magnitude(got - want) <= tolerance)
         return 1;
-    failure("%s (%s) of feature %lld of (%lld, %lld, %lld): %.17g, expected %.17g, allowed error %.3g", what, kind->name,
-            (long long)f, (long long)p->shape.n, (long long)p->shape.c, (long long)p->shape.s, (double)got, (double)want,
-            (double)tolerance);
+    failure("%s (%s) of feature %lld of (%lld, %lld, %lld): %.17g, expected %.17g, allowed error %.3g", what,
+            kind->name, (long long)f, (long long)p->shape.n, (long long)p->shape.c, (long long)p->shape.s, (double)got,
+            (double)want, (double)tolerance);
     return 0;
 }
 
