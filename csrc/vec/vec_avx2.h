@@ -5,6 +5,8 @@
 #include <immintrin.h>
 #include <stdint.h>
 
+#define FBN_MANY_REGISTERS 0
+
 typedef struct { __m256 a, b; } f32x16;
 typedef struct { __m256d a, b; } f64x8;
 

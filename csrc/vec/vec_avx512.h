@@ -16,6 +16,8 @@
 #define f32x16_settle(x) FBN_SETTLE(x)
 #define f64x8_settle(x) FBN_SETTLE(x)
 
+#define FBN_MANY_REGISTERS 1
+
 typedef __m512 f32x16;
 typedef __m512d f64x8;
 

@@ -4,6 +4,7 @@
 #ifndef FBN_VEC_PLAIN_H
 #define FBN_VEC_PLAIN_H
 
+#define FBN_MANY_REGISTERS 0
 #define f32x16_settle(x) ((void)0)
 #define f64x8_settle(x) ((void)0)
 #define f32x16_one() f32x16_set(1)

@@ -25,6 +25,7 @@
  *   u16x16     16 values of a half type as they lie in memory: load, load_part (others 0), store, store_part, stream
  *   of_f16, to_f16, of_bf16, to_bf16
  *              from u16x16, exactly, and to it: rounded to nearest even, subnormals kept, NaN stays NaN
+ *   FBN_MANY_REGISTERS  1 where 32 registers hold a whole vector each
  *   fbn_prefetch      asks for the cache line of p in the second-level cache; p need not exist
  *   fbn_prefetch_near the same in the first-level cache
  *   fbn_stream_fence  orders stream stores before what follows
