@@ -8,6 +8,7 @@ enum {
     SMALL_S_ROWS = 8,     /* given at least this many rows */
     NARROW_ENOUGH = 64,   /* columns whose sums and parameters fit the registers */
     WIDE_ENOUGH = 256,    /* columns that a folded table should have, if it cannot be as narrow as that */
+    TOO_WIDE = 512,       /* columns of a folded table beyond which whole vectors cost more than they save */
     NEVER_FOLD = 1024,    /* columns from which an odd width costs nothing */
     PIECE = 16384,        /* entries */
     ROW_STEP = 16,        /* a chunk of a table is a multiple of so many rows */
@@ -31,7 +32,7 @@ static int64_t lanes_gcd(int64_t a)
     return g;
 }
 
-/* Rows of the array that make one row of the table. */
+/* Rows of the array that make one row of the table, so that it is whole vectors. */
 static int64_t fold_of(int64_t n, int64_t columns)
 {
     int64_t base = LANES / lanes_gcd(columns);
@@ -45,6 +46,17 @@ static int64_t fold_of(int64_t n, int64_t columns)
     if (n / fold >= 8)
         return fold;
     return n / base >= 2 ? base : 1;
+}
+
+/* For sums, where whole vectors would take too wide a row, it may end within one. */
+static int64_t fold_of_sums(int64_t n, int64_t columns)
+{
+    int64_t fold = fold_of(n, columns), least = divide_up(WIDE_ENOUGH, columns);
+    if (columns <= NARROW_ENOUGH && fold * columns > NARROW_ENOUGH)
+        fold = NARROW_ENOUGH / columns;
+    else if (columns > NARROW_ENOUGH && fold * columns > TOO_WIDE)
+        fold = n / least >= 8 ? least : 1;
+    return fold;
 }
 
 static int is_table(int64_t n, int64_t c, int64_t s, int64_t small_s, int packed)
@@ -66,11 +78,11 @@ static int64_t rows_of_chunk(const struct fbn_plan *plan)
     return divide_up(fbn_most(1, divide_up(plan->rows, fbn_most(1, chunks))), ROW_STEP) * ROW_STEP;
 }
 
-static void cut_table(struct fbn_plan *plan, int packed)
+static void cut_table(struct fbn_plan *plan, int second, int packed)
 {
     int64_t columns = plan->c * plan->s;
     plan->layout = FBN_ROWS;
-    plan->fold = packed ? fold_of(plan->n, columns) : 1;
+    plan->fold = !packed ? 1 : second ? fold_of(plan->n, columns) : fold_of_sums(plan->n, columns);
     plan->width = plan->fold * columns;
     plan->narrow = plan->width <= NARROW;
     plan->rows = plan->n / plan->fold;
@@ -91,23 +103,23 @@ static void cut_planes(struct fbn_plan *plan)
     plan->unit = 1;
 }
 
-static struct fbn_plan make(int64_t n, int64_t c, int64_t s, int64_t small_s, int packed)
+static struct fbn_plan make(int64_t n, int64_t c, int64_t s, int second, int packed)
 {
     struct fbn_plan plan = {.n = n, .c = c, .s = s};
     if (c == 1 && packed) {
         plan.n = 1;
         plan.s = n * s;
     }
-    if (plan.c > 1 && is_table(plan.n, plan.c, plan.s, small_s, packed))
-        cut_table(&plan, packed);
+    if (plan.c > 1 && is_table(plan.n, plan.c, plan.s, second ? LANES : SMALL_S, packed))
+        cut_table(&plan, second, packed);
     else
         cut_planes(&plan);
     return plan;
 }
 
-struct fbn_plan fbn_plan_make(int64_t n, int64_t c, int64_t s, int packed) { return make(n, c, s, SMALL_S, packed); }
+struct fbn_plan fbn_plan_make(int64_t n, int64_t c, int64_t s, int packed) { return make(n, c, s, 0, packed); }
 
-struct fbn_plan fbn_plan_second(int64_t n, int64_t c, int64_t s, int packed) { return make(n, c, s, LANES, packed); }
+struct fbn_plan fbn_plan_second(int64_t n, int64_t c, int64_t s, int packed) { return make(n, c, s, 1, packed); }
 
 int fastbn_wants_packed(const fastbn_shape *shape)
 {

@@ -20,7 +20,8 @@ enum fbn_layout {
 
 /*
  * Rows. The table has `rows` rows of `width` columns, and a short last one of `rest` columns. Two tricks make it wide:
- *   few columns  `fold` rows of the array make one row of the table, so that C = 3 fills vectors as C = 512 does;
+ *   few columns  `fold` rows of the array make one row of the table, so that C = 3 fills vectors as C = 512 does. For
+ *                the second pass it is then whole vectors; for sums it may end within one;
  *   small s      (n, c, s) with s below 64 is a table of c * s columns.
  * Column j belongs to feature (j % (c * s)) / s. Both need a packed array.
  * A chunk is `chunk` rows; `narrow` tables are summed in higher bands.

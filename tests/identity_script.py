@@ -30,6 +30,9 @@ FEW = {
 }
 MORE = {
     "rows odd": ((1031, 33), 1, None),
+    "rows of 63": ((1031, 63), 1, None),
+    "rows of 65": ((1031, 65), 1, None),
+    "rows of 300": ((517, 300), 1, None),
     "rows one": ((1, 64), 1, None),
     "rows many features": ((19, 2049), 1, None),
     "rows strided": ((600, 24), 1, lambda x: x[::2]),
