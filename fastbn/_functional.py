@@ -155,11 +155,11 @@ def batch_norm_training(x, gamma=None, beta=None, *, eps=1e-5, axis=1, activatio
     Source: Ioffe and Szegedy 2015, algorithm 1; ghost batches: Hoffer, Hubara and Soudry 2017 (arXiv:1705.08741);
     renormalization: Ioffe 2017 (arXiv:1702.03275).
     """
-    more = {"activation": activation, "residual": residual, "mask": mask, "weights": weights, "lengths": lengths}
     if (ghost_batch_size is not None or renorm is not None or running_mean is not None or running_var is not None
             or nan_policy != "propagate"):
         from . import _variants  # made of the functions here
         variant = _variants.variant_of(ghost_batch_size, renorm, running_mean, running_var, nan_policy)
+        more = {"activation": activation, "residual": residual, "mask": mask, "weights": weights, "lengths": lengths}
         return _variants.train_arguments(x, gamma, beta, eps, axis, out, num_threads, variant, more)
     if residual is None and mask is None and weights is None and lengths is None:
         act = None if activation is None else _extras.alone(_activation.parse(activation))
@@ -167,7 +167,8 @@ def batch_norm_training(x, gamma=None, beta=None, *, eps=1e-5, axis=1, activatio
         if result is not None:
             return result
     x, axes, _, p = prepare(x, axis, {"gamma": gamma, "beta": beta})
-    return normalize(x, axes, p["gamma"], p["beta"], _checks.epsilon(eps), out, _checks.threads(num_threads), **more)
+    return normalize(x, axes, p["gamma"], p["beta"], _checks.epsilon(eps), out, _checks.threads(num_threads), activation,
+                     residual, mask=mask, weights=weights, lengths=lengths)
 
 
 def normalize(x, axes, gamma, beta, eps, out, threads, activation, residual, **weights):
