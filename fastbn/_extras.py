@@ -19,7 +19,7 @@ class Extras(NamedTuple):
 
     def for_core(self, arrangement, **more):
         """The core's form; arrays as (n, c, s)."""
-        weights = {} if self.weights is None else {"weights": self.weights.data, "total": self.weights.total}
+        weights = {} if self.weights is None else {"weights": self.weights.arranged(arrangement), "total": self.weights.total}
         residual = None if self.residual is None else arrangement.readable(self.residual)
         return _core.Extra(self.activation.code, self.activation.slope, residual=residual, **weights, **more)
 
@@ -77,6 +77,6 @@ def extras_of(x, activation, residual):
     return NONE if act.name is None and residual is None else Extras(act, residual)
 
 
-def with_weights(extras, x, axes, arrangement, **arguments):
-    weights = weights_of(x, axes, arrangement, **arguments)
+def with_weights(extras, x, axes, **arguments):
+    weights = weights_of(x, axes, **arguments)
     return extras if weights is None else extras._replace(weights=weights)

@@ -185,7 +185,7 @@ def normalize_by_batch(x, axes, gamma, beta, eps, out, threads, extras=_extras.N
     """batch_norm_training after its checks, but for those of `out`, mask, weights and lengths."""
     extras.refuse_overwriting(out)
     arrangement, y, target = target_for(out, x, axes, {"x": x, "residual": extras.residual, "gamma": gamma, "beta": beta})
-    extras = _extras.with_weights(extras, x, axes, arrangement, **weights)
+    extras = _extras.with_weights(extras, x, axes, **weights)
     source = arrangement.readable(x)
     saved = Saved(x, axes, arrangement.packed[1], gamma, beta, frozen=False, in_place=is_in_place(out, x))
     if not x.size:
@@ -340,7 +340,7 @@ def moments(x, *, axis=1, mask=None, weights=None, lengths=None, num_threads=Non
             return Moments.of_arrays(*found)
     x, axes, c, _ = prepare(x, axis, {})
     threads, arrangement = _checks.threads(num_threads), arrange(x, axes)
-    extras = _extras.with_weights(_extras.NONE, x, axes, arrangement, mask=mask, weights=weights, lengths=lengths)
+    extras = _extras.with_weights(_extras.NONE, x, axes, mask=mask, weights=weights, lengths=lengths)
     mean, m2 = np.zeros(c), np.zeros(c)
     if x.size and extras is _extras.NONE:
         _MOMENTS[x.dtype.name](for_core(arrangement.readable(x)), mean, m2, threads)

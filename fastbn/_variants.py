@@ -11,7 +11,6 @@ from typing import NamedTuple
 import numpy as np
 
 from . import _checks, _extras, _ghost, _nan_policy, _renorm
-from ._canonical import arrange
 from ._functional import (batch_norm_inference, batch_norm_training, is_in_place, moments, normalize_by_batch,
                           prepare, target_for)
 from ._saved import Saved
@@ -62,7 +61,7 @@ class More:
 
     def kept(self, x, s, y):
         extras = _extras.extras_of(x, **self.act_of_slice(s))
-        extras = _extras.with_weights(extras, x, self.axes, arrange(x, self.axes), **self.weights_of_slice(s))
+        extras = _extras.with_weights(extras, x, self.axes, **self.weights_of_slice(s))
         return None if extras is _extras.NONE else extras.kept(y)
 
 

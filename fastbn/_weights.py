@@ -7,14 +7,21 @@ from . import _checks
 
 
 class Weights(NamedTuple):
-    data: np.ndarray  # (n * s,), in the order of the (n, c, s) view, of the type of the arithmetic
+    data: np.ndarray  # of x's shape without the feature axes, of the type of the arithmetic
     total: float
 
+    def arranged(self, arrangement):
+        """data as (n * s,), in the order of the (n, c, s) view that x's arrangement makes."""
+        features = arrangement.order[arrangement.first:arrangement.last]
+        remaining = [i for i in range(len(arrangement.order)) if i not in features]
+        order = [remaining.index(i) for i in arrangement.order if i not in features]
+        return np.ascontiguousarray(self.data.transpose(order)).reshape(-1)
 
-def weights_of(x, axes, arrangement, *, mask=None, weights=None, lengths=None):
+
+def weights_of(x, axes, *, mask=None, weights=None, lengths=None):
     """Weights for x, or None where every entry counts as one. Several arguments multiply. Raises TypeError, ValueError.
 
-    axes: x's feature axes; arrangement: x's way to (n, c, s).
+    axes: x's feature axes.
     """
     if mask is None and weights is None and lengths is None:
         return None
@@ -25,10 +32,7 @@ def weights_of(x, axes, arrangement, *, mask=None, weights=None, lengths=None):
     for factor in factors:
         if factor is not None:
             whole *= factor
-    remaining = [i for i in range(x.ndim) if i not in axes]
-    order = [remaining.index(i) for i in arrangement.order if i not in axes]
-    data = np.ascontiguousarray(whole.transpose(order)).reshape(-1)
-    return Weights(data, float(data.sum(dtype=np.float64)))
+    return Weights(whole, float(whole.sum(dtype=np.float64)))
 
 
 def _fits(a, shape, name):

@@ -191,3 +191,17 @@ def test_wrong_arguments(rng, arguments, error, text):
 def test_lengths_need_a_sequence(rng):
     with pytest.raises(ValueError, match="only a batch axis"):
         fastbn.batch_norm_training(rng.normal(size=(8, 3)), lengths=np.ones(8, int))
+
+
+def test_weights_belong_to_entries_whatever_the_order_of_memory(rng):
+    """x, y, dy and dx may each lie in another order."""
+    x, gamma, beta, dy = data(rng, (4, 5, 6, 7), 1, np.float64)
+    mask = some_mask(rng, x.shape, 1)
+    y, saved = fastbn.batch_norm_training(x, gamma, beta, mask=mask)
+    expected = y, *fastbn.batch_norm_backward(dy, saved)
+    orders = [lambda a: a.copy(), lambda a: a.transpose(0, 2, 3, 1).copy().transpose(0, 3, 1, 2), np.asfortranarray]
+    for of_x, of_y, of_dy, of_dx in itertools.product(orders, repeat=4):
+        y, saved = fastbn.batch_norm_training(of_x(x), gamma, beta, mask=mask, out=of_y(np.empty_like(x)))
+        found = y, *fastbn.batch_norm_backward(of_dy(dy), saved, out=of_dx(np.empty_like(x)))
+        for got, want in zip(found, expected):
+            np.testing.assert_allclose(got, want, rtol=1e-10, atol=1e-12)
