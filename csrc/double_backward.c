@@ -79,7 +79,7 @@ static fastbn_status check_all(const struct given *given)
             status = check(given, others[i], others[i], 1);
     if (status == FASTBN_OK && given->shape->dtype != FASTBN_FLOAT32 && given->shape->dtype != FASTBN_FLOAT64)
         status = FASTBN_ERROR_DTYPE;
-    if (status == FASTBN_OK && given->params->activation != FASTBN_IDENTITY)
+    if (status == FASTBN_OK && (given->params->activation != FASTBN_IDENTITY || given->params->extra))
         status = FASTBN_ERROR_ACTIVATION;
     return status;
 }

@@ -154,6 +154,39 @@ static int bad_strides(void)
     return failures;
 }
 
+static int expect_of_layer(const call_arguments *a, fastbn_status wanted, const char *what)
+{
+    int failures = 0;
+    for (int entry = INFERENCE; entry <= BACKWARD; entry++)
+        failures += expect(a, (enum entry_point)entry, wanted, what);
+    return failures;
+}
+
+static int bad_extras(void)
+{
+    int failures = 0;
+    const fastbn_weights none = {NULL, 0.0, NULL};
+    fastbn_extra extra = {.weights = &none};
+    call_arguments a = sound();
+    a.params.extra = &extra;
+    failures += expect_of_layer(&a, FASTBN_ERROR_NULL, "weights without data");
+    failures += expect(&a, DOUBLE_BACKWARD, FASTBN_ERROR_NULL, "weights without data");
+    if (fastbn_weighted_moments(&a.shape, a.x, &none, a.out_mean, a.out_var, 1) != FASTBN_ERROR_NULL)
+        failures += failure("moments with weights without data are not refused");
+    extra = (fastbn_extra){.inverts = 1};
+    a.params.activation = FASTBN_RELU;
+    failures += expect_of_layer(&a, FASTBN_ERROR_ACTIVATION, "relu inverted");
+    a.params.activation = FASTBN_LEAKY_RELU;
+    failures += expect_of_layer(&a, FASTBN_ERROR_ACTIVATION, "leaky relu of slope 0 inverted");
+    extra = (fastbn_extra){.residual = a.x};
+    a.params.activation = FASTBN_IDENTITY;
+    failures += expect(&a, DOUBLE_BACKWARD, FASTBN_ERROR_ACTIVATION, "a residual");
+    a.shape.s = 1;
+    a.x.stride_c = a.dy.stride_c = a.y.stride_c = 1, extra.residual.stride_c = 2;
+    failures += expect_of_layer(&a, FASTBN_ERROR_STRIDE, "features of the residual not adjacent");
+    return failures;
+}
+
 static int missing_pointers(void)
 {
     int failures = 0;
@@ -210,7 +243,7 @@ static int instruction_set_names(void)
 static int texts(void)
 {
     int failures = 0;
-    for (int status = FASTBN_OK; status <= FASTBN_ERROR_ISA_UNSUPPORTED + 1; status++)
+    for (int status = FASTBN_OK; status <= FASTBN_ERROR_ACTIVATION + 1; status++)
         if (fastbn_status_text((fastbn_status)status) == NULL)
             failures += failure("status %d has no text", status);
     if (fastbn_abi_version() != FASTBN_ABI_VERSION || strcmp(fastbn_version(), "test") != 0)
@@ -240,5 +273,5 @@ static int running_average(void)
 int check_arguments(void)
 {
     reset_data();
-    return bad_shapes() + bad_strides() + missing_pointers() + instruction_set_names() + texts() + running_average();
+    return bad_shapes() + bad_strides() + bad_extras() + missing_pointers() + instruction_set_names() + texts() + running_average();
 }

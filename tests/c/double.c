@@ -56,7 +56,7 @@ static int call(const problem *p, const void *ddx_values, const call_kind *kind,
                 outputs *o)
 {
     const fastbn_shape *sh = &p->shape;
-    const fastbn_params params = {p->gamma[1], NULL, FASTBN_FLOAT64};
+    const fastbn_params params = {.gamma = p->gamma[1], .dtype = FASTBN_FLOAT64};
     array x = make_array(sh, where, p->x), dy = make_array(sh, where, p->dy), ddx = make_array(sh, where, ddx_values);
     array out[ARRAYS] = {make_array(sh, where, NULL), make_array(sh, where, NULL)};
     fastbn_input no_array = {NULL, 0, 0};

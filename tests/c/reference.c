@@ -257,6 +257,8 @@ int matches_reference(const problem *p, const operation *op, const result *r)
         case TRAINING: fine = training_matches(p, op, r, f); break;
         case BACKWARD:
             fine = gradients_match(p, op, r, f) && (!(op->flags & DX) || input_gradient_matches(p, op, r, f));
+            break;
+        case DOUBLE_BACKWARD: break; /* see double.c */
         }
         if (!fine)
             return 0;
