@@ -8,12 +8,16 @@ the entries of each.
 """
 import math
 from dataclasses import dataclass
+from importlib.util import find_spec
 from types import SimpleNamespace
 
 import numpy as np
 
 EPS = 1e-5
 OPERATIONS = ("inference", "training", "backward", "moments", "call")
+# One pass with what follows in a network: relu(bn(x)), relu(bn(x) + residual), and the backward of these.
+FUSED = ("inference_relu", "inference_add_relu", "training_relu", "training_add_relu", "backward_relu",
+         "backward_add_relu")
 LAYOUTS = ("first", "last", "table")
 ALIGNMENTS = ("numpy", "64")
 DTYPES = ("float32", "float64", "float16", "bfloat16")
@@ -24,9 +28,26 @@ TOLERANCE = 1e-3         # of results, relative to the largest number of the rig
 LONG_CHAIN = 50_000      # additions, from which on the tolerance grows with their number
 HALF_UNITS = {"float16": 2**-10, "bfloat16": 2**-7}  # in the last place, relative
 SAMPLE_ENTRIES = 2**19   # that the answer is computed for, or one feature where a feature has more
+KINK = 1e-3              # nearer than this to relu's kink, rounding decides whether a gradient passes
 
-# One read of every input and one write of the output: what no implementation can go below.
-_ARRAYS_MOVED = {"inference": 2, "training": 2, "backward": 3, "moments": 1, "call": 2}
+# One read of every input and one write of every output: what no implementation can go below. A residual is one read
+# more; so is, in backward, what tells where its relu let pass, and the residual's gradient is one write more.
+_ARRAYS_MOVED = {"inference": 2, "training": 2, "backward": 3, "moments": 1, "call": 2, "inference_relu": 2,
+                 "training_relu": 2, "inference_add_relu": 3, "training_add_relu": 3, "backward_relu": 3,
+                 "backward_add_relu": 5}
+
+
+def plain(operation):
+    """The operation without what is fused to it."""
+    return operation.split("_")[0]
+
+
+def has_residual(operation):
+    return operation.endswith("_add_relu")
+
+
+def arrays_moved(operation):
+    return _ARRAYS_MOVED[operation]
 
 
 def data_type(name):
@@ -35,6 +56,10 @@ def data_type(name):
         return np.dtype(name)
     import ml_dtypes
     return np.dtype(ml_dtypes.bfloat16)
+
+
+def has_bfloat16():
+    return find_spec("ml_dtypes") is not None
 
 
 @dataclass(frozen=True)
@@ -74,7 +99,19 @@ class Case:
 
     @property
     def bytes(self):
-        return _ARRAYS_MOVED[self.operation] * self.array_bytes
+        return arrays_moved(self.operation) * self.array_bytes
+
+    @property
+    def plain(self):
+        return plain(self.operation)
+
+    @property
+    def is_fused(self):
+        return self.operation in FUSED
+
+    @property
+    def has_residual(self):
+        return has_residual(self.operation)
 
     @property
     def outputs(self):
@@ -96,7 +133,10 @@ def layouts_of(shape):
 
 
 class Data(SimpleNamespace):
-    """x, dy (None unless backward), gamma, beta, mean, var. The slots stay out of vars(data): arrays alone."""
+    """x, dy (None unless backward), residual (None without), gamma, beta, mean, var.
+
+    The slots stay out of vars(data): arrays alone.
+    """
     __slots__ = ("alignment", "output")
 
     def empty(self):
@@ -104,7 +144,8 @@ class Data(SimpleNamespace):
         return allocate(self.x.shape, self.x.dtype, self.alignment) if self.output is None else self.output
 
     def for_operation(self, operation):
-        data = Data(**{**vars(self), "dy": self.dy if operation == "backward" else None})
+        data = Data(**{**vars(self), "dy": self.dy if plain(operation) == "backward" else None,
+                       "residual": self.residual if has_residual(operation) else None})
         data.alignment, data.output = self.alignment, self.output
         return data
 
@@ -120,12 +161,15 @@ def allocate(shape, dtype, alignment):
     return room[start:start + size].view(dtype).reshape(shape)
 
 
-def make_data(case, seed=0):
+def make_data(case, seed=0, operations=None):
+    """operations: the data are for all of these; None: for the case's own."""
+    operations = [case.operation] if operations is None else operations
     rng = np.random.default_rng(seed)
     dtype, c = np.dtype(case.param_dtype), case.features
     data = Data(
         x=_make_array(case, rng),
-        dy=_make_array(case, rng) if case.operation == "backward" else None,
+        dy=_make_array(case, rng) if any(plain(operation) == "backward" for operation in operations) else None,
+        residual=_make_array(case, rng) if any(map(has_residual, operations)) else None,
         gamma=rng.uniform(0.5, 1.5, c).astype(dtype),
         beta=rng.standard_normal(c, dtype=dtype),
         mean=rng.standard_normal(c, dtype=dtype),
@@ -180,23 +224,32 @@ def _unrows(case, rows):
 
 
 def reference(case, data, features=None):
-    """The right answer in float64, of all features or some: (y,), (dx, dgamma, dbeta) or (mean, var)."""
+    """The right answer in float64, of all features or some: (y,), (dx, dgamma, dbeta) or (mean, var).
+
+    Backward through a residual gives dresidual too. NaN stands for "either": there z is too near to relu's kink.
+    """
     x = _rows(case, data.x, features)
     gamma, beta, given_mean, given_var = (
         _select(case, a, features).astype(np.float64) for a in (data.gamma, data.beta, data.mean, data.var))
-    if case.operation in ("inference", "call"):
-        return (_unrows(case, (x - given_mean) / np.sqrt(given_var + EPS) * gamma + beta),)
-    mean, var = x.mean(axis=0), x.var(axis=0)
+    of_batch = case.plain not in ("inference", "call")
+    mean, var = (x.mean(axis=0), x.var(axis=0)) if of_batch else (given_mean, given_var)
     if case.operation == "moments":
         return mean, var
     rstd = 1 / np.sqrt(var + EPS)
     x_hat = (x - mean) * rstd
-    if case.operation == "training":
-        return (_unrows(case, x_hat * gamma + beta),)
+    z = x_hat * gamma + beta
+    if case.has_residual:
+        z += _rows(case, data.residual, features)
+    if case.plain != "backward":
+        return (_unrows(case, np.maximum(z, 0) if case.is_fused else z),)
     dy = _rows(case, data.dy, features)
+    if case.is_fused:
+        dy *= z > 0
     dgamma, dbeta = (dy * x_hat).sum(axis=0), dy.sum(axis=0)
     dx = gamma * rstd * (dy - dbeta / len(x) - x_hat * dgamma / len(x))
-    return _unrows(case, dx), dgamma, dbeta
+    if case.is_fused:
+        dx[np.abs(z) < KINK] = dy[np.abs(z) < KINK] = np.nan
+    return (_unrows(case, dx), dgamma, dbeta, *([_unrows(case, dy)] if case.has_residual else []))
 
 
 def _entries(case):
@@ -208,7 +261,7 @@ def _allowed(case):
     """Loose: it tells formulas apart, not last digits. Some peers sum a feature in one chain of float32 additions; that
     loses digits in proportion to its length, and they are to be timed all the same."""
     tolerance = TOLERANCE + HALF_UNITS.get(case.dtype, 0.0)
-    if case.operation in ("inference", "call"):
+    if case.plain in ("inference", "call"):
         return tolerance
     return min(0.1, tolerance * max(1.0, _entries(case) / LONG_CHAIN))
 
@@ -224,9 +277,16 @@ def check(case, who, got, expected, features=None):
         shape = case.array_shape if b.ndim > 1 else (case.features,)
         if a.shape != shape:
             raise AssertionError(f"{who}, {case}, result {index}: shape {a.shape}, expected {shape}")
-        least = math.sqrt(_entries(case)) if case.operation == "backward" and index > 0 else 1e-30
-        error = float(np.abs(_select(case, a, features).astype(np.float64) - b).max(initial=0.0) / np.abs(b).max(initial=least))
+        least = math.sqrt(_entries(case)) if case.plain == "backward" and b.ndim == 1 else 1e-30
+        error = _largest_error(_select(case, a, features), b, least)
         if not error <= allowed:
             raise AssertionError(f"{who}, {case}, result {index}: relative error {error:.2g}, allowed {allowed:.2g}")
         largest = max(largest, error)
     return largest
+
+
+def _largest_error(a, b, least):
+    """Relative to the largest number of b, or to `least`. Where b is NaN anything is right."""
+    decided = ~np.isnan(b)
+    a, b = a[decided].astype(np.float64), b[decided]
+    return float(np.abs(a - b).max(initial=0.0) / np.abs(b).max(initial=least))

@@ -3,10 +3,13 @@
 Each contender's result is checked against the answer in float64 before it is timed. A probe of the memory's speed
 before and after tells whether the machine was the same all the while. Where a peer comes out ahead of fastbn, the cell
 is measured five times in all, and the median decides.
+
+What is fused is compared with fastbn's own plain call too, and half types with float32, in the same rounds.
 """
+from dataclasses import replace
 from functools import partial
 
-from bench.cases import check, reference, sample_features
+from bench.cases import check, make_data, reference, sample_features
 from bench.peers import BASELINE, variants
 from bench.timing import LEAST_ROUNDS, Entry, measure, ratio
 
@@ -25,7 +28,8 @@ def measure_cell(job, contenders, limit, data, seconds, least_rounds=LEAST_ROUND
     before = limit.probe(threads) if limit else None
     entries, errors, failed = _prepare(case, threads, contenders, data)
     limits = limit_entries(limit, case, data, threads)
-    measurements = _measure_until_sure(entries, limits, seconds, least_rounds, most)
+    own = own_entries(case, threads, contenders, data)
+    measurements = _measure_until_sure(entries, [*limits, *own], seconds, least_rounds, most)
     probes = [before, limit.probe(threads)] if limit else None
     best = min(limits, key=lambda entry: entry.seconds, default=None)
     limit_seconds = best and best.seconds
@@ -36,6 +40,7 @@ def measure_cell(job, contenders, limit, data, seconds, least_rounds=LEAST_ROUND
         "limit_seconds": limit_seconds, "limit_disturbed": best is not None and best.disturbed,
         "limits": {entry.contender: entry.seconds for entry in limits},
         "probe": probes, "flagged": probes is not None and max(probes) > (1 + PROBE_TOLERANCE) * min(probes),
+        "own": [_own_dict(entry, entries) for entry in own],
         "entries": [_entry_dict(entry, entries, errors, case, limit_seconds) for entry in entries],
         "failed": failed,
         "retries": measurements if most > 1 and _is_lost(measurements) else [],
@@ -51,6 +56,38 @@ def limit_entries(limit, case, data, threads):
     for entry in entries:
         entry.kept, entry.output = True, "limit"  # an output of its own: nobody is far behind because of it
     return entries
+
+
+def own_case(case):
+    """What fastbn's time is compared with: of fused operations the plain one, of half types float32; or None."""
+    if case.is_fused:
+        return replace(case, operation=case.plain)
+    return replace(case, dtype="float32") if case.is_half and case.operation != "call" else None
+
+
+def own_entries(case, threads, contenders, data):
+    """Entries of fastbn on own_case, for each kind of output."""
+    other = own_case(case)
+    if other is None:
+        return []
+    others = data if other.dtype == case.dtype else make_data(other)
+    others = others.for_operation(other.operation)
+    entries = []
+    for contender, output in variants(other, [c for c in contenders if c.name == BASELINE]):
+        session = partial(contender.session, threads)
+        with session():
+            work = contender.work(other, others, output, threads)
+        entries.append(Entry(str(other), f"own {output}", work.expression, work.timer(), session, kept=True))
+    return entries
+
+
+def _own_dict(own, entries):
+    """ratio: fastbn's time / that of its own other call."""
+    output = own.output.removeprefix("own ")
+    base = next((e for e in entries if e.key == (BASELINE, output)), None)
+    found, disturbed = (None, False) if base is None else ratio(base, own)
+    return {"against": own.contender, "output": output, "seconds": own.seconds, "ratio": found,
+            "disturbed": own.disturbed or disturbed}
 
 
 def _prepare(case, threads, contenders, data):

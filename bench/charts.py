@@ -1,7 +1,8 @@
 """Charts from the measured cells, each as PNG and SVG. Drawn on Agg, without pyplot, so no display is asked for.
 
 speedup          each peer's time / fastbn's, sorted, over all cells
-speedup-shapes   the same, shape by shape, for the shapes of the small grid
+speedup-fused    the same of what is fused with relu and a residual
+speedup-shapes   as speedup, shape by shape, for the shapes of the small grid
 speed-*          GB/s over the size of an array, with the machine's limit
 cost-size-*      nanoseconds an element over the same sizes
 cost-features-*  nanoseconds an element over the number of features
@@ -15,7 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from bench.cases import OPERATIONS
+from bench.cases import FUSED, OPERATIONS
 from bench.grid import QUICK, SMALL
 from bench.peers import BASELINE
 from bench.report import size_text, threads_text
@@ -34,7 +35,10 @@ def draw(folder, cells, machine):
     """Every chart that the cells have data for. Returns the files written."""
     title = machine["cpu"]
     grid = [cell for cell in cells if not cell["sweep"] and cell["operation"] != "call"]
-    figures = {"speedup": speedup(grid, title), "speedup-shapes": speedup_shapes(grid, title)}
+    fused = [cell for cell in grid if cell["operation"] in FUSED]
+    grid = [cell for cell in grid if cell["operation"] not in FUSED]
+    figures = {"speedup": speedup(grid, title), "speedup-fused": speedup(fused, title),
+               "speedup-shapes": speedup_shapes(grid, title)}
     for layout, name in LAYOUT_NAMES.items():
         size = [c for c in cells if c["sweep"] == "size" and c["layout"] == layout]
         features = [c for c in cells if c["sweep"] == "features" and c["layout"] == layout]
@@ -59,7 +63,7 @@ def _panels(cells, title, width, height):
     """
     if not cells:
         return None, {}
-    operations = [name for name in OPERATIONS if any(cell["operation"] == name for cell in cells)]
+    operations = [name for name in (*OPERATIONS, *FUSED) if any(cell["operation"] == name for cell in cells)]
     threads = sorted({cell["threads"] for cell in cells})
     size = (width * len(operations) + 0.6, height * len(threads) + 1.1)
     figure = Figure(figsize=size, layout="constrained")

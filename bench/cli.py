@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from time import perf_counter
 
-from bench.cases import ALIGNMENTS, DTYPES, LAYOUTS, OPERATIONS
+from bench.cases import ALIGNMENTS, DTYPES, FUSED, HALVES, LAYOUTS, OPERATIONS
 from bench.cell import MEASUREMENTS
 from bench.grid import SWEEPS, Wanted
 from bench.machine import memory_bytes
@@ -85,12 +85,14 @@ def make_parser():
                       help="full: every batch-norm layer of four networks, tables, odd shapes; small: the README's")
     what.add_argument("--shapes", type=_shapes, metavar="32x64x56x56,64x1024",
                       help="in place of the grid, and without sweeps; (N, C, ...) whatever the layout")
-    what.add_argument("--operations", type=_words(OPERATIONS), default=OPERATIONS, metavar="A,B",
-                      help=f"of {', '.join(OPERATIONS)} (call: the cost of one small call of a layer)")
+    what.add_argument("--operations", type=_words((*OPERATIONS, *FUSED)), metavar="A,B",
+                      help=f"of {', '.join(OPERATIONS)} (call: the cost of one small call of a layer), the default; "
+                           f"and of {', '.join(FUSED)}, which the full grid has on a few shapes; no sweeps of these")
     what.add_argument("--layouts", type=_words(LAYOUTS), default=LAYOUTS, metavar="A,B",
                       help=f"of {', '.join(LAYOUTS)} (channels-first, channels-last, (N, C) tables)")
-    what.add_argument("--dtypes", type=_words(DTYPES), default=DTYPES[:1], metavar="A,B",
-                      help=f"of {', '.join(DTYPES)} (half types with float32 parameters); default {DTYPES[0]}")
+    what.add_argument("--dtypes", type=_words(DTYPES), metavar="A,B",
+                      help=f"of {', '.join(DTYPES)} (half types with float32 parameters); default {DTYPES[0]}, and in "
+                           "the full grid the half types on a few large shapes")
     what.add_argument("--alignments", type=_words(ALIGNMENTS), metavar="A,B",
                       help="of numpy (as it allocates), 64 (whole cache lines); default: both, with --quick numpy")
     what.add_argument("--threads", type=_threads, default=("1", "all"), metavar="1,all")
@@ -141,8 +143,11 @@ def thread_counts(words):
 def wanted(args):
     """Sweeps come with the grid, not with shapes of one's own."""
     sweeps = args.only == "sweeps" or (args.sweeps and args.only is None and args.shapes is None)
+    is_full = args.only != "sweeps" and args.shapes is None and args.grid == "full" and not args.quick
     return Wanted(
-        operations=args.operations, layouts=args.layouts, dtypes=args.dtypes, threads=thread_counts(args.threads),
+        operations=args.operations or (*OPERATIONS, *(FUSED if is_full else ())), layouts=args.layouts,
+        dtypes=args.dtypes or DTYPES[:1], halves=HALVES if is_full and args.dtypes is None else (),
+        threads=thread_counts(args.threads),
         alignments=args.alignments or (ALIGNMENTS[:1] if args.quick else ALIGNMENTS),
         grid=None if args.only == "sweeps" else "quick" if args.quick else args.grid,
         sweeps=SWEEPS if sweeps else (), shapes=args.shapes, quick=args.quick)

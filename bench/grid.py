@@ -1,7 +1,8 @@
 """Which cases are measured, and in which order.
 
 The grid: the batch-norm layers of four convolutional networks (layers.json), tables, and shapes that are hard on
-vectors and caches (odd numbers of features, odd sizes). The sweeps: one array that grows from 16 KiB to 1 GiB, and one
+vectors and caches (odd numbers of features, odd sizes); and on a few shapes what is fused with what follows, and half
+types. The sweeps: one array that grows from 16 KiB to 1 GiB, and one
 of 8 MiB whose features go from 1 to 2048; the charts over size and over C are drawn from them.
 
 A whole run takes hours. So groups of cells, each with data of its own, come in the order of the multiples of the
@@ -12,7 +13,7 @@ import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bench.cases import Case, data_type, layouts_of
+from bench.cases import FUSED, Case, data_type, layouts_of
 
 NETS = json.loads(Path(__file__).with_name("layers.json").read_text(encoding="utf-8"))
 BATCHES = (1, 32)  # and the batch that the network's layer is listed with
@@ -21,6 +22,10 @@ TABLES = ((64, 64), (64, 1024), (256, 256), (1024, 1024), (4096, 512), (16384, 2
 ODD_FEATURES = tuple((32, c, 28, 28) for c in (3, 7, 17, 33, 63, 64))  # 64 to compare with
 ODD_SIZES = tuple((32, c, size, size) for c in (64, 256) for size in (7, 5, 1)) + ((32, 64, 147, 147),)
 CALLS = ((1, 64), (64, 64))
+FUSED_SHAPES = ((32, 64, 112, 112), (32, 256, 56, 56), (32, 64, 56, 56), (32, 128, 28, 28), (32, 512, 7, 7), (64, 1024),
+                (65536, 64))
+HALF_SHAPES = ((32, 64, 112, 112), (32, 256, 56, 56))  # beyond every cache
+HALF_OPERATIONS = ("inference", "training")
 
 SMALL = ((32, 64, 112, 112), (32, 64, 56, 56), (32, 256, 56, 56), (32, 128, 28, 28), (32, 512, 7, 7), (50, 2048, 7, 7),
          (1, 64, 112, 112), (1, 256, 14, 14), (32, 63, 28, 28), (32, 3, 28, 28), (32, 64, 147, 147),
@@ -60,6 +65,7 @@ class Wanted:
     sweeps: tuple            # names
     shapes: tuple | None = None  # in place of the grid's
     quick: bool = False          # short sweeps
+    halves: tuple = ()           # half types that the full grid has beside dtypes
 
 
 def net_shapes():
@@ -97,9 +103,13 @@ def sweep_shapes(sweep, dtype, quick=False):
     return [(table, "table") for table, _ in pairs] + [(planes, "first") for _, planes in pairs if not quick]
 
 
-def _jobs(pairs, wanted, sweep=""):
+def _pairs(shapes):
+    return [(shape, layout) for shape in shapes for layout in layouts_of(shape)]
+
+
+def _jobs(pairs, wanted, sweep="", fused=False):
     """Every operation, type, alignment and number of threads of the (shape, layout) pairs."""
-    operations = [operation for operation in wanted.operations if operation != "call"]
+    operations = [operation for operation in wanted.operations if operation != "call" and (operation in FUSED) == fused]
     return [Job(Case(operation, shape, layout, dtype, alignment), threads, sweep)
             for shape, layout in pairs if layout in wanted.layouts
             for dtype in wanted.dtypes for alignment in wanted.alignments
@@ -113,14 +123,22 @@ def _calls(wanted, shapes):
             for shape in shapes if len(shape) == 2 for dtype in wanted.dtypes for threads in wanted.threads]
 
 
+def _few(wanted, shapes):
+    """What the full grid has on a few shapes alone; of smaller grids, and shapes of one's own, what is asked for."""
+    one = replace(wanted, alignments=wanted.alignments[:1])
+    if wanted.shapes is not None or wanted.grid != "full":
+        return _jobs(_pairs(shapes), wanted, fused=True)
+    halves = replace(one, dtypes=wanted.halves, operations=[o for o in wanted.operations if o in HALF_OPERATIONS])
+    return _jobs(_pairs(FUSED_SHAPES), one, fused=True) + _jobs(_pairs(HALF_SHAPES), halves)
+
+
 def make_jobs(wanted):
     """All the cells asked for, once each."""
     shapes = wanted.shapes
     if shapes is None:
         shapes = grid_shapes(wanted.grid) if wanted.grid else ()
     calls = wanted.shapes or (CALLS if wanted.grid else ())
-    jobs = _jobs([(shape, layout) for shape in shapes for layout in layouts_of(shape)], wanted)
-    jobs += _calls(wanted, calls)
+    jobs = _jobs(_pairs(shapes), wanted) + _calls(wanted, calls) + _few(wanted, shapes)
     for sweep in wanted.sweeps:
         for dtype in wanted.dtypes:
             one = replace(wanted, dtypes=(dtype,), alignments=wanted.alignments[:1],

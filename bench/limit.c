@@ -2,7 +2,10 @@
  *
  *   read   every item of x once               the limit of moments
  *   copy   y = x                              of inference and training
- *   add    y = x + d, in float or in double   of backward (of half types, whose sum would be computing: as integers)
+ *   add    y = x + d, in float or in double   of backward, and of what takes a residual (of half types, whose sum would
+ *                                             be computing: as integers)
+ *
+ * A copy of two arrays more after it makes the limit of backward through a residual: three reads, two writes.
  *
  * Vectors are 64 bytes, whatever the registers are. Loops begin where the output (of a read: the input) begins a cache
  * line, since stores that split lines, and non-temporal ones above all, would not be the limit. Threads take contiguous
@@ -170,16 +173,27 @@ int limit_has_nontemporal(void)
 #endif
 }
 
-/* Seconds of `number` repetitions; at *read, the xor of what was read last. n is in items of the kind: 2, 4 or 8 bytes. */
-double limit_seconds(int kind, int nontemporal, int threads, void *y, const void *x, const void *d, size_t n,
-                     long number, int32_t *read)
+/* One share of the task, then of the copy after it, if there is one. */
+static int32_t run_shares(const struct task *task, const struct task *after, int rank, int shares)
 {
-    struct task task = {kind, nontemporal, kind == ADD_F64 ? 8 : kind == ADD_U16 ? 2 : 4, y, x, d ? d : x, n};
+    int32_t result = run_share(task, rank, shares);
+    if (after->y) run_share(after, rank, shares);
+    return result;
+}
+
+/* Seconds of `number` repetitions; at *read, the xor of what was read last. n is in items of the kind: 2, 4 or 8 bytes.
+ * y_after = x_after, of as many bytes, follows in every repetition, unless y_after is NULL. */
+double limit_seconds(int kind, int nontemporal, int threads, void *y, const void *x, const void *d, size_t n,
+                     void *y_after, const void *x_after, long number, int32_t *read)
+{
+    size_t item = kind == ADD_F64 ? 8 : kind == ADD_U16 ? 2 : 4;
+    struct task task = {kind, nontemporal, item, y, x, d ? d : x, n};
+    struct task after = {COPY, nontemporal, 4, y_after, x_after, x_after, n * item / 4};
     double begin = now();
     int32_t result = 0;
     if (threads == 1 || !limit_has_threads()) {
         for (long i = 0; i < number; ++i) {
-            result = run_share(&task, 0, 1);
+            result = run_shares(&task, &after, 0, 1);
             __asm__ volatile("" : "+r"(result) : : "memory");
         }
     }
@@ -187,7 +201,7 @@ double limit_seconds(int kind, int nontemporal, int threads, void *y, const void
     else {
 #pragma omp parallel num_threads(threads) reduction(^ : result)
         for (long i = 0; i < number; ++i) {
-            result = run_share(&task, omp_get_thread_num(), omp_get_num_threads());
+            result = run_shares(&task, &after, omp_get_thread_num(), omp_get_num_threads());
             __asm__ volatile("" : "+r"(result) : : "memory");
 #pragma omp barrier
         }

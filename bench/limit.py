@@ -18,6 +18,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from bench.cases import has_residual, plain
 from bench.timing import Entry
 
 SOURCE = Path(__file__).with_name("limit.c")
@@ -30,8 +31,8 @@ PROBE_SECONDS = 0.020
 
 _READ, _COPY, _ADD_FLOAT32, _ADD_FLOAT64, _ADD_HALVES = range(5)  # enum kind of limit.c
 _ADDS = {2: _ADD_HALVES, 4: _ADD_FLOAT32, 8: _ADD_FLOAT64}       # by the size of an item
-_ARRAYS = {_READ: ["x"], _COPY: ["out", "x"], **dict.fromkeys(_ADDS.values(), ["out", "x", "dy"])}
-_EXPRESSIONS = {_READ: "read x", _COPY: "y = x", **dict.fromkeys(_ADDS.values(), "dx = x + dy")}
+_EXPRESSIONS = {"moments": "read x", "inference": "y = x", "training": "y = x", "call": "y = x",
+                "backward": "dx = x + dy"}
 
 
 class LimitError(RuntimeError):
@@ -62,12 +63,19 @@ def _compile(compiler, folder):
     raise LimitError(f"{' '.join(compiler)} cannot compile {SOURCE.name}: {messages[-500:] or 'it gives no reason'}")
 
 
-def _kind(operation, dtype):
+def _moves(operation, dtype):
+    """(kind, what is read beside x: dy, residual or None)."""
     if operation == "moments":
-        return _READ
-    if operation != "backward":
-        return _COPY
-    return _ADDS[dtype.itemsize]
+        return _READ, None
+    if plain(operation) == "backward":
+        return _ADDS[dtype.itemsize], "dy"
+    return (_ADDS[dtype.itemsize], "residual") if has_residual(operation) else (_COPY, None)
+
+
+def _expression(operation):
+    if not has_residual(operation):
+        return _EXPRESSIONS[plain(operation)]
+    return "dx = x + dy; dresidual = residual" if plain(operation) == "backward" else "y = x + residual"
 
 
 def _check(name, array, x):
@@ -87,7 +95,7 @@ class Limit:
             self._library = _compile(self.compiler, folder)
         self._run = self._library.limit_seconds
         self._run.argtypes = [*[ctypes.c_int] * 3, *[ctypes.c_void_p] * 3,
-                              ctypes.c_size_t, ctypes.c_long, ctypes.c_void_p]
+                              ctypes.c_size_t, *[ctypes.c_void_p] * 2, ctypes.c_long, ctypes.c_void_p]
         self._run.restype = ctypes.c_double
         self.has_threads = bool(self._library.limit_has_threads())
         self.has_nontemporal = bool(self._library.limit_has_nontemporal())
@@ -95,17 +103,22 @@ class Limit:
         self._probe_arrays = None
 
     def timer(self, operation, data, out, threads, nontemporal=False):
-        """timer(number): seconds of so many repetitions on data.x, and data.dy, into out. Of moments out is unused."""
-        kind = _kind(operation, data.x.dtype)
-        arrays = {"out": out if kind != _READ else None, "x": data.x,
-                  "dy": data.dy if kind in _ADDS.values() else None}
-        for name in _ARRAYS[kind]:
-            _check(name, arrays[name], data.x)
+        """timer(number): seconds of so many repetitions on data.x, and data.dy or data.residual, into out.
+
+        Of moments out is unused. Backward through a residual writes an array of its own beside out.
+        """
+        kind, other = _moves(operation, data.x.dtype)
+        arrays = {"out": out if kind != _READ else None, "x": data.x, other: getattr(data, other) if other else None}
+        if other == "dy" and has_residual(operation):
+            arrays.update(dresidual=np.zeros_like(data.residual), residual=data.residual)
+        for name, array in arrays.items():
+            if name is not None and (name, kind) != ("out", _READ):
+                _check(name, array, data.x)
         if threads > 1 and not self.has_threads:
             raise LimitError(f"{self.compiler[0]} has no OpenMP: the limit of {threads} threads cannot be measured")
         addresses = [None if array is None else array.ctypes.data for array in arrays.values()]
         items = data.x.nbytes // {_ADD_FLOAT64: 8, _ADD_HALVES: 2}.get(kind, 4)
-        start = (kind, int(nontemporal), threads, *addresses, items)
+        start = (kind, int(nontemporal), threads, *addresses[:3], items, *(addresses[3:] or (None, None)))
 
         def timer(number, run=self._run, read=ctypes.byref(self.read), keep_alive=arrays):
             return run(*start, number, read)
@@ -113,8 +126,7 @@ class Limit:
 
     def entry(self, operation, data, out, threads, nontemporal=False, name="limit"):
         """For timing.measure: alternates with the contenders. It sets no thread count but its own."""
-        kind = _kind(operation, data.x.dtype)
-        return Entry(name, "fresh" if kind == _READ else "out=", _EXPRESSIONS[kind],
+        return Entry(name, "fresh" if operation == "moments" else "out=", _expression(operation),
                      self.timer(operation, data, out, threads, nontemporal), nullcontext)
 
     def entries(self, operation, data, out, threads):

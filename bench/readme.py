@@ -10,7 +10,7 @@ from pathlib import Path
 from bench.cases import LAYOUTS
 from bench.grid import SMALL
 from bench.peers import BASELINE
-from bench.report import lost_text, microseconds, threads_text
+from bench.report import OWN_HEADER, lost_text, microseconds, own_rows, threads_text
 from bench.store import StoreError, read_document
 from bench.verdict import best_output, fastest_peer, outputs_of
 
@@ -71,12 +71,22 @@ def _verdict_lines(verdict):
         yield f"- and {len(verdict['lost']) - LOST_AT_MOST} more above {verdict['lost'][LOST_AT_MOST - 1]['ratio']:.2f}"
 
 
+def _own_lines(own):
+    if own:
+        yield from ("", "fastbn's time with an activation, and with a residual, divided by that of its own plain call; "
+                        "of half types, by that of its float32 call:", "")
+        yield "| " + " | ".join(OWN_HEADER) + " |"
+        yield "|---" * len(OWN_HEADER) + "|"
+        yield from (f"| {' | '.join(row)} |" for row in own_rows(own))
+
+
 def section(document):
     """Everything between the marks."""
     verdict = document["verdict"]["grid"]
     if not verdict["comparisons"]:
         raise StoreError("the run has no cell of the grid in which a peer was measured: was it one of sweeps alone?")
-    return "\n".join([*_head_lines(document), "", *table_lines(document["cells"]), "", *_verdict_lines(verdict)])
+    return "\n".join([*_head_lines(document), "", *table_lines(document["cells"]), "", *_verdict_lines(verdict),
+                      *_own_lines(verdict["own"])])
 
 
 def replace_section(text, new):

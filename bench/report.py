@@ -4,6 +4,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from bench.cases import DTYPES, FUSED, OPERATIONS
 from bench.peers import BASELINE
 from bench.verdict import entry_of, outputs_of, peers_of
 
@@ -15,6 +16,7 @@ LEGEND = ("us: median time of fastbn. GB/s: the bytes that must move / time. lim
           "only moves those bytes, over the same buffers.\n"
           "Peers: their time / fastbn's with the same kind of output, above 1 fastbn is faster. error: the largest, "
           "relative to the largest number of the answer in float64.\n"
+          "own: fastbn's time / that of its own plain call, of half types / that of its float32 call.\n"
           "*: disturbed by other processes. !: the memory's speed before and after differs by more than 15 %.")
 
 
@@ -45,7 +47,12 @@ def _number(value, digits, star=False):
     return "" if value is None else f"{value:.{digits}f}" + ("*" if star else "")
 
 
-def _row(cell, output, peers):
+def _own_text(cell, output):
+    found = next((own for own in cell["own"] if own["output"] == output), None)
+    return "" if found is None else _number(found["ratio"], 2, found["disturbed"])
+
+
+def _row(cell, output, peers, with_own):
     base = entry_of(cell, BASELINE, output)
     others = [entry_of(cell, peer, output) for peer in peers]
     errors = [e["error"] for e in others if e is not None]
@@ -54,7 +61,8 @@ def _row(cell, output, peers):
         microseconds(base["seconds"]) + ("*" if base["disturbed"] else ""), _number(base["gbps"], 1),
         _number(base["share"], 2, cell["limit_disturbed"]), f"{base['error']:.0e}"]
     return ["x".join(map(str, cell["shape"])) + mark, cell["layout"], cell["dtype"], cell["alignment"], output,
-            *own[:3], *("" if e is None else _number(e["ratio"], 2, e["disturbed"]) for e in others),
+            *own[:3], *([_own_text(cell, output)] * with_own),
+            *("" if e is None else _number(e["ratio"], 2, e["disturbed"]) for e in others),
             own[3], f"{max(errors):.0e}" if errors else ""]
 
 
@@ -63,10 +71,12 @@ def tables(cells):
     peers, groups = peers_of(cells), {}
     for cell in cells:
         groups.setdefault((cell["sweep"], cell["operation"], cell["threads"]), []).append(cell)
-    header = ["shape", "layout", "type", "align", "output", "us", "GB/s", "limit", *peers, "error", "peers' error"]
+    words = ["shape", "layout", "type", "align", "output", "us", "GB/s", "limit"]
     for (sweep, operation, threads), group in sorted(groups.items()):
         group.sort(key=lambda cell: [cell[name] for name in ("layout", "dtype", "alignment", "array_bytes", "shape")])
-        rows = [_row(cell, output, peers) for cell in group for output in outputs_of(cell)]
+        with_own = any(cell["own"] for cell in group)
+        header = [*words, *["own"] * with_own, *peers, "error", "peers' error"]
+        rows = [_row(cell, output, peers, with_own) for cell in group for output in outputs_of(cell)]
         yield f"{operation}, {threads_text(threads)}" + (f", sweep over {sweep}" if sweep else ""), header, rows
 
 
@@ -112,6 +122,8 @@ def print_verdict(console, name, verdict):
                       "nowhere.")
     if verdict["shares"]:
         _print_shares(console, name, verdict["shares"])
+    if verdict["own"]:
+        _print_own(console, name, verdict["own"])
     if verdict["flagged"]:
         console.print(f"{name}: in {verdict['flagged']} of {verdict['cells']} cells the memory's speed before and "
                       "after differed by more than 15 %: measure again on an idle machine.")
@@ -144,9 +156,29 @@ def _print_lost(console, lost):
 
 
 def _print_shares(console, name, shares):
-    order = {operation: i for i, operation in enumerate(("inference", "training", "backward", "moments"))}
-    shares = sorted(shares, key=lambda s: (order[s["operation"]], s["layout"], s["threads"], s["regime"]))
-    rows = [[s["operation"], s["layout"], s["regime"], str(s["threads"]), str(s["cells"]),
+    shares = sorted(shares, key=lambda s: (*_order(s), s["layout"], s["threads"], s["regime"]))
+    rows = [[s["operation"], s["dtype"], s["layout"], s["regime"], str(s["threads"]), str(s["cells"]),
              *(f"{s[key]:.2f}" for key in ("least", "median", "greatest"))] for s in shares]
-    header = ["operation", "layout", "data fit", "threads", "cells", "least", "median", "greatest"]
-    console.print(_table(f"{name}: fastbn's share of the limit, into arrays that exist", header, rows, words=3))
+    header = ["operation", "type", "layout", "data fit", "threads", "cells", "least", "median", "greatest"]
+    console.print(_table(f"{name}: fastbn's share of the limit, into arrays that exist", header, rows, words=4))
+
+
+def _order(row):
+    return (*OPERATIONS, *FUSED).index(row["operation"]), DTYPES.index(row["dtype"])
+
+
+def own_rows(own):
+    """Of a verdict's "own", as text: operation, type, layout, where the data fit, comparisons, ratios, the aim."""
+    for row in sorted(own, key=lambda row: (*_order(row), row["layout"], row["regime"])):
+        aim = "" if row["bar"] is None else f"{row['bar']:.3f}"
+        yield [row["operation"], row["dtype"], row["layout"], row["regime"], str(row["comparisons"]),
+               *(f"{row[key]:.2f}" for key in ("least", "median", "greatest")), aim, str(row["above"]) if aim else ""]
+
+
+OWN_HEADER = ["operation", "type", "layout", "data fit", "comparisons", "least", "median", "greatest", "aim: at most",
+              "above"]
+
+
+def _print_own(console, name, own):
+    title = f"{name}: fastbn's time / that of its own plain call, of half types / that of its float32 call"
+    console.print(_table(title, OWN_HEADER, own_rows(own), words=4))

@@ -1,5 +1,5 @@
 """A whole run: the cells in their order until the end, the budget or Ctrl-C; then tables, verdict, JSON and charts."""
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from time import perf_counter
@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from bench import machine, report, store
-from bench.cases import make_data
+from bench.cases import has_bfloat16, make_data
 from bench.cell import measure_cell
 from bench.grid import Wanted, make_groups, make_jobs, share_time
 from bench.limit import Limit, LimitError
@@ -90,6 +90,11 @@ def _earlier(plan, described):
 
 def _select(console, plan):
     jobs = make_jobs(plan.wanted)
+    if not has_bfloat16():
+        without = [job for job in jobs if job.case.dtype != "bfloat16"]
+        if len(without) < len(jobs):
+            console.print(f"{len(jobs) - len(without)} cells left out: bfloat16 needs ml_dtypes", markup=False)
+        jobs = without
     kept = [job for job in jobs if job.case.array_bytes <= plan.largest]
     if len(kept) < len(jobs):
         console.print(f"{len(jobs) - len(kept)} of {len(jobs)} cells left out: their arrays are larger than "
@@ -131,8 +136,7 @@ def _measure(plan, jobs, contenders, limit, kept, cells):
 def _group_data(group):
     """Made once for all jobs of a group, with one output array that every contender writes into."""
     operations = {job.case.operation for job in group}
-    case = replace(group[0].case, operation="backward" if "backward" in operations else group[0].case.operation)
-    data = make_data(case)
+    data = make_data(group[0].case, operations=operations)
     if operations != {"moments"}:
         data.output = data.empty()
         data.output.fill(0)  # touches its pages

@@ -13,7 +13,9 @@ pytest.importorskip("rich", reason="rich is not installed: the extra 'bench' has
 
 from bench import cell as cell_module  # noqa: E402
 from bench import cli, grid, readme, report, store, timing  # noqa: E402
-from bench.cases import DTYPES, Case, allocate, check, make_data, reference, sample_features  # noqa: E402
+from bench import run as run_module  # noqa: E402
+from bench.cases import (  # noqa: E402
+    DTYPES, FUSED, HALVES, Case, allocate, check, make_data, reference, sample_features)
 from bench.cell import measure_cell  # noqa: E402
 from bench.grid import Job, Wanted, make_groups, make_jobs  # noqa: E402
 from bench.limit import Limit, LimitError  # noqa: E402
@@ -44,6 +46,34 @@ def test_grid_has_what_it_promises():
         for operation in OPERATIONS for threads in (1, 2) for alignment in ("numpy", "64")}
     assert {j.case.shape for j in jobs if j.case.operation == "call"} == {(1, 64), (64, 64)}
     assert len(grid.net_shapes()) == len(set(grid.net_shapes())) > 220
+
+
+FULL = replace(ALL, operations=(*ALL.operations, *FUSED), halves=HALVES)
+
+
+def test_full_grid_has_a_few_cells_of_what_is_fused_and_of_half_types():
+    plain, jobs = make_jobs(ALL), make_jobs(FULL)
+    more = [job for job in jobs if job not in set(plain)]
+    assert len(jobs) == len(set(jobs)) and len(more) < len([job for job in plain if not job.sweep]) / 20
+    fused = [job.case for job in more if job.case.is_fused]
+    assert {case.operation for case in fused} == set(FUSED) and {case.dtype for case in fused} == {"float32"}
+    assert {(32, 256, 56, 56), (32, 512, 7, 7), (64, 1024)} < {case.shape for case in fused}
+    halves = [job for job in more if not job.case.is_fused]
+    assert {(j.case.operation, j.case.dtype, j.case.layout, j.threads) for j in halves} == {
+        (operation, dtype, layout, threads) for operation in ("inference", "training") for dtype in HALVES
+        for layout in ("first", "last") for threads in (1, 2)}
+    assert min(job.case.bytes for job in halves) > 3 * CACHES["llc"]
+    assert not [job for job in more if job.sweep or job.case.alignment != "numpy"]
+
+
+def test_what_is_fused_can_be_asked_for():
+    def asked(**more):
+        return {(job.case.operation, job.case.shape) for job in make_jobs(replace(
+            ALL, operations=("inference_relu",), sweeps=(), alignments=("numpy",), threads=(1,), **more))}
+    assert asked(shapes=((8, 4),)) == {("inference_relu", (8, 4))}
+    assert asked(grid="quick") == {("inference_relu", shape) for shape in grid.QUICK}
+    assert asked(grid="full") == {("inference_relu", shape) for shape in grid.FUSED_SHAPES}
+    assert not asked(grid=None)
 
 
 def test_sweeps_cover_sizes_and_features():
@@ -95,6 +125,9 @@ def test_case_counts_the_least_bytes():
     size = 4 * 32 * 64 * 56 * 56
     assert {o: Case(o, (32, 64, 56, 56), "first").bytes // size for o in OPERATIONS} == {
         "inference": 2, "training": 2, "backward": 3, "moments": 1}
+    assert {o: Case(o, (32, 64, 56, 56), "first").bytes // size for o in FUSED} == {
+        "inference_relu": 2, "inference_add_relu": 3, "training_relu": 2, "training_add_relu": 3, "backward_relu": 3,
+        "backward_add_relu": 5}
     assert Case("moments", (4, 3), "table", "float64").bytes == 96
     assert Case("inference", (4, 3), "table", "bfloat16").bytes == 48
     assert Case("backward", (4, 3), "table", "float16").bytes == 72
@@ -112,6 +145,10 @@ def test_alignment(dtype):
     data.output = data.empty()
     assert data.empty() is data.output and data.for_operation("training").empty() is data.output
     assert data.for_operation("training").dy is None and data.for_operation("training").x is data.x
+    more = make_data(Case("inference", (4, 3), "table"), operations={"inference", "backward_relu", "training_add_relu"})
+    assert more.for_operation("backward_relu").residual is None and more.for_operation("backward_relu").dy is more.dy
+    assert more.for_operation("training_add_relu").residual is more.residual is not None
+    assert more.for_operation("inference").residual is more.for_operation("inference").dy is None
 
 
 @pytest.mark.parametrize("layout, shape", [
@@ -128,7 +165,7 @@ def test_data_differ_between_features_and_not_within(layout, shape):
         assert np.abs(np.corrcoef(rows.T) - np.eye(case.features)).max() < 0.05
 
 
-@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("operation", [*OPERATIONS, *FUSED])
 @pytest.mark.parametrize("layout", ["first", "last"])
 def test_check_tells_formulas_apart(operation, layout):
     case = Case(operation, (4, 3, 5, 2), layout)
@@ -143,7 +180,7 @@ def test_check_tells_formulas_apart(operation, layout):
         check(case, "somebody", [a[:-1] for a in expected], expected)
 
 
-@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("operation", [*OPERATIONS, *FUSED])
 @pytest.mark.parametrize("layout", ["first", "last"])
 def test_a_sample_of_features_has_the_answer_of_the_whole(operation, layout):
     case, some = Case(operation, (4, 6, 5, 2), layout), np.array([0, 2, 5])
@@ -156,6 +193,38 @@ def test_a_sample_of_features_has_the_answer_of_the_whole(operation, layout):
     np.moveaxis(broken[0], case.axis if broken[0].ndim > 1 else 0, 0)[5] *= 2
     with pytest.raises(AssertionError, match="relative error"):
         check(case, "somebody", broken, part, some)
+
+
+def test_reference_of_what_is_fused():
+    def answer(operation):
+        data = make_data(Case(operation, (50, 4), "table"), operations=FUSED)
+        return reference(Case(operation, (50, 4), "table"), data.for_operation(operation)), data
+    (y,), data = answer("training")
+    assert (answer("training_relu")[0][0] == np.maximum(y, 0)).all() and (y < 0).any()
+    assert (answer("training_add_relu")[0][0] == np.maximum(y + data.residual, 0)).all()
+    dx, dgamma, dbeta, dresidual = answer("backward_add_relu")[0]
+    np.testing.assert_allclose(dresidual, data.dy * (y + data.residual > 0))
+    data.dy = dresidual.astype(np.float64)
+    expected = reference(Case("backward", (50, 4), "table"), data)
+    for got, want in zip((dx, dgamma, dbeta), expected, strict=True):
+        np.testing.assert_allclose(got, want, atol=1e-6)
+
+
+def test_either_gradient_is_right_at_the_kink():
+    case = Case("backward_relu", (50, 1), "table")
+    data = make_data(case)
+    data.gamma[:], data.beta[:], data.dy[:] = 1, 0, 1
+    data.x[:] = np.where(np.arange(50) < 25, -2.0, 2.0)[:, None]
+    data.x[0] = 0
+    data.x[1] -= data.x.sum()
+    expected = reference(case, data)
+    assert list(np.flatnonzero(np.isnan(expected[0]))) == [0]
+    got = [a.copy() for a in expected]
+    got[0][0] = 99
+    assert check(case, "either", got, expected) == 0
+    got[0][2] = np.nan
+    with pytest.raises(AssertionError, match="result 0"):
+        check(case, "somebody", got, expected)
 
 
 def test_check_allows_for_long_chains_of_additions():
@@ -402,6 +471,29 @@ def test_a_disturbed_cell_is_measured_twice(busy_machine):
     assert judge([cell], CACHES)["disturbed"] == 1
 
 
+@pytest.mark.parametrize("operation, dtype, against", [
+    ("training_add_relu", "float32", "training-4x3-table"), ("backward_relu", "float16", "backward-4x3-table-float16"),
+    ("inference", "float16", "inference-4x3-table"), ("moments", "float16", "moments-4x3-table")])
+def test_own_other_call_is_measured_in_the_same_rounds(operation, dtype, against):
+    class Own(Fake):
+        """Half as long for what is plain and float32; it keeps what it was asked for."""
+        def work(self, case, data, output, threads):
+            asked.append((str(case), data.x.dtype, data.residual is None, data.dy is None))
+            plain = not case.is_fused and (case.dtype == "float32" or operation in FUSED)
+            return Fake("fastbn", 0.05 if plain else 0.1).work(case, data, output, threads)
+
+    asked, case = [], Case(operation, (4, 3), "table", dtype)
+    data = make_data(case)
+    data.output = data.empty()
+    cell = measure_cell(Job(case, 1), [Own("fastbn", 0), Fake("torch", 0.08)], None, data, 0.0, 3)
+    assert [(own["against"], own["output"]) for own in cell["own"]] == [(against, output) for output in case.outputs]
+    assert [own["ratio"] for own in cell["own"]] == pytest.approx([2.0] * len(case.outputs))
+    other = np.dtype(dtype if operation in FUSED else "float32")
+    assert asked[-1] == (against, other, True, "backward" not in operation)
+    assert {e["contender"] for e in cell["entries"]} == {"fastbn", "torch"} and len(cell["retries"]) == 5
+    assert fake_cell([Fake("fastbn", 0.1)])["own"] == []
+
+
 def test_real_contenders_and_the_real_limit():
     """Everything together, on a shape that takes microseconds."""
     contenders, _ = load(["fastbn", "numpy"])
@@ -420,8 +512,8 @@ def test_real_contenders_and_the_real_limit():
 
 # Verdict, tables and charts from cells that were never measured
 
-def made_cell(job, times, flagged=False, limit=None):
-    """times: {contender: (seconds fresh, seconds out=)}, or (seconds fresh,)."""
+def made_cell(job, times, flagged=False, limit=None, ratios=()):
+    """times: {contender: (seconds fresh, seconds out=)}, or (seconds fresh,). ratios: to fastbn's own other call."""
     case, entries = job.case, []
     outputs = ("fresh", "out=") if case.operation != "moments" else ("fresh",)
     own = dict(zip(outputs, times["fastbn"]))
@@ -435,7 +527,9 @@ def made_cell(job, times, flagged=False, limit=None):
     return {"operation": case.operation, "shape": list(case.shape), "layout": case.layout, "dtype": case.dtype,
             "alignment": case.alignment, "threads": job.threads, "sweep": job.sweep, "bytes": case.bytes,
             "array_bytes": case.array_bytes, "limit_seconds": limit, "limit_disturbed": False, "limits": {},
-            "probe": [10.0, 10.0], "flagged": flagged, "entries": entries, "failed": [], "retries": []}
+            "probe": [10.0, 10.0], "flagged": flagged, "entries": entries, "failed": [], "retries": [],
+            "own": [{"against": "plain", "output": output, "seconds": own[output] / ratio, "ratio": ratio,
+                     "disturbed": False} for output, ratio in zip(outputs, ratios)]}
 
 
 def some_cells():
@@ -456,6 +550,47 @@ def test_verdict_takes_the_fastest_peer_of_each_output():
     assert verdict["peers"]["torch"]["under_1"] == 1 and verdict["peers"]["numpy"]["least"] == 4
     shares = {(s["operation"], s["regime"]): s["median"] for s in verdict["shares"]}
     assert shares == {("training", "last-level cache"): pytest.approx(0.8), ("inference", "L2"): pytest.approx(0.5)}
+
+
+def cells_with_own_calls():
+    """Fused ones of a megabyte and half ones of 100."""
+    times = {"fastbn": (2e-4, 1e-4), "torch": (4e-4,)}
+    add = made_cell(Job(Case("inference_add_relu", (1024, 256), "table"), 1), times, ratios=(1.6, 1.5))
+    relu = made_cell(Job(Case("training_relu", (1024, 256), "table"), 1), times, ratios=(1.0, 1.04))
+    halves = [made_cell(Job(Case("inference", (2**17, 200), "table", dtype), 1), times, ratios=(0.7, 0.5))
+              for dtype in HALVES]
+    return [add, relu, *halves]
+
+
+def test_verdict_on_own_calls():
+    cells = cells_with_own_calls()
+    own = {(row["operation"], row["dtype"]): row for row in judge(cells, CACHES)["own"]}
+    assert len(own) == 4
+    add, half = own["inference_add_relu", "float32"], own["inference", "bfloat16"]
+    assert add["bar"] == pytest.approx(1.05 * 3 / 2) and (add["above"], add["comparisons"]) == (1, 2)
+    assert own["training_relu", "float32"]["bar"] == 1.05 and own["training_relu", "float32"]["above"] == 0
+    assert half["bar"] == pytest.approx(1 / 1.7) and half["above"] == 1 and half["regime"] == "memory"
+    assert half["median"] == pytest.approx(0.6)
+    assert own["inference", "float16"]["bar"] is None and own["inference", "float16"]["above"] == 0
+    cells[0]["own"][0]["disturbed"] = True
+    assert judge(cells, CACHES)["own"][0]["above"] == 0
+    small = made_cell(Job(Case("inference", (64, 64), "table", "bfloat16"), 1), {"fastbn": (1.0, 1.0)}, ratios=(0.9,))
+    assert judge([small], CACHES)["own"][0]["bar"] is None and judge(some_cells(), CACHES)["own"] == []
+
+
+def test_own_calls_in_tables_and_in_the_readme(tmp_path):
+    tables = {title: (header, rows) for title, header, rows in report.tables(cells_with_own_calls())}
+    header, rows = tables["inference_add_relu, 1 thread"]
+    assert header[8:10] == ["own", "torch"] and [row[8] for row in rows] == ["1.60", "1.50"]
+    runs = [{"machine": MACHINE, "date": "2026-01-02", "arguments": ""}]
+    document = make_document(runs, cells_with_own_calls(), 4)
+    lines = readme.section(document).splitlines()
+    assert "| inference_add_relu | float32 | table | last-level cache | 2 | 1.50 | 1.55 | 1.60 | 1.575 | 1 |" in lines
+    assert "| inference | float16 | table | memory | 2 | 0.50 | 0.60 | 0.70 |  |  |" in lines
+    with open(tmp_path / "t.txt", "w", encoding="utf-8") as file:
+        report.print_verdict(report.console_for(file), "grid", document["verdict"]["grid"])
+    assert re.search(r"inference +bfloat16 +table +memory +2 +0.50 +0.60 +0.70 +0.588 +1\b",
+                     (tmp_path / "t.txt").read_text(encoding="utf-8"))
 
 
 def test_disturbed_comparisons_count_nowhere():
@@ -518,6 +653,14 @@ def test_charts_are_made_of_every_kind(drawn):
     for path in files:
         assert path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 10_000
         assert ElementTree.parse(path.with_suffix(".svg")).getroot().tag.endswith("svg")
+
+
+def test_charts_of_what_is_fused_and_of_half_types(tmp_path):
+    charts = pytest.importorskip("bench.charts", reason="matplotlib is not installed", exc_type=ImportError)
+    names = {path.stem for path in charts.draw(tmp_path, cells_with_own_calls(), MACHINE)}
+    assert names == {"speedup", "speedup-fused"}
+    fused = charts.speedup([cell for cell in cells_with_own_calls() if cell["operation"] in FUSED], "title")
+    assert [axes.get_title().split(",")[0] for axes in fused.axes] == ["inference_add_relu", "training_relu"]
 
 
 def test_charts_name_axes_and_lines():
@@ -614,6 +757,7 @@ def test_large_arrays_are_left_out(tmp_path, capsys):
     (["--shapes", "8"], "'8' is no shape; write NxC or NxCxHxW"),
     (["--shapes", "8x0"], "is no shape"),
     (["--operations", "train"], "'train' is none of inference, training"),
+    (["--operations", "relu"], "'relu' is none of .* inference_relu"),
     (["--threads", "none"], "neither a positive number nor 'all'"),
     (["--threads", "100000"], "--threads 100000: fastbn may use"),
     (["--budget", "soon"], "'soon' is no time; write 90"),
@@ -626,7 +770,14 @@ def test_command_line_says_what_is_wrong(arguments, message, capsys, tmp_path, m
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stopped:
         cli.main(arguments)
-    assert stopped.value.code == 2 and message in capsys.readouterr().err
+    assert stopped.value.code == 2 and re.search(re.escape(message).replace(r"\.\*", ".*"), capsys.readouterr().err)
+
+
+def test_without_ml_dtypes_bfloat16_is_left_out(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(run_module, "has_bfloat16", lambda: False)
+    assert run_bench(tmp_path, "--dtypes", "bfloat16,float32") == 0
+    assert "1 cells left out: bfloat16 needs ml_dtypes" in capsys.readouterr().out
+    assert [cell["dtype"] for cell in store.read_document(tmp_path)["cells"]] == ["float32"]
 
 
 def test_flags_become_what_is_wanted():
@@ -636,6 +787,11 @@ def test_flags_become_what_is_wanted():
     assert wanted().grid == "full" and wanted().alignments == ("numpy", "64")
     for without in (["--shapes", "8x4"], ["--no-sweeps"], ["--only", "grid"]):
         assert wanted(*without).sweeps == ()
+    assert set(FUSED) < set(wanted().operations) and wanted().halves == HALVES and wanted().dtypes == ("float32",)
+    for few in (["--quick"], ["--grid", "small"], ["--shapes", "8x4"], ["--only", "sweeps"]):
+        assert not set(FUSED) & set(wanted(*few).operations) and wanted(*few).halves == ()
+    assert wanted("--quick", "--operations", "training_relu").operations == ("training_relu",)
+    assert wanted("--dtypes", "float64").halves == ()
     assert wanted("--only", "sweeps").grid is None and wanted("--only", "sweeps").sweeps
     assert wanted("--quick").grid == "quick" and wanted("--quick").alignments == ("numpy",)
     assert not [job for job in make_jobs(wanted("--only", "sweeps")) if not job.sweep]

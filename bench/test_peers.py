@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 
 from bench import limit as limit_module
-from bench.cases import DTYPES, Case, check, data_type, make_data, reference
+from bench.cases import DTYPES, FUSED, Case, check, data_type, make_data, reference
 from bench.limit import Limit, LimitError
 from bench.peers import CONTENDERS, load, variants
 
 SHAPES = ((4, 3, 5, 2), (2, 16, 7, 7), (3, 17, 9, 1), (2, 3, 4), (2, 16, 3, 4, 5), (64, 64), (33, 3), (1, 64))
 OPERATIONS = ("inference", "training", "backward", "moments", "call")
+FUSED_SHAPES = ((4, 3, 5, 2), (2, 16, 7, 7), (64, 64))
 MANY = (64, 64, 16, 16)  # enough that two threads are worth it
 
 PRESENT, MISSING = load(CONTENDERS)
@@ -20,7 +21,7 @@ PRESENT, MISSING = load(CONTENDERS)
 def cases(shapes=SHAPES, dtypes=DTYPES):
     for shape in shapes:
         for layout in ("table",) if len(shape) == 2 else ("first", "last"):
-            for operation in OPERATIONS:
+            for operation in (*OPERATIONS, *(FUSED if shape in FUSED_SHAPES or shape == MANY else ())):
                 if operation != "call" or layout == "table":
                     yield from (Case(operation, shape, layout, dtype) for dtype in dtypes)
 
@@ -113,10 +114,13 @@ def test_load_says_why_a_peer_is_missing(monkeypatch):
         load(["fastbn"])
 
 
-def test_one_case_has_every_contender():
+@pytest.mark.parametrize("operation, without", [
+    ("inference", set()), ("inference_relu", {"sklearn"}), ("inference_add_relu", {"sklearn", "onednn"}),
+    ("training_relu", {"sklearn", "onnxruntime"}), ("backward_add_relu", {"sklearn", "onnxruntime", "onednn"})])
+def test_one_case_has_every_contender(operation, without):
     """So that a change of can() cannot quietly leave somebody out."""
-    found = {contender.name for contender, _ in variants(Case("inference", (64, 64), "table"), PRESENT)}
-    assert found == {contender.name for contender in PRESENT}
+    found = {contender.name for contender, _ in variants(Case(operation, (64, 64), "table"), PRESENT)}
+    assert found == {contender.name for contender in PRESENT} - without
 
 
 # ---- the limit ----
@@ -154,22 +158,36 @@ def guarded(items, dtype, offset):
 @pytest.mark.parametrize("nontemporal", [False, True])
 @pytest.mark.parametrize("operation, dtype", [("inference", "float32"), ("training", "float64"),
                                               ("backward", "float32"), ("backward", "float64"),
-                                              ("backward", "float16")])
+                                              ("backward", "float16"), ("backward_relu", "float32"),
+                                              ("inference_add_relu", "float32"), ("training_relu", "float32")])
 def test_limit_writes_what_it_says(limit, operation, dtype, nontemporal):
     rng = np.random.default_rng(0)
     for items, offset_in, offset_out, threads in pieces(limit):
         whole, inside = guarded(items, dtype, offset_out)
         out = whole[inside]
         x, dy = (guarded(items, dtype, offset_in) for _ in range(2))
-        data = SimpleNamespace(x=x[0][x[1]], dy=dy[0][dy[1]])
+        data = SimpleNamespace(x=x[0][x[1]], dy=dy[0][dy[1]], residual=dy[0][dy[1]])
         data.x[...], data.dy[...] = rng.standard_normal((2, items))
         assert 0 < limit.timer(operation, data, out, threads, nontemporal)(2) < 10
-        expected = data.x + data.dy if operation == "backward" else data.x
+        expected = data.x + data.dy if "backward" in operation or "add" in operation else data.x
         if dtype == "float16":
             expected = (data.x.view(np.uint16) + data.dy.view(np.uint16)).view(dtype)
         np.testing.assert_array_equal(out, expected)
         outside = np.delete(whole, np.arange(inside.start, inside.stop))
         np.testing.assert_array_equal(outside, np.full_like(outside, 7))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+def test_limit_of_backward_through_a_residual_writes_two_arrays(limit, dtype, monkeypatch):
+    rng, made = np.random.default_rng(0), []
+    monkeypatch.setattr(limit_module.np, "zeros_like", lambda a: made.append(np.full_like(a, 7)) or made[-1])
+    for items, threads in ((4, 1), (1000, 1), (4098, 2 if limit.has_threads else 1)):
+        x, dy, residual = rng.standard_normal((3, items)).astype(dtype)
+        out = np.full(items, 7, dtype)
+        limit.timer("backward_add_relu", SimpleNamespace(x=x, dy=dy, residual=residual), out, threads)(2)
+        expected = (x.view(np.uint16) + dy.view(np.uint16)).view(dtype) if dtype == "float16" else x + dy
+        np.testing.assert_array_equal(out, expected)
+        np.testing.assert_array_equal(made[-1], residual)
 
 
 def test_limit_reads_everything(limit):
@@ -206,6 +224,8 @@ def test_limit_refuses(limit, monkeypatch):
     data = SimpleNamespace(x=np.ones((4, 6), np.float32), dy=None)
     with pytest.raises(ValueError, match="dy is None"):
         limit.timer("backward", data, np.ones_like(data.x), 1)
+    with pytest.raises(ValueError, match="residual is None"):
+        limit.timer("inference_add_relu", SimpleNamespace(x=data.x, residual=None), np.ones_like(data.x), 1)
     with pytest.raises(ValueError, match="out has 48 bytes, expected a contiguous array of x's 96"):
         limit.timer("training", data, np.ones((4, 3), np.float32), 1)
     with pytest.raises(ValueError, match="out has 96 bytes and gaps"):

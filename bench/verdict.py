@@ -7,8 +7,12 @@ import math
 import statistics
 from collections import Counter
 
+from bench.cases import FUSED, arrays_moved, plain
 from bench.cell import LOST
 from bench.peers import BASELINE
+
+FUSED_BAR = 1.05    # times the bytes that must move, divided by those of the plain call
+HALF_BAR = 1 / 1.7
 
 
 def entry_of(cell, contender, output):
@@ -83,6 +87,7 @@ def judge(cells, caches):
         "lost": _lost(found),
         "peers": _by_peer(cells),
         "shares": _shares(cells, caches),
+        "own": _own(cells, caches),
         "failed": _failed(cells),
     }
 
@@ -113,11 +118,38 @@ def _shares(cells, caches):
         if entry is None or entry["share"] is None or cell["operation"] == "call":
             continue
         if not (entry["disturbed"] or cell["limit_disturbed"]):
-            key = cell["operation"], cell["layout"], cell["threads"], regime(cell, caches)
+            key = cell["operation"], cell["dtype"], cell["layout"], cell["threads"], regime(cell, caches)
             groups.setdefault(key, []).append(entry["share"])
-    names = "operation", "layout", "threads", "regime"
+    names = "operation", "dtype", "layout", "threads", "regime"
     return [{**dict(zip(names, key)), "cells": len(shares), "least": min(shares), "median": statistics.median(shares),
              "greatest": max(shares)} for key, shares in groups.items()]
+
+
+def own_bar(cell, caches):
+    """What fastbn's time, divided by that of its own plain or float32 call, should not exceed; None: no such aim.
+
+    The activation alone is to cost next to nothing, and a residual what its bytes do. Of half the bytes, where memory
+    is the limit, half the time would be the best.
+    """
+    if cell["operation"] in FUSED:
+        moved = arrays_moved(cell["operation"]) / arrays_moved(plain(cell["operation"]))
+        return FUSED_BAR * moved
+    return HALF_BAR if cell["dtype"] == "bfloat16" and regime(cell, caches) == "memory" else None
+
+
+def _own(cells, caches):
+    """fastbn's times / those of its own plain or float32 calls, by operation, type, layout, cache: the undisturbed."""
+    groups = {}
+    for cell in cells:
+        key = cell["operation"], cell["dtype"], cell["layout"], regime(cell, caches), own_bar(cell, caches)
+        ratios = [own["ratio"] for own in cell["own"] if own["ratio"] is not None and not own["disturbed"]]
+        if ratios:
+            groups.setdefault(key, []).extend(ratios)
+    names = "operation", "dtype", "layout", "regime", "bar"
+    return [{**dict(zip(names, key)), "comparisons": len(ratios), "least": min(ratios),
+             "median": statistics.median(ratios), "greatest": max(ratios),
+             "above": 0 if key[-1] is None else sum(ratio > key[-1] for ratio in ratios)}
+            for key, ratios in groups.items()]
 
 
 def _failed(cells):

@@ -10,10 +10,11 @@ from importlib import metadata
 
 PACKAGE = "onednn-cpu-gomp"
 
-CPU, IN_ORDER, FLOAT32, QUERY_IMPLEMENTATION = 1, 1, 3, 8
+CPU, IN_ORDER, FLOAT32, QUERY_IMPLEMENTATION, QUERY_WORKSPACE = 1, 1, 3, 8, 135
+ALLOCATE = c_void_p(-1)  # as a memory's address: oneDNN allocates it
 FORWARD_TRAINING, FORWARD_INFERENCE, BACKWARD = 64, 96, 128
-USE_GLOBAL_STATS, USE_SCALE_AND_SHIFT = 1, 2 | 4
-SRC, DST, MEAN, VARIANCE, SCALE, SHIFT = 1, 17, 49, 50, 51, 52
+USE_GLOBAL_STATS, USE_SCALE_AND_SHIFT, FUSE_RELU = 1, 2 | 4, 8
+SRC, DST, MEAN, VARIANCE, SCALE, SHIFT, WORKSPACE = 1, 17, 49, 50, 51, 52, 64
 DIFF_SRC, DIFF_DST, DIFF_SCALE, DIFF_SHIFT = 129, 145, 255, 256
 
 MOST_DIMENSIONS = 5  # of a batch normalization
@@ -78,6 +79,8 @@ def _declare(library):
     library.dnnl_primitive_execute.argtypes = [c_void_p, c_void_p, c_int, POINTER(Argument)]
     library.dnnl_memory_set_data_handle.argtypes = [c_void_p, POINTER(c_byte)]
     library.dnnl_primitive_desc_query.argtypes = [c_void_p, c_int, c_int, c_void_p]
+    library.dnnl_primitive_desc_query_md.argtypes = [c_void_p, c_int, c_int]
+    library.dnnl_primitive_desc_query_md.restype = c_void_p
     return library
 
 

@@ -12,6 +12,12 @@ _EXPRESSIONS = {
     "training": "training(x, gamma, beta, eps, out)",
     "backward": "backward(dy, x, mean, rstd, gamma, out)",
     "moments": "moments(x)",
+    "inference_relu": "relu(inference(x, mean, var, gamma, beta, eps, out))",
+    "inference_add_relu": "relu(inference(x, mean, var, gamma, beta, eps, out), residual)",
+    "training_relu": "relu(training(x, gamma, beta, eps, out)[0])",
+    "training_add_relu": "relu(training(x, gamma, beta, eps, out)[0], residual)",
+    "backward_relu": "backward(relu_backward(dy, y), x, mean, rstd, gamma, out)",
+    "backward_add_relu": "(*backward(dz := relu_backward(dy, y), x, mean, rstd, gamma, out), dz)",
 }
 
 
@@ -36,10 +42,16 @@ class NumPy:
                      out=data.empty().reshape(view) if output == "out=" else None)
         if case.operation == "call":
             return self._call(names)
-        names[case.operation] = getattr(numpy_batchnorm, case.operation)
-        if case.operation == "backward":
+        names[case.plain] = getattr(numpy_batchnorm, case.plain)
+        if case.has_residual:
+            names["residual"] = data.residual.reshape(view)
+        if case.is_fused:
+            names.update(relu=numpy_batchnorm.relu, relu_backward=numpy_batchnorm.relu_backward)
+        if case.plain == "backward":
             names["dy"] = data.dy.reshape(view)
-            _, names["mean"], names["rstd"] = numpy_batchnorm.training(x, data.gamma, data.beta, EPS)
+            y, names["mean"], names["rstd"] = numpy_batchnorm.training(x, data.gamma, data.beta, EPS)
+            if case.is_fused:
+                names["y"] = numpy_batchnorm.relu(y, names.get("residual"))
         return Work(_EXPRESSIONS[case.operation], names)
 
     def _call(self, names):
@@ -54,7 +66,8 @@ class NumPy:
     def arrays(self, case, result):
         if case.operation == "moments":
             return result
-        if case.operation == "backward":
-            return result[0].reshape(case.array_shape), *result[1:]
+        if case.plain == "backward":
+            dx, dgamma, dbeta, *dresidual = result
+            return dx.reshape(case.array_shape), dgamma, dbeta, *(a.reshape(case.array_shape) for a in dresidual)
         y = result[0] if case.operation == "training" else result
         return (y.reshape(case.array_shape),)

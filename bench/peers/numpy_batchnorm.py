@@ -63,3 +63,15 @@ def backward(dy, x, mean, rstd, gamma, out=None):
     dx = np.multiply(dy, _per_feature(x, a), out=out)
     dx += centred
     return dx, dgamma, dbeta
+
+
+def relu(y, residual=None):
+    """In place."""
+    if residual is not None:
+        y += residual
+    return np.maximum(y, 0, out=y)
+
+
+def relu_backward(dy, y):
+    """y: what relu gave."""
+    return np.multiply(dy, y > 0)

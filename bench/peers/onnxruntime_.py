@@ -1,5 +1,7 @@
 """ONNX Runtime: a model of one BatchNormalization node, its parameters constants of the model. Inference only.
 
+An Add and a Relu after it are nodes of the same model, which the runtime may fuse as it likes.
+
 The number of threads belongs to a session, so each work() makes one. Into "out=" it runs with an io binding, on the
 memory of the caller; "fresh" is session.run. On the CPU it has no channels-last batch normalization.
 """
@@ -28,15 +30,22 @@ class OnnxRuntime:
         yield
 
     def can(self, case, output):
-        return case.operation == "inference" and case.layout != "last" and not case.is_half
+        return case.plain == "inference" and case.layout != "last" and not case.is_half
+
+    def _inputs(self, data):
+        return {"x": data.x} | ({} if data.residual is None else {"residual": data.residual})
 
     def _model(self, case, data):
         helper, numpy_helper = self.onnx.helper, self.onnx.numpy_helper
         kind = helper.np_dtype_to_tensor_dtype(data.x.dtype)
         parameters = {"gamma": data.gamma, "beta": data.beta, "mean": data.mean, "var": data.var}
-        node = helper.make_node("BatchNormalization", ["x", *parameters], ["y"], epsilon=EPS)
+        nodes = [helper.make_node("BatchNormalization", ["x", *parameters], ["normalized"], epsilon=EPS)]
+        nodes += [helper.make_node("Add", ["normalized", "residual"], ["sum"])] * case.has_residual
+        nodes += [helper.make_node("Relu", nodes[-1].output, ["rectified"])] * case.is_fused
+        nodes[-1].output[0] = "y"
         graph = helper.make_graph(
-            [node], "batch_norm", [helper.make_tensor_value_info("x", kind, case.array_shape)],
+            nodes, "batch_norm",
+            [helper.make_tensor_value_info(name, kind, case.array_shape) for name in self._inputs(data)],
             [helper.make_tensor_value_info("y", kind, case.array_shape)],
             [numpy_helper.from_array(array, name) for name, array in parameters.items()])
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
@@ -50,12 +59,13 @@ class OnnxRuntime:
     def work(self, case, data, output, threads):
         session = self._session(case, data, threads)
         if output == "fresh":
-            return Work("run(outputs, inputs)[0]", dict(run=session.run, outputs=["y"], inputs={"x": data.x}))
-        y, binding = data.empty(), session.io_binding()
-        for bind, name, array in ((binding.bind_input, "x", data.x), (binding.bind_output, "y", y)):
-            bind(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+            return Work("run(outputs, inputs)[0]", dict(run=session.run, outputs=["y"], inputs=self._inputs(data)))
+        y, binding, inputs = data.empty(), session.io_binding(), self._inputs(data)
+        for name, array in inputs.items():
+            binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        binding.bind_output("y", "cpu", 0, y.dtype, y.shape, y.ctypes.data)
         return Work("run_with_iobinding(binding) or y",
-                    dict(run_with_iobinding=session.run_with_iobinding, binding=binding, y=y, x=data.x))
+                    dict(run_with_iobinding=session.run_with_iobinding, binding=binding, y=y, keep_alive=inputs))
 
     def arrays(self, case, result):
         return (result,)

@@ -3,7 +3,7 @@
 The functions are the fastest that PyTorch has for each operation: native_batch_norm rather than functional.batch_norm,
 and for moments batch_norm_update_stats, as its own batch normalization does, rather than var_mean, which takes up to
 thirty times as long. Of out=, native_batch_norm's writes in place; that of the backward function computes into a fresh
-tensor and copies, which is no out=.
+tensor and copies, which is no out=. What is fused in fastbn is a call more for each step here, in place where possible.
 """
 from contextlib import contextmanager
 
@@ -19,6 +19,24 @@ _EXPRESSIONS = {
     "moments": "batch_norm_update_stats(x, None, None, 0.0)",
     "call": "bn(x)",
 }
+_FUSED = {
+    "inference_relu": "relu_({}[0])",
+    "training_relu": "relu_({}[0])",
+    "inference_add_relu": "relu_({}[0].add_(residual))",
+    "training_add_relu": "relu_({}[0].add_(residual))",
+    "backward_relu": "{}",
+    "backward_add_relu": "({}, dz)",
+}
+
+
+def _expression(case):
+    """With {} where out= goes, if there is one."""
+    expression = _EXPRESSIONS[case.plain]
+    if not case.is_fused:
+        return expression
+    through_relu = expression.replace("(dy,", "(dz := threshold_backward(dy, y, 0)," if case.has_residual else
+                                      "(threshold_backward(dy, y, 0),")
+    return _FUSED[case.operation].format(through_relu)
 
 
 class Torch:
@@ -43,7 +61,9 @@ class Torch:
 
     def can(self, case, output):
         if output == "out=":
-            return case.operation in ("inference", "training")
+            return case.plain in ("inference", "training")
+        if case.is_half and case.operation == "backward_add_relu":
+            return False  # it rounds before it adds the residual: its relu lets other entries pass
         return case.operation != "call" or case.layout == "table"
 
     def _tensor(self, case, array):
@@ -67,17 +87,19 @@ class Torch:
         names = {name: self._tensor(case, a) for name, a in vars(data).items() if a is not None}
         names.update(native_batch_norm=torch.native_batch_norm, batch_norm_update_stats=torch.batch_norm_update_stats,
                      native_batch_norm_backward=torch.ops.aten.native_batch_norm_backward.default, wanted=[True] * 3,
-                     eps=EPS)
+                     eps=EPS, relu_=torch.relu_, threshold_backward=torch.ops.aten.threshold_backward.default)
         if case.operation == "call":
             names["bn"] = self._layer(case, names)
-        if case.operation == "backward":
-            _, names["mean"], names["rstd"] = torch.native_batch_norm(
+        if case.plain == "backward":
+            y, names["mean"], names["rstd"] = torch.native_batch_norm(
                 names["x"], names["gamma"], names["beta"], None, None, True, 0.0, EPS)
+            if case.is_fused:
+                names["y"] = torch.relu_(y.add_(names["residual"]) if case.has_residual else y)
         if output == "out=":
-            saved = [torch.empty(case.features if case.operation == "training" else 0, dtype=names["gamma"].dtype)
+            saved = [torch.empty(case.features if case.plain == "training" else 0, dtype=names["gamma"].dtype)
                      for _ in range(2)]
             names["out"] = (self._tensor(case, data.empty()), *saved)
-        return Work(_EXPRESSIONS[case.operation].format(", out=out" if output == "out=" else ""), names)
+        return Work(_expression(case).format(", out=out" if output == "out=" else ""), names)
 
     def _layer(self, case, names):
         bn = self.torch.nn.BatchNorm1d(case.features, eps=EPS, dtype=names["gamma"].dtype).eval()
@@ -88,7 +110,12 @@ class Torch:
     def arrays(self, case, result):
         if case.operation == "moments":
             return tuple(self._to_numpy(tensor) for tensor in result)
-        first = result if case.operation == "call" else result[0]
-        array = self._to_numpy(first.movedim(1, -1) if case.layout == "last" else first).reshape(case.array_shape)
-        gradients = tuple(map(self._to_numpy, result[1:3])) if case.operation == "backward" else ()
-        return (array, *gradients)
+        if case.plain != "backward":
+            return (self._array(case, result if case.is_fused or case.operation == "call" else result[0]),)
+        gradients, *dresidual = result if case.has_residual else (result,)
+        dx, dgamma, dbeta = gradients
+        return (self._array(case, dx), self._to_numpy(dgamma), self._to_numpy(dbeta),
+                *(self._array(case, tensor) for tensor in dresidual))
+
+    def _array(self, case, tensor):
+        return self._to_numpy(tensor.movedim(1, -1) if case.layout == "last" else tensor).reshape(case.array_shape)
