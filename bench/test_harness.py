@@ -53,7 +53,8 @@ FULL = replace(ALL, operations=(*ALL.operations, *FUSED), halves=HALVES)
 
 def test_full_grid_has_a_few_cells_of_what_is_fused_and_of_half_types():
     plain, jobs = make_jobs(ALL), make_jobs(FULL)
-    more = [job for job in jobs if job not in set(plain)]
+    without = set(plain)
+    more = [job for job in jobs if job not in without]
     assert len(jobs) == len(set(jobs)) and len(more) < len([job for job in plain if not job.sweep]) / 20
     fused = [job.case for job in more if job.case.is_fused]
     assert {case.operation for case in fused} == set(FUSED) and {case.dtype for case in fused} == {"float32"}
