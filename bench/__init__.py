@@ -12,7 +12,7 @@ cell.py      one cell measured: everybody on one case with one number of threads
 timing.py    how long it takes: alternating blocks, medians of ratios
 store.py     the folder of a run: JSON as it is measured, and at the end
 machine.py   what it was measured on
-verdict.py   what the cells say: fastest peers, losses, shares of the limit
+verdict.py   what the cells say: fastest peers, losses, shares of the limit, what is fused against the plain call
 report.py    tables
 charts.py    PNG and SVG
 readme.py    the README's table, from a run: `python -m bench.readme FOLDER`
