@@ -51,6 +51,26 @@ def test_float32_values(name):
     assert len(z) > 10**6 and errors.max() <= VALUE_ULP[np.float32], (errors.max(), z[errors.argmax()])
 
 
+# Where the largest errors of all float32 were found, now and of earlier formulas.
+WORST_FLOAT32 = {
+    "sigmoid": [-1.09993458, 7.85921097, -45.7514763],
+    "tanh": [0.103820153, 0.230794474, 0.351174444, 3.81238604, 3.86385894],
+    "silu": [-5.20349455, 8.00055599, -90.4603882],
+    "gelu": [-2.20161867, 0.519984245],
+    "gelu_tanh": [-5.19422913, 3.98163772, 7.99993181],
+    "elu": [-0.280392259],
+}
+
+
+@pytest.mark.parametrize("name", WORST_FLOAT32)
+def test_float32_values_where_errors_are_largest(name):
+    """And their 2000 neighbours, of either sign."""
+    bits = np.array(WORST_FLOAT32[name], np.float32).view(np.int32)[:, None] + np.arange(-1000, 1001, dtype=np.int32)
+    z = np.concatenate([bits.ravel().view(np.float32), -bits.ravel().view(np.float32)])
+    errors = ulps(_core.activate(z, name, 1.0), VALUES[name](z.astype(np.float64), 1.0))
+    assert errors.max() <= VALUE_ULP[np.float32], (errors.max(), z[errors.argmax()])
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_float32_gradients(name):
     z, slope = float32_grid(seed=1), slope_of(name, np.float32)

@@ -15,6 +15,14 @@ static const double exp_terms_f64[] = {
     2.4801587355940952e-05, 2.7557244082165196e-06, 2.755724572582931e-07, 2.510909450482598e-08,
     2.0923716142579505e-09};
 
+/* (tanh(z) / z - 1) / z^2 as a polynomial in z^2, for |z| <= TANH_SPLIT. Maximal relative error of tanh(z): 2^-26,
+ * 2^-60. */
+#define TANH_SPLIT 0.3
+static const float tanh_terms_f32[] = {-0.333330601f, 0.133148327f, -0.0503662415f};
+static const double tanh_terms_f64[] = {
+    -0.3333333333333326, 0.1333333333330682, -0.05396825393553378, 0.021869486580807573, -0.00886317076191064,
+    0.00359087380700529, -0.0014416546336392957, 0.000502453616167155};
+
 /* M(z) = exp(z^2 / 2) * (1 - Phi(z)), Phi the normal distribution function, for 16 pieces of 0 <= z < 15, in the order
  * of `pick` of z + 1: the pieces of 3 <= z < 7 and 7 <= z < 15 come first. The rows: centre of the piece, M there to 12
  * bits, the rest of it, then the coefficients of powers of z - centre. Maximal relative error: 2^-27. */
