@@ -22,7 +22,8 @@ static int is_flat(const struct fbn_job *job)
 {
     const struct fbn_plan *plan = &job->out_plan;
     int64_t row = plan->c * plan->s;
-    int packed = job->y.stride_n == row && job->in.stride_n == row && (!job->gradient || job->x.stride_n == row);
+    int packed = job->y.stride_n == row && job->in.stride_n == row && (!job->gradient || job->x.stride_n == row) &&
+                 (!job->residual.data || job->residual.stride_n == row);
     return plan->layout == FBN_ROWS && job->y.data && !job->tiles_out && packed && plan->width * job->size % line_of(job) == 0;
 }
 
@@ -64,7 +65,7 @@ int64_t fbn_param_columns(const struct fbn_job *job)
 void fbn_spread_params(struct fbn_job *job, int64_t first, int64_t end)
 {
     int64_t columns = fbn_param_columns(job);
-    for (int i = 0; columns > 0 && i < (job->gradient ? 4 : 3); i++)
+    for (int i = 0; columns > 0 && i < fbn_params_of(job); i++)
         fbn_spread(&job->out_plan, job->lane_size, job->par[i], job->par_columns[i], columns, first, end);
     if (!job->op->prepare)
         fbn_spread_z(job, first, end);
@@ -80,9 +81,16 @@ void fbn_spread_z(struct fbn_job *job, int64_t first, int64_t end)
 /* The parameters from feature or column `at` on. */
 static void params_at(const struct fbn_job *job, void *const base[], int64_t at, const void *par[FBN_MOST_PARAMS])
 {
-    for (int i = 0; i < (job->gradient ? 4 : 3); i++)
+    for (int i = 0; i < fbn_params_of(job); i++)
         par[i] = (const char *)base[i] + at * job->lane_size;
 }
+
+/* The inputs of the map: of one alone the second is not there. Relu is the only activation here, see tiles.c. */
+static struct fbn_array first_input(const struct fbn_job *job) { return job->gradient ? job->x : job->in; }
+
+static struct fbn_array second_input(const struct fbn_job *job) { return job->gradient ? job->dy : job->residual; }
+
+static int is_relu(const struct fbn_job *job) { return job->activation == FASTBN_RELU; }
 
 /* The planes n of `features` features, from entry i on. */
 static void apply_planes(struct fbn_job *job, int64_t f, int64_t features, int64_t n, int64_t i, int64_t len)
@@ -94,19 +102,16 @@ static void apply_planes(struct fbn_job *job, int64_t f, int64_t features, int64
         return;
     }
     params_at(job, job->par, f, par);
+    const struct fbn_array x = first_input(job), second = second_input(job);
+    const void *x_at = fbn_at(x, job->size, n, f, i), *second_at = fbn_at(second, job->size, n, f, i);
     char *y = fbn_at(job->y, job->size, n, f, i);
-    if (job->gradient)
-        job->typed->planes_gradient(fbn_at(job->x, job->size, n, f, i), job->x.stride_c,
-                                    fbn_at(job->dy, job->size, n, f, i), job->dy.stride_c, y, job->y.stride_c, features,
-                                    len, par, 0, job->way);
-    else
-        job->typed->planes_affine(fbn_at(job->in, job->size, n, f, i), job->in.stride_c, y, job->y.stride_c, features,
-                                  len, par, 0, job->way);
-}
-
-static const char *moved(struct fbn_array a, int64_t size, int64_t elements)
-{
-    return a.data ? a.data + elements * size : NULL;
+    if (second_at) {
+        fbn_gradient *map = job->gradient ? job->typed->planes_gradient : job->typed->planes_residual;
+        map(x_at, x.stride_c, second_at, second.stride_c, y, job->y.stride_c, features, len, par, 0, job->way);
+        return;
+    }
+    fbn_affine *map = is_relu(job) ? job->typed->planes_relu : job->typed->planes_affine;
+    map(x_at, x.stride_c, y, job->y.stride_c, features, len, par, 0, job->way);
 }
 
 /* `count` rows of `width` columns, from `at` elements after the start of the array's row `at_row` on; the first column
@@ -121,15 +126,17 @@ static void apply_rows(struct fbn_job *job, int64_t at_row, int64_t at, int64_t 
         return;
     }
     params_at(job, job->par_columns, column, par);
-    char *y = (char *)moved(job->y, size, at_row * job->y.stride_n + at);
-    const char *in = moved(job->in, size, at_row * job->in.stride_n + at);
-    const char *x = moved(job->x, size, at_row * job->x.stride_n + at);
-    if (job->gradient)
-        job->typed->rows_gradient(x, job->x.stride_n * fold, in, job->in.stride_n * fold, y, job->y.stride_n * fold,
-                                  count, width, par, repeat, job->way);
-    else
-        job->typed->rows_affine(in, job->in.stride_n * fold, y, job->y.stride_n * fold, count, width, par, repeat,
-                                job->way);
+    const struct fbn_array x = first_input(job), second = second_input(job);
+    const void *x_at = fbn_at(x, size, at_row, 0, at), *second_at = fbn_at(second, size, at_row, 0, at);
+    char *y = fbn_at(job->y, size, at_row, 0, at);
+    const int64_t ys = job->y.stride_n * fold;
+    if (second_at) {
+        fbn_gradient *map = job->gradient ? job->typed->rows_gradient : job->typed->rows_residual;
+        map(x_at, x.stride_n * fold, second_at, second.stride_n * fold, y, ys, count, width, par, repeat, job->way);
+        return;
+    }
+    fbn_affine *map = is_relu(job) ? job->typed->rows_relu : job->typed->rows_affine;
+    map(x_at, x.stride_n * fold, y, ys, count, width, par, repeat, job->way);
 }
 
 void fbn_apply_features(struct fbn_job *job, int64_t first, int64_t end)

@@ -106,7 +106,8 @@ static void take_weights(struct fbn_job *job, const fastbn_weights *weights)
     job->omits = weights->counts != NULL;
 }
 
-/* Once the other arrays are known. A backward pass that computes z needs it in both passes. */
+/* Once the other arrays are known. Forward, relu and a residual need no tiles: apply.c has kernels for them. A backward
+ * pass that computes z needs it in both passes. */
 static void take_extra(struct fbn_job *job, const fastbn_params *params)
 {
     const fastbn_extra *extra = params->extra;
@@ -122,7 +123,8 @@ static void take_extra(struct fbn_job *job, const fastbn_params *params)
     }
     int acts = job->activation != FASTBN_IDENTITY || job->residual.data || job->dresidual.data;
     job->tiles_sums = job->weights || (acts && job->dy.data);
-    job->tiles_out = acts || (job->weights && job->dy.data);
+    int direct = !job->dy.data && (job->activation == FASTBN_IDENTITY || job->activation == FASTBN_RELU);
+    job->tiles_out = (acts && !direct) || (job->weights && job->dy.data);
 }
 
 static int counts_at(const struct fbn_job *job, int64_t entry)

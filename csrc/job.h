@@ -82,6 +82,12 @@ void fbn_spread_pivots(struct fbn_job *job, int64_t first, int64_t end);
 /* Whether there is a second pass that writes something. */
 static inline int fbn_writes(const struct fbn_job *job) { return job->y.data || job->dresidual.data; }
 
+/* Of the second pass: a map of two inputs has one more. */
+static inline int fbn_params_of(const struct fbn_job *job)
+{
+    return job->gradient || (job->residual.data && !job->tiles_out) ? 4 : 3;
+}
+
 /* apply.c: the second pass. A stretch is a row of the table, or a piece of a plane, counted in memory order. */
 int64_t fbn_param_columns(const struct fbn_job *job);
 void fbn_find_head(struct fbn_job *job);

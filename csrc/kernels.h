@@ -44,6 +44,13 @@ typedef void fbn_gradient(const void *x, int64_t x_stride, const void *dy, int64
                           int64_t dx_stride, int64_t count, int64_t len, const void *const par[4],
                           int64_t period, enum fbn_way way);
 
+/* The same arguments, the residual in the place of dy: z = (x - par[0]) * par[1] + par[2] + residual, y = 0 where
+ * z < par[3], else z: with par[3] = 0 relu, with -Inf nothing. */
+typedef fbn_gradient fbn_residual;
+
+/* The maps of the second pass. */
+enum fbn_kind { FBN_AFFINE, FBN_RELU /* after the affine map */, FBN_RESIDUAL, FBN_GRADIENT };
+
 enum { FBN_COMBINED = 3, FBN_WEIGHTS = 1 + 2 * FBN_COMBINED };
 
 /* out = sum over i < arrays of (in[i] - par[1 + 2 * i]) * par[2 + 2 * i], + par[0]; arrays <= FBN_COMBINED. Planes: of
@@ -58,6 +65,8 @@ struct fbn_typed {
     fbn_rows_sums *rows_sums, *rows_sums_wide;
     fbn_affine *planes_affine, *rows_affine;
     fbn_gradient *planes_gradient, *rows_gradient;
+    fbn_affine *planes_relu, *rows_relu;
+    fbn_residual *planes_residual, *rows_residual;
     fbn_combine *planes_combine, *rows_combine;
     /* pivot[f] = mean of the entries at x[offset[i] + f * stride_c], i < count. */
     void (*pivots)(const void *x, int64_t stride_c, const int64_t *offset, int count, int64_t c, void *pivot);

@@ -81,6 +81,14 @@ static int64_t finish_moments(struct fbn_job *job, int64_t first, int64_t end, i
 
 /* ---- the parameters of y, from var ---- */
 
+/* Below which y = act(bn(x) + residual) is 0, see fbn_residual. */
+static void least_params(struct fbn_job *job, int64_t first, int64_t end)
+{
+    const double least = job->activation == FASTBN_RELU ? 0.0 : -INFINITY;
+    for (int64_t f = first; f < end; f++)
+        job->lanes->round(1, &least, element(job, job->par[3], f));
+}
+
 static void inference_params(struct fbn_job *job, int64_t first, int64_t end)
 {
     void *par[FBN_MOST_PARAMS];
@@ -88,6 +96,8 @@ static void inference_params(struct fbn_job *job, int64_t first, int64_t end)
     job->kernels->rstd(end - first, job->var + first, job->eps, job->rstd + first);
     job->lanes->affine_params(end - first, job->mean + first, job->rstd + first, job->gamma + first, job->beta + first,
                               par);
+    if (fbn_params_of(job) == 4)
+        least_params(job, first, end);
 }
 
 static void training_params(struct fbn_job *job, int64_t first, int64_t end)

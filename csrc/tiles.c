@@ -1,4 +1,5 @@
-/* tiles.c - passes with more to them than sums and one map: activations, residuals, weights.
+/* tiles.c - passes with more to them than sums and one map: activations, residuals, weights. Not y of relu or of no
+ * activation, with a residual or without, for which apply.c has kernels.
  *
  * Such a pass takes the array in tiles that the first-level cache holds. What surrounds the map is done on a tile in
  * scratch memory by small kernels (kernels/tiles.inc, activations.inc), the map and the sums by the kernels of a plain

@@ -216,3 +216,66 @@ def test_nothing_to_compute(rng):
         y, saved = fastbn.batch_norm_training(x, activation="relu", residual=x)
         assert y.shape == shape and [a.shape for a in fastbn.batch_norm_backward(x, saved)] == [
             shape, shape[1:], shape[1:], shape]
+
+
+# Channels last or a table: widths in registers, packed, in blocks of columns, odd, folded; planes: in stretches, in runs.
+DIRECT = [((300, 64), 1), ((300, 48), 1), ((90, 256), 1), ((40, 3072), 1), ((300, 63), 1), ((60, 1025), 1), ((700, 3), 1),
+          ((9, 16, 7, 7), 1), ((4, 5, 33, 31), 1), ((12, 40, 2, 3), 1), ((3, 9, 9, 128), -1), ((5, 100), 0)]
+
+
+def with_special_values(rng, shape, axis, dtype):
+    """x with NaN and Inf; a feature whose z is -0 where x is below its mean, also with the residual."""
+    x, gamma, beta, r, _ = data(rng, shape, axis, dtype)
+    x.flat[::31], x.flat[7::53], r.flat[3::17] = np.nan, np.inf, -0.0
+    gamma[0], beta[0] = 0.0, -0.0
+    np.moveaxis(r, axis, 0)[0] = -0.0
+    mean, var = rng.normal(size=shape[axis]).astype(dtype), rng.uniform(0.5, 2, size=shape[axis]).astype(dtype)
+    return x, mean, var, gamma, beta, r
+
+
+def assert_relu_of_the_plain_result(x, mean, var, gamma, beta, r, axis, out=None):
+    plain = fastbn.batch_norm_inference(x, mean, var, gamma, beta, axis=axis)
+    sums = plain + r
+    for residual, z in ((None, plain), (r, sums)):
+        expected = _core.activate(np.ascontiguousarray(z), "relu")
+        y = fastbn.batch_norm_inference(x, mean, var, gamma, beta, axis=axis, activation="relu", residual=residual, out=out)
+        assert y.tobytes() == expected.tobytes()
+    y = fastbn.batch_norm_inference(x, mean, var, gamma, beta, axis=axis, residual=r, out=out)
+    assert y.tobytes() == sums.tobytes()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("shape, axis", DIRECT, ids=str)
+def test_relu_and_residual_have_the_bits_of_relu_over_the_plain_result(rng, small_work_threads, shape, axis, dtype, isa):
+    _core.set_isa(isa)
+    x, mean, var, gamma, beta, r = with_special_values(rng, shape, axis, dtype)
+    assert_relu_of_the_plain_result(x, mean, var, gamma, beta, r, axis)
+    room = np.empty(x.size + 3, dtype)
+    assert_relu_of_the_plain_result(x, mean, var, gamma, beta, r, axis, out=room[3:].reshape(shape))
+    gaps = (slice(None),) * (x.ndim - 1) + (slice(None, -1),)
+    if axis == 1 and x.ndim == 2 and shape[1] > 3:
+        assert_relu_of_the_plain_result(x[gaps], *(p[:-1] for p in (mean, var, gamma, beta)), r[gaps], axis)
+    plain, saved = fastbn.batch_norm_training(x, gamma, beta, axis=axis)
+    y, fused = fastbn.batch_norm_training(x, gamma, beta, axis=axis, activation="relu", residual=r)
+    assert y.tobytes() == _core.activate(np.ascontiguousarray(plain + r), "relu").tobytes()
+    assert fused.mean.tobytes() == saved.mean.tobytes() and fused.rstd.tobytes() == saved.rstd.tobytes()
+
+
+@pytest.mark.parametrize("width, axis", [((64,), 1), ((48,), 1), ((256,), 1), ((3072,), 1), ((63,), 1), ((64, 28, 27), 1),
+                                         ((28, 27, 64), -1)], ids=str)
+def test_relu_and_residual_of_arrays_that_are_stored_past_the_caches(rng, width, axis):
+    """More than the last-level cache holds, of x and y alone."""
+    n = _core.cache_bytes(3) // (2 * 4 * int(np.prod(width))) + 1
+    x, mean, var, gamma, beta, r = with_special_values(rng, (n, *width), axis, np.float32)
+    assert_relu_of_the_plain_result(x, mean, var, gamma, beta, r, axis)
+
+
+def test_relu_of_half_types_is_rounded_once(rng):
+    for shape, axis in DIRECT:
+        x, mean, var, gamma, beta, r = with_special_values(rng, shape, axis, np.float32)
+        x, r = x.astype(np.float16), r.astype(np.float16)
+        z = fastbn.batch_norm_inference(x.astype(np.float32), mean, var, gamma, beta, axis=axis)
+        for residual, sums in ((None, z), (r, z + r.astype(np.float32))):
+            y = fastbn.batch_norm_inference(x, mean, var, gamma, beta, axis=axis, activation="relu", residual=residual)
+            np.testing.assert_array_equal(y, _core.activate(sums, "relu").astype(np.float16))
