@@ -28,6 +28,8 @@ def batch_norm_double_backward(ddx, ddgamma, ddbeta, dy, saved, *, needs=_RESULT
         ddy = gamma * rstd * ddx + ddgamma * h + ddbeta,   dx = ddgamma * rstd * dy,   dgamma = rstd * sum(ddx * dy)
     The gradient with respect to beta is 0: beta is in none of the formulas.
 
+    Of half types copies are computed in float32, and ddy and dx rounded.
+
     ddx: array of x's shape, converted to x's dtype; ddgamma, ddbeta: of shape (C,). None stands for zeros.
     dy, saved: as given to batch_norm_backward.
     needs: which of "ddy", "dx", "dgamma" to compute; the others are None.
@@ -57,12 +59,14 @@ def batch_norm_double_backward(ddx, ddgamma, ddbeta, dy, saved, *, needs=_RESULT
     if uses_x and saved.holds_y:
         raise RuntimeError("x was overwritten by the forward call (out=x), and the gradient of the backward needs it: "
                            "pass another out= in the forward call")
-    arrangement = arrange(x, saved.axes)
-    (ddy, ddy_view), (dx, dx_view) = (arrangement.empty(x.dtype) if name in names else (None, None)
+    arrangement, dtype = arrange(x, saved.axes), np.dtype(np.float64 if x.dtype == np.float64 else np.float32)
+    (ddy, ddy_view), (dx, dx_view) = (arrangement.empty(dtype) if name in names else (None, None)
                                       for name in ("ddy", "dx"))
     dgamma = np.zeros(c) if "dgamma" in names else None
     if x.size and names:
-        _DOUBLE_BACKWARD[x.dtype](arrangement.readable(x) if uses_x else None, arrangement.readable(dy),
-                                  None if ddx is None else arrangement.readable(ddx), ddgamma, ddbeta, saved.gamma,
-                                  saved.mean, saved.rstd, saved.frozen, ddy_view, dx_view, dgamma, threads)
+        x_view, dy_view, ddx_view = (None if a is None else arrangement.readable(a.astype(dtype, copy=False))
+                                     for a in (x if uses_x else None, dy, ddx))
+        _DOUBLE_BACKWARD[dtype](x_view, dy_view, ddx_view, ddgamma, ddbeta, saved.gamma, saved.mean, saved.rstd,
+                                saved.frozen, ddy_view, dx_view, dgamma, threads)
+    ddy, dx = (None if a is None else a.astype(x.dtype, copy=False) for a in (ddy, dx))
     return ddy, dx, as_parameter(dgamma, saved.rounds_gradients)

@@ -438,3 +438,18 @@ def test_a_gradient_penalty_goes_down(rng):
     squared = float((dx**2).sum() + (dgamma**2).sum())
     step = 1e-6
     assert penalty(case.x - step * dx, case.gamma - step * dgamma)[0] - value == pytest.approx(-step * squared, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["float16", "bfloat16"])
+def test_half_types_are_float32_rounded(rng, name):
+    dtype = np.dtype(np.float16) if name == "float16" else np.dtype(pytest.importorskip("ml_dtypes").bfloat16)
+    x, dy, ddx = (rng.normal(size=(6, 5, 3, 4)).astype(dtype) for _ in range(3))
+    gamma, ddgamma = (rng.normal(size=5).astype(np.float32) for _ in range(2))
+    results = []
+    for convert in (lambda a: a, lambda a: a.astype(np.float32)):
+        _, saved = fastbn.batch_norm_training(convert(x), gamma)
+        results.append(fastbn.batch_norm_double_backward(convert(ddx), ddgamma, None, convert(dy), saved))
+    (ddy, dx, dgamma), (wide_ddy, wide_dx, wide_dgamma) = results
+    assert ddy.dtype == dx.dtype == dtype and dgamma.dtype == np.float32
+    assert ddy.tobytes() == wide_ddy.astype(dtype).tobytes() and dx.tobytes() == wide_dx.astype(dtype).tobytes()
+    assert dgamma.tobytes() == wide_dgamma.tobytes()
