@@ -101,6 +101,15 @@ def inference_plain(case, threads):
     return (fastbn.batch_norm_inference(case.x, case.mean, case.var, axis=case.axis, num_threads=threads),)
 
 
+def relu_of(with_residual):
+    def relu(case, threads):
+        more = {"activation": "relu", "residual": case.dy if with_residual else None}
+        y, saved = case.training(threads, **more)
+        return case.inference(threads, **more), y, *fastbn.batch_norm_backward(case.dy, saved, num_threads=threads)
+
+    return relu
+
+
 def training(case, threads):
     y, saved = case.training(threads)
     return y, saved.mean, saved.var, saved.rstd
@@ -159,6 +168,8 @@ OPERATIONS = {
     "moments": moments,
     "inference": inference,
     "inference_plain": inference_plain,
+    "relu": relu_of(with_residual=False),
+    "relu and residual": relu_of(with_residual=True),
     "training": training,
     "training_plain": training_plain,
     "training_in_place": training_in_place,
@@ -170,10 +181,14 @@ OPERATIONS = {
 }
 
 
-def operations_for(label):
-    """All of them; for the wide layouts, which are large, not those that differ from another one in little."""
+def operations_for(label, dtype):
+    """All of them; for the wide layouts, which are large, not those that differ from another one in little. Half types have
+    no double backward.
+    """
+    exact = dtype in (np.float32, np.float64)
     return {name: operation for name, operation in OPERATIONS.items()
-            if label not in WIDE or (name.count("+") != 1 and not name.endswith("plain"))}
+            if (label not in WIDE or (name.count("+") != 1 and not name.endswith("plain")))
+            and (exact or not name.startswith("double"))}
 
 
 def digest(arrays):
@@ -215,7 +230,7 @@ def main():
     for label, (shape, axis, place) in GROUPS[options.shapes].items():
         for dtype in dtypes_for(label):
             case = Case(shape, axis, place, dtype)
-            for name, operation in operations_for(label).items():
+            for name, operation in operations_for(label, dtype).items():
                 for threads in map(int, options.threads.split(",")):
                     result = operation(case, threads)
                     team = _core.last_team_size()
