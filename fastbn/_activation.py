@@ -33,13 +33,15 @@ class Activation(NamedTuple):
 
 
 IDENTITY = Activation(None)
-_PLAIN = {name: Activation(name, 0.0, _NUMBERED.index(name)) for name in NAMES if name not in _PARAMETERS}
+WITHOUT_PARAMETER = {name: Activation(name, 0.0, _NUMBERED.index(name)) for name in NAMES if name not in _PARAMETERS}
 
 
 def parse(activation):
     """An Activation from None, a name, or (name, parameter). Raises TypeError, ValueError."""
     if activation is None:
         return IDENTITY
+    if isinstance(activation, str) and activation in WITHOUT_PARAMETER:
+        return WITHOUT_PARAMETER[activation]
     name, given = activation, None
     if isinstance(activation, (tuple, list)):
         if len(activation) != 2:
@@ -52,6 +54,6 @@ def parse(activation):
     if name not in _PARAMETERS:
         if given is not None:
             raise ValueError(f"activation {name!r} takes no parameter: {' and '.join(_PARAMETERS)} do")
-        return _PLAIN[name]
+        return WITHOUT_PARAMETER[name]
     parameter = _PARAMETERS[name] if given is None else _checks.finite(given, f"the parameter of {name}")
     return Activation(name, parameter, _NUMBERED.index(name))

@@ -61,9 +61,13 @@ class Extras(NamedTuple):
 NONE = Extras()
 
 
+# Made once: a small call feels it.
+_ALONE = {None: None, **{name: Extras(act) for name, act in _activation.WITHOUT_PARAMETER.items()}}
+
+
 def alone(activation):
     """The Extras of an Activation alone; None for the identity."""
-    return None if activation.name is None else Extras(activation)
+    return _ALONE[activation.name] if activation.name in _ALONE else Extras(activation)
 
 
 def extras_of(x, activation, residual):
