@@ -113,7 +113,8 @@ typedef struct fastbn_output {
 typedef struct fastbn_weights {
     const void *data; /* n * s entries in the order (n, s), at least 0, of the type of the arithmetic */
     double total;     /* their sum */
-    /* Not NULL: NaN entries of x do not count either, and these are, by feature, the total weights of those that do. */
+    /* Not NULL: NaN entries of x are missing, and these are, by feature, the total weights of those that count. In the
+     * backward pass dy is not looked at where one is missing, and dx and dresidual are 0 there. */
     const double *counts;
 } fastbn_weights;
 

@@ -93,9 +93,10 @@ struct fbn_typed {
                               double slope);
     /* See tiles.inc; arrays do not overlap. */
     void (*add)(void *z, const void *r, int64_t n);
-    void (*weigh)(void *d, const void *w, void *t, int64_t n, int omit);
-    void (*hide)(void *d, void *dy, const void *w, int64_t n, int omit);
-    void (*subtract_weighted)(void *c, const void *dy, const void *w, const void *x, int64_t n, int omit);
+    void (*weigh)(void *d, const void *w, const void *x, void *t, int64_t n, int omit);
+    void (*omit)(void *a, const void *x, int64_t n);
+    void (*hide)(void *d, const void *dy, const void *w, const void *x, int64_t n, int omit);
+    void (*subtract_weighted)(void *c, const void *dy, const void *w, int64_t n);
     /* n entries as the type that is computed in, and back. stream: stores past the caches, but for what lies before and
      * after aligned vectors. */
     /* n entries as the type that is computed in, and back; exact, and rounded to nearest even. stream: stores past the

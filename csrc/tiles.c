@@ -177,8 +177,12 @@ static char *dz_of(const struct fbn_job *job, const struct fbn_block *tile, cons
     const int64_t entries = tile->runs * tile->len;
     const void *dy = gathered(job, job->dy, tile, rooms->d);
     if (job->activation == FASTBN_IDENTITY)
-        return memcpy(rooms->z, dy, (size_t)(entries * job->lane_size));
-    job->lanes->activate_gradient(z_of(job, tile, x, rooms), dy, rooms->z, entries, job->activation, job->act_slope);
+        memcpy(rooms->z, dy, (size_t)(entries * job->lane_size));
+    else
+        job->lanes->activate_gradient(z_of(job, tile, x, rooms), dy, rooms->z, entries, job->activation,
+                                      job->act_slope);
+    if (job->omits)
+        job->lanes->omit(rooms->z, x, entries);
     return rooms->z;
 }
 
@@ -212,9 +216,9 @@ static void sum_tile(struct fbn_job *job, const struct fbn_block *block, const s
     const void *w = weights_of(job, tile, rooms.w);
     affine(job, tile, x, rooms.d, job->pivot_columns, job->constant[FBN_ONE], job->constant[FBN_MINUS_ZERO]);
     if (dz)
-        job->lanes->hide(rooms.d, dz, w, entries, job->omits);
+        job->lanes->hide(rooms.d, dz, w, x, entries, job->omits);
     else
-        job->lanes->weigh(rooms.d, w, rooms.z, entries, job->omits);
+        job->lanes->weigh(rooms.d, w, x, rooms.z, entries, job->omits);
     sum(job, block, tile, rooms.d, rooms.z, job->constant[FBN_ZERO], sums);
 }
 
@@ -243,8 +247,10 @@ static void weighted_gradient(const struct fbn_job *job, const struct fbn_block 
     void *const *par = job->par_columns;
     const void *w = weights_of(job, tile, rooms->w);
     affine(job, tile, x, rooms->d, par[0], par[2], par[1]);
-    job->lanes->subtract_weighted(rooms->d, dz, w, x, tile->runs * tile->len, job->omits);
+    job->lanes->subtract_weighted(rooms->d, dz, w, tile->runs * tile->len);
     affine(job, tile, rooms->d, rooms->d, job->constant[FBN_ZERO], par[3], job->constant[FBN_MINUS_ZERO]);
+    if (job->omits)
+        job->lanes->omit(rooms->d, x, tile->runs * tile->len);
 }
 
 static void backward_tile(struct fbn_job *job, const struct fbn_block *tile)

@@ -23,7 +23,8 @@ def calibrate(self, batches, *, progress=False):
     moving averages are, lacks the variance of their means and weighs a small batch as much as a large one.
     num_batches_tracked becomes the number of batches, 1 for a Moments, so that an average with momentum=None goes on
     from there. The mode and the switches make no difference; nan_policy "skip" leaves batches with NaN or Inf out,
-    "raise" refuses them.
+    "raise" refuses them, "omit" leaves NaN entries out. Masks and weights come in by the moments:
+        bn.calibrate(sum(fastbn.moments(x, mask=mask) for x, mask in batches))
 
     Raises TypeError, ValueError (no entries; not more than ddof of them; a batch that does not fit, by its number),
     RuntimeError (no running statistics), ImportError (progress without rich), and whatever the iterable raises. Then
@@ -36,11 +37,14 @@ def calibrate(self, batches, *, progress=False):
     if isinstance(batches, Moments):
         whole, seen = batches, 1
         self._check_moments(whole)
-        if self.nan_policy != "propagate":
+        if self.nan_policy in ("raise", "skip"):
             _nan_policy.refuse_moments(whole)
     else:
         whole, seen = _over(self, _iterable(batches), progress)
-    if whole.count <= self.ddof:
+    if np.ndim(whole.count) and (few := np.flatnonzero(whole.count <= self.ddof)).size:
+        raise ValueError(f"feature {few[0]} has {whole.count[few[0]]} entries that are not missing, expected more than "
+                         f"ddof={self.ddof} ({few.size} of {self.num_features} features have too few)")
+    if np.any(whole.count <= self.ddof):
         raise ValueError(f"the data has {whole.count} entries of each feature, expected more than ddof={self.ddof}"
                          f"{': batches was empty, or all were skipped' if not seen else ''}")
     for name, a in (("running_mean", self.running_mean), ("running_var", self.running_var)):
@@ -92,7 +96,7 @@ def layer_moments(layer, x):
     x = _checks.batch(x)
     axes = normalize_axes(layer.axis, x.ndim)
     _checks.features(x, axes, layer.num_features)
-    return moments(x, axis=layer.axis)
+    return moments(x, axis=layer.axis, nan_policy=layer._omission())
 
 
 def _with_bar(iterator, length):

@@ -49,7 +49,7 @@ def batch_norm_double_backward(ddx, ddgamma, ddbeta, dy, saved, *, needs=_RESULT
         raise TypeError(f"saved is a {type(saved).__name__}, expected what batch_norm_training or "
                         "batch_norm_inference(..., return_saved=True) returned")
     if saved.extras is not None:
-        raise ValueError("saved is of a call with an activation, a residual or weights, expected plain batch normalization: "
+        raise ValueError("saved is of a call with an activation, a residual, weights or missing entries, expected plain batch normalization: "
                          "the gradient of such a backward is not offered")
     x, threads, c = saved.x, _checks.threads(num_threads), saved.mean.size
     dy, ddx = like_input(dy, "dy", x), None if ddx is None else like_input(ddx, "ddx", x)

@@ -19,7 +19,10 @@ class Extras(NamedTuple):
 
     def for_core(self, arrangement, **more):
         """The core's form; arrays as (n, c, s)."""
-        weights = {} if self.weights is None else {"weights": self.weights.arranged(arrangement), "total": self.weights.total}
+        weights = {}
+        if self.weights is not None:
+            weights = {"weights": self.weights.data(arrangement), "total": self.weights.total,
+                       "counts": self.weights.counts}
         residual = None if self.residual is None else arrangement.readable(self.residual)
         return _core.Extra(self.activation.code, self.activation.slope, residual=residual, **weights, **more)
 
@@ -37,9 +40,12 @@ class Extras(NamedTuple):
         return self.for_core(arrangement, written=written, dresidual=dresidual, inverts=saved.holds_y)
 
     def count_of(self, x, c):
-        """The entries of a feature, or their weight; an int where it is a whole number."""
+        """The entries of a feature, or their weight; an int where it is a whole number, an array where some are missing."""
         if self.weights is None:
             return x.size // c if c else 0
+        if self.weights.counts is not None:
+            counts = self.weights.counts
+            return counts.astype(np.int64) if not (counts % 1).any() else counts
         return int(self.weights.total) if self.weights.total.is_integer() else self.weights.total
 
     def refuse_in_place(self, saved):
@@ -48,6 +54,19 @@ class Extras(NamedTuple):
             cause = "with a residual" if self.has_residual else f"through {self.activation.name}"
             raise RuntimeError(f"x was overwritten by the forward call (out=x) and cannot be recovered from y {cause}: pass "
                                "another out= in the forward call")
+        if saved.holds_y and self.weights is not None and self.weights.absent is not None:
+            self._refuse_unclear(saved)
+
+    def _refuse_unclear(self, saved):
+        """Where NaN in y may be a missing entry or not."""
+        with np.errstate(all="ignore"):
+            factor = saved.rstd * (1.0 if saved.gamma is None else saved.gamma)
+            finite = np.isfinite(factor + (0.0 if saved.beta is None else saved.beta))
+        unclear = np.flatnonzero(~finite & ~self.weights.absent)
+        if unclear.size:
+            raise RuntimeError("x was overwritten by the forward call (out=x), and y does not tell which entries of "
+                               f"feature {unclear[0]} were missing, since it has others without a finite result (Inf, "
+                               "or none that counts): pass another out= in the forward call")
 
     def refuse_overwriting(self, out):
         """Where backward will need the residual, `out` must not be it."""

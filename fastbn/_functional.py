@@ -10,9 +10,9 @@ import math
 
 import numpy as np
 
-from . import _activation, _checks, _core, _extras
+from . import _activation, _checks, _core, _extras, _nan_policy, _omit
 from ._canonical import arrange, normalize_axes
-from ._moments import Moments
+from ._moments import Moments, by_feature
 from ._saved import Composite, Saved, about_input
 
 # By the name of the data's type: bfloat16 is not NumPy's own.
@@ -147,7 +147,12 @@ def batch_norm_training(x, gamma=None, beta=None, *, eps=1e-5, axis=1, activatio
         each has its r and d. Nothing updates running_mean and running_var here; the layer does.
     nan_policy: "propagate": a feature with NaN or Inf becomes NaN. "raise": a ValueError that names the features and
         how many they have; an `out` other than x may have been written to by then, x never. In the good case that costs no
-        pass over x; with out=x statistics and y are two calls of the core, as for renorm.
+        pass over x; with out=x statistics and y are two calls of the core, as for renorm. "omit": NaN entries are missing
+        values, of each feature by itself: mean and var are those of the others (of none: 0 and NaN), y is NaN where x
+        is, and the gradients leave them out: dy is not looked at there, dx is 0, and where W_f is the weight of feature
+        f's entries that are there, dx_i = gamma * rstd * (dy_i - w_i / W_f * (dbeta + (x_i - mean) * rstd * dgamma)).
+        Inf is not missing. Without NaN that costs no pass over x either; with some, statistics and y are computed twice
+        (the last bits of features without may then be others).
 
     Returns (y, saved): y of x's shape and dtype; saved.mean, saved.var, saved.rstd are float64 arrays of shape (C,), and
     batch_norm_backward takes it. Where no entry counts, mean is 0, var and rstd are NaN.
@@ -173,7 +178,8 @@ def batch_norm_training(x, gamma=None, beta=None, *, eps=1e-5, axis=1, activatio
 
 def normalize(x, axes, gamma, beta, eps, out, threads, activation, residual, **weights):
     """batch_norm_training after its checks, but for those of `out` and of what has no default here."""
-    return normalize_by_batch(x, axes, gamma, beta, eps, out, threads, _extras.extras_of(x, activation, residual), **weights)
+    extras = _extras.with_weights(_extras.extras_of(x, activation, residual), x, axes, **weights)
+    return normalize_by_batch(x, axes, gamma, beta, eps, out, threads, extras)
 
 
 def count_of(saved):
@@ -181,11 +187,10 @@ def count_of(saved):
     return (saved.extras or _extras.NONE).count_of(saved.x, saved.mean.size)
 
 
-def normalize_by_batch(x, axes, gamma, beta, eps, out, threads, extras=_extras.NONE, **weights):
-    """batch_norm_training after its checks, but for those of `out`, mask, weights and lengths."""
+def normalize_by_batch(x, axes, gamma, beta, eps, out, threads, extras=_extras.NONE):
+    """batch_norm_training after its checks, but for those of `out`."""
     extras.refuse_overwriting(out)
     arrangement, y, target = target_for(out, x, axes, {"x": x, "residual": extras.residual, "gamma": gamma, "beta": beta})
-    extras = _extras.with_weights(extras, x, axes, **weights)
     source = arrangement.readable(x)
     saved = Saved(x, axes, arrangement.packed[1], gamma, beta, frozen=False, in_place=is_in_place(out, x))
     if not x.size:
@@ -198,6 +203,15 @@ def normalize_by_batch(x, axes, gamma, beta, eps, out, threads, extras=_extras.N
                              saved.var, saved.rstd, threads)
     saved.extras = None if extras is _extras.NONE else extras.kept(y)
     return y, saved
+
+
+def normalize_without_nan(x, axes, gamma, beta, eps, out, threads, extras):
+    """The same where NaN entries are missing; `out` shares no memory with x and the residual."""
+    def compute(extras):
+        nonlocal out
+        out, saved = normalize_by_batch(x, axes, gamma, beta, eps, out, threads, extras)
+        return out, saved
+    return _omit.omitting(x, axes, extras, compute, lambda found: found[1].var)[0]
 
 
 def batch_norm_backward(dy, saved, *, out=None, needs=_RESULTS, num_threads=None):
@@ -264,6 +278,8 @@ def _gradients(dy, saved, out, needs, threads):
     wants_dgamma, wants_dbeta = "dgamma" in needs or "dvar" in needs, "dbeta" in needs or "dmean" in needs
     uses_x = wants_dgamma or not saved.frozen or extras.activation.name is not None
     gamma, mean, rstd = about_input(saved) if uses_x else (saved.gamma, saved.mean, saved.rstd)
+    if extras.weights is not None and extras.weights.absent is not None:
+        rstd = np.where(extras.weights.absent, 0.0, rstd)  # a sum over nothing is 0, whatever its factor
     arrangement, dx, target = arrange(x, saved.axes), None, None
     if "dx" in needs:
         read = {"dy": dy, "x": x, "residual": extras.residual, "y": extras.written}
@@ -321,11 +337,13 @@ def needed(needs, known):
     return names
 
 
-def moments(x, *, axis=1, mask=None, weights=None, lengths=None, num_threads=None):
+def moments(x, *, axis=1, mask=None, weights=None, lengths=None, nan_policy="propagate", num_threads=None):
     """The statistics of each feature of x, in a form that can be merged: count, mean, sum of squared deviations.
 
     x, axis, num_threads: as for batch_norm_inference. mask, weights, lengths: as for batch_norm_training; the count is then
     the sum of the weights.
+    nan_policy: "propagate": a feature with NaN has NaN for statistics. "omit": NaN entries are missing; the count is an
+        array of shape (C,) then, each feature having its own.
 
     Returns a Moments. Its mean is within 1 float32 ulp of max(|mean|, std), its variance within 1e-6 (relative), for mean / std
     up to 1e6. The moments of nothing have count 0, mean 0 and variance NaN.
@@ -334,15 +352,30 @@ def moments(x, *, axis=1, mask=None, weights=None, lengths=None, num_threads=Non
     The statistics of a whole data set, batch by batch:
         total = sum(fastbn.moments(x) for x in batches)
     """
-    if mask is None and weights is None and lengths is None:
+    omits = _nan_policy.check(nan_policy, ("propagate", "omit")) == "omit"
+    if not omits and mask is None and weights is None and lengths is None:
         found = _core.plain_moments(x, axis, num_threads)
         if found is not None:
             return Moments.of_arrays(*found)
-    x, axes, c, _ = prepare(x, axis, {})
-    threads, arrangement = _checks.threads(num_threads), arrange(x, axes)
+    x, axes, _, _ = prepare(x, axis, {})
     extras = _extras.with_weights(_extras.NONE, x, axes, mask=mask, weights=weights, lengths=lengths)
+    return moments_by(x, axes, extras, _checks.threads(num_threads), omits)[0]
+
+
+def moments_by(x, axes, extras, threads, omits=False):
+    """(moments, extras) after the checks, where the extras know what of x is missing."""
+    if omits:
+        found, extras = _omit.omitting(x, axes, extras, lambda extras: _moments_of(x, axes, extras, threads),
+                                       lambda found: found.M2)
+        return by_feature(found), extras
+    return _moments_of(x, axes, extras, threads), extras
+
+
+def _moments_of(x, axes, extras, threads):
+    arrangement = arrange(x, axes)
+    c = arrangement.packed[1]
     mean, m2 = np.zeros(c), np.zeros(c)
-    if x.size and extras is _extras.NONE:
+    if x.size and extras.weights is None:
         _MOMENTS[x.dtype.name](for_core(arrangement.readable(x)), mean, m2, threads)
     elif x.size:
         _core.fused_moments(arrangement.readable(x), extras.for_core(arrangement), mean, m2, threads)

@@ -11,7 +11,7 @@ import numpy as np
 from . import _checks, _extras
 from ._canonical import arrange
 from ._functional import as_parameter, batch_norm_backward, is_in_place, target_for
-from ._moments import Moments
+from ._moments import Moments, by_feature
 from ._saved import Composite
 
 
@@ -54,13 +54,13 @@ class GhostSaved(Composite):
 
     mean, var, rstd: float64 arrays of shape (G, C), a row for each of the G ghost batches; moments: those of the whole
     batch, merged. parts: what each slice's call left, with gradients in float64. narrow: whether dgamma and dbeta are
-    to be float32.
+    to be float32. omits: whether NaN entries are missing.
     """
 
-    __slots__ = ("x", "axes", "slices", "parts", "narrow")
+    __slots__ = ("x", "axes", "slices", "parts", "narrow", "omits")
 
-    def __init__(self, x, axes, slices, parts, narrow):
-        self.x, self.axes, self.slices, self.parts, self.narrow = x, axes, slices, parts, narrow
+    def __init__(self, x, axes, slices, parts, narrow, omits):
+        self.x, self.axes, self.slices, self.parts, self.narrow, self.omits = x, axes, slices, parts, narrow, omits
 
     extras = property(lambda self: self.parts[0].extras)
     mean = property(lambda self: np.stack([part.mean for part in self.parts]))
@@ -71,8 +71,9 @@ class GhostSaved(Composite):
     def moments(self):
         features = self.parts[0].mean.size
         counts = [(part.extras or _extras.NONE).count_of(part.x, features) for part in self.parts]
-        parts = [Moments.of_variance(n, part.mean, part.var) for n, part in zip(counts, self.parts) if n]
-        return Moments.merge_all(parts) if parts else Moments(0, np.zeros(features), np.zeros(features))
+        parts = [Moments.of_variance(n, part.mean, part.var) for n, part in zip(counts, self.parts) if np.any(n)]
+        whole = Moments.merge_all(parts) if parts else Moments(0, np.zeros(features), np.zeros(features))
+        return by_feature(whole) if self.omits else whole
 
     def backward(self, dy, out, needs, num_threads):
         dx = target_for(out, self.x, self.axes, {"dy": dy, "x": self.x})[1] if "dx" in needs else None

@@ -10,7 +10,7 @@ from ._calibration import calibrate
 from ._canonical import normalize_axes
 from ._drift import drift
 from ._functional import batch_norm_backward, batch_norm_inference, count_of, moments, normalize
-from ._moments import Moments
+from ._moments import Moments, by_feature
 from ._options import Options
 from ._saved import Composite
 from ._switches import Switches
@@ -46,7 +46,8 @@ class BatchNorm(_core.LayerBase, Switches, Options, Conversions):
     nan_policy: of a batch with NaN or Inf, where its statistics are taken. "propagate": its features become NaN, and
         the moving averages with them; "skip": the moving averages and their counter stay as they are; "raise": a
         ValueError that names the features, and nothing of the layer has changed (an `out` other than x may have been
-        written to; x never).
+        written to; x never); "omit": NaN entries are missing, by feature, as in fastbn.batch_norm_training, and a
+        feature takes a step by its own count, of more than 1, or none (num_batches_tracked counts for all of them).
 
     Attributes: gamma, beta, running_mean, running_var (arrays of shape (C,), or None), num_batches_tracked, dgamma, dbeta (set by
     backward), training, num_features, dtype, and settings that may be changed: eps, momentum, axis, ddof,
@@ -177,6 +178,7 @@ class BatchNorm(_core.LayerBase, Switches, Options, Conversions):
         batch = self._get_batch()
         if isinstance(batch, tuple):
             batch = Moments.of_variance(*batch)
+            batch = by_feature(batch) if self._nan_policy == "omit" else batch
             self._set_batch(batch, batch.count)
         return batch
 
@@ -264,7 +266,7 @@ class BatchNorm(_core.LayerBase, Switches, Options, Conversions):
     def _normalize_by_running(self, x, axes, out, updates, residual, **weights):
         """By the statistics as they are before this batch's step."""
         keeps = self.training or self._get_keeps_input()
-        batch = moments(x, axis=axes, **weights) if updates else None
+        batch = moments(x, axis=axes, nan_policy=self._omission(), **weights) if updates else None
         if updates and self._nan_policy == "raise":
             _nan_policy.refuse(x, axes, batch.M2)
         y = batch_norm_inference(x, self.running_mean, self.running_var, self.gamma, self.beta, eps=self.eps, axis=axes,
@@ -283,7 +285,7 @@ class BatchNorm(_core.LayerBase, Switches, Options, Conversions):
                     raise ValueError(f"out and {name} overlap: pass memory of its own")
 
     def _after_training(self, mean, var, count, updates):
-        if count == 1 and not self._warned_single:
+        if np.all(np.equal(count, 1)) and not self._warned_single:
             self._warned_single = True
             y_is = "beta" if self._renorm is None else "gamma * d + beta"
             warnings.warn(f"one value per feature: its variance is 0 and y is {y_is}; the moving averages stay as they "
@@ -292,11 +294,15 @@ class BatchNorm(_core.LayerBase, Switches, Options, Conversions):
             self._take_step(mean, var, count)
 
     def _take_step(self, mean, var, count):
-        if count <= 1 or (self._nan_policy == "skip" and np.isnan(var).any()):
+        if np.all(np.less_equal(count, 1)) or (self._nan_policy == "skip" and np.isnan(var).any()):
             return
         seen = self.num_batches_tracked
         momentum = seen / (seen + 1) if self.momentum is None else self.momentum
-        _UPDATE_RUNNING[self.dtype](mean, var, momentum, count / (count - self.ddof), self.running_mean, self.running_var)
+        update = _UPDATE_RUNNING[self.dtype]
+        if np.ndim(count):
+            _update_by_feature(update, mean, var, momentum, count, self.ddof, self.running_mean, self.running_var)
+        else:
+            update(mean, var, momentum, count / (count - self.ddof), self.running_mean, self.running_var)
         self.num_batches_tracked = seen + 1
 
     def backward(self, dy, *, out=None):
@@ -325,6 +331,8 @@ class BatchNorm(_core.LayerBase, Switches, Options, Conversions):
 
     def as_affine(self):
         """(scale, shift), float64 arrays of shape (C,), with which inference is y = x * scale + shift.
+
+        A layer's activation is not in them: with one, y = act(x * scale + shift).
 
             scale = gamma / sqrt(running_var + eps)      shift = beta - running_mean * scale
         computed in double as gamma * (1 / sqrt(...)), with gamma = 1 and beta = 0 where absent. They are the numbers of
@@ -420,6 +428,16 @@ class BatchNorm(_core.LayerBase, Switches, Options, Conversions):
         parts += [f"activation={self.activation!r}"] if self.activation else []
         parts += [f"dtype={self.dtype.name}", *self._options_text(), *self._switches_text()]
         return f"BatchNorm({', '.join(parts)})"
+
+
+def _update_by_feature(update, mean, var, momentum, count, ddof, running_mean, running_var):
+    """Of features with counts above 1; the others keep what they have."""
+    known = count > 1
+    scale = count[known] / (count[known] - ddof)
+    new_mean, new_var = running_mean[known], running_var[known]
+    with np.errstate(all="ignore"):
+        update(mean[known], var[known] * scale, momentum, 1.0, new_mean, new_var)
+    running_mean[known], running_var[known] = new_mean, new_var
 
 
 def _rebuild(cls, settings):

@@ -1,21 +1,26 @@
-"""What becomes of a batch with NaN or Inf: nan_policy.
+"""What becomes of a batch with NaN or Inf: nan_policy. ("omit", for NaN alone: _omit.py.)
 
 Looking for them costs no pass: a feature's variance is NaN exactly where the feature has a NaN or an Inf, or finite
 entries whose sums overflow. Only then are the entries looked at.
 """
 import numpy as np
 
-POLICIES = ("propagate", "raise", "skip")
+POLICIES = ("propagate", "raise", "omit", "skip")
+OF_FUNCTIONS = POLICIES[:3]
 _SHOWN = 8
 
 
 def check(value, allowed=POLICIES):
     if value not in allowed:
         if value == "skip":
-            raise ValueError("nan_policy is 'skip', expected 'propagate' or 'raise': leaving a batch out of the "
+            raise ValueError(f"nan_policy is 'skip', expected {_any_of(allowed)}: leaving a batch out of the "
                              "running statistics is for the layer, which has some")
-        raise ValueError(f"nan_policy is {value!r}, expected {', '.join(map(repr, allowed[:-1]))} or {allowed[-1]!r}")
+        raise ValueError(f"nan_policy is {value!r}, expected {_any_of(allowed)}")
     return value
+
+
+def _any_of(allowed):
+    return f"{', '.join(map(repr, allowed[:-1]))} or {allowed[-1]!r}"
 
 
 def refuse(x, axes, var):

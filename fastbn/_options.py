@@ -43,7 +43,7 @@ class Options:
 
     @property
     def nan_policy(self):
-        """What becomes of a batch with NaN or Inf: "propagate", "raise" or "skip"."""
+        """What becomes of a batch with NaN or Inf: "propagate", "raise", "omit" or "skip"."""
         return self._nan_policy
 
     @nan_policy.setter
@@ -54,11 +54,15 @@ class Options:
     def _variant(self):
         """How the next call that takes the batch's statistics computes; None: plainly."""
         size, limits = (self._ghost_batch_size, self._renorm) if self.training else (None, None)
-        policy = "raise" if self._nan_policy == "raise" else "propagate"
+        policy = "propagate" if self._nan_policy == "skip" else self._nan_policy
         if size is None and limits is None and policy == "propagate":
             return None
         running = (None, None) if limits is None else (self.running_mean, self.running_var)
         return Variant(size, limits, *running, policy)
+
+    def _omission(self):
+        """nan_policy for moments."""
+        return "omit" if self._nan_policy == "omit" else "propagate"
 
     def _trains_plainly(self):
         return self._ghost_batch_size is None and self._renorm is None and self._nan_policy == "propagate"

@@ -31,13 +31,14 @@ def check(renorm):
 
 
 def correction(batch, running_mean, running_var, eps, limits):
-    """(r, d), float64 arrays of shape (C,). batch: Moments; limits: (rmax, dmax)."""
+    """(r, d), float64 arrays of shape (C,), 1 and 0 where a feature has no entries. batch: Moments; limits: (rmax, dmax)."""
     rmax, dmax = limits
     with np.errstate(all="ignore"):
         running_std = np.sqrt(running_var.astype(np.float64) + eps)
         r = np.sqrt(batch.biased_var() + eps) / running_std
         d = (batch.mean - running_mean) / running_std
-        return np.clip(r, 1 / rmax, rmax), np.clip(d, -dmax, dmax)
+        nothing = np.equal(batch.count, 0)
+        return np.where(nothing, 1.0, np.clip(r, 1 / rmax, rmax)), np.where(nothing, 0.0, np.clip(d, -dmax, dmax))
 
 
 class RenormSaved(Composite):

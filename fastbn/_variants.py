@@ -1,8 +1,8 @@
 """Training in another way than by the plain statistics of the batch: ghost batches, renormalization, a NaN policy.
 
 Statistics and y come from one call of the core (fused) wherever y needs nothing that only the statistics tell. Batch
-renormalization needs them before y is written, to know r and d; and with nan_policy="raise" and out=x the input must
-outlive a refusal. There the moments are taken first and y is then computed with them as given: two reads of x and one
+renormalization needs them before y is written, to know r and d; and with out=x the input must outlive a refusal
+(nan_policy="raise") or a look for what is missing ("omit"). There the moments are taken first and y is then computed with them as given: two reads of x and one
 write, which is what the fused call comes to as well where the data of a feature does not fit the cache. The bits of y
 are the fused call's.
 """
@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 
 from . import _checks, _extras, _ghost, _nan_policy, _renorm
-from ._functional import (batch_norm_inference, batch_norm_training, is_in_place, moments, normalize_by_batch,
-                          prepare, target_for)
+from ._functional import (batch_norm_inference, batch_norm_training, is_in_place, moments_by, normalize_by_batch,
+                          normalize_without_nan, prepare, target_for)
 from ._saved import Saved
 
 
@@ -36,7 +36,7 @@ def variant_of(ghost_batch_size, renorm, running_mean, running_var, nan_policy):
         if renorm is None and value is not None:
             raise ValueError(f"{name} is given without renorm, the only one that looks at it: running statistics are "
                              "updated by the layer, or with saved.mean and saved.var")
-    nan_policy = _nan_policy.check(nan_policy, ("propagate", "raise"))
+    nan_policy = _nan_policy.check(nan_policy, _nan_policy.OF_FUNCTIONS)
     return Variant(_ghost.check(ghost_batch_size), renorm, running_mean, running_var, nan_policy)
 
 
@@ -44,7 +44,7 @@ class More:
     """What a call has beyond normalization, slice by slice; see _extras.py."""
 
     def __init__(self, x, axes, activation, residual, mask, weights, lengths):
-        self.axes, self.activation, self.extras = axes, activation, _extras.extras_of(x, activation, residual)
+        self.axes, self.activation, self.act = axes, activation, _extras.extras_of(x, activation, residual)
         shape = tuple(size for i, size in enumerate(x.shape) if i not in axes)
         self.weights = {name: _of_whole_batch(value, shape) for name, value in (("mask", mask), ("weights", weights))}
         self.weights["lengths"] = None if lengths is None else np.asarray(lengths)
@@ -53,16 +53,16 @@ class More:
         return {name: None if value is None else value[s] for name, value in self.weights.items()}
 
     def act_of_slice(self, s):
-        residual = self.extras.residual
+        residual = self.act.residual
         return {"activation": self.activation, "residual": None if residual is None else residual[s]}
 
     def of_slice(self, s):
         return self.act_of_slice(s) | self.weights_of_slice(s)
 
-    def kept(self, x, s, y):
+    def extras(self, x, s=slice(None)):
+        """x: the slice s of the batch."""
         extras = _extras.extras_of(x, **self.act_of_slice(s))
-        extras = _extras.with_weights(extras, x, self.axes, **self.weights_of_slice(s))
-        return None if extras is _extras.NONE else extras.kept(y)
+        return _extras.with_weights(extras, x, self.axes, **self.weights_of_slice(s))
 
 
 def _of_whole_batch(value, shape):
@@ -76,7 +76,7 @@ def _of_whole_batch(value, shape):
 
 def train_arguments(x, gamma, beta, eps, axis, out, num_threads, variant, more):
     """batch_norm_training, nothing of which is checked but the variant's settings. more: the other arguments, by name."""
-    if _only_looks_for_nan(variant, out, x):
+    if variant.nan_policy == "raise" and _leaves_input(variant, out, x):
         y, saved = batch_norm_training(x, gamma, beta, eps=eps, axis=axis, out=out, num_threads=num_threads, **more)
         _refuse_nan(saved.x, saved.axes, [saved], variant)
         return y, saved
@@ -89,31 +89,35 @@ def train_arguments(x, gamma, beta, eps, axis, out, num_threads, variant, more):
 def train(x, axes, gamma, beta, eps, out, threads, variant, more):
     """The same, once all but `out`, the axes of ghost batches and `more` is checked."""
     more = More(x, axes, **more)
-    if _only_looks_for_nan(variant, out, x):
-        y, saved = normalize_by_batch(x, axes, gamma, beta, eps, out, threads, more.extras, **more.weights)
+    omits = variant.nan_policy == "omit"
+    apart = not omits or out is None or more.act.residual is None or not is_in_place(out, more.act.residual)
+    if apart and _leaves_input(variant, out, x):
+        run = normalize_without_nan if omits else normalize_by_batch
+        y, saved = run(x, axes, gamma, beta, eps, out, threads, more.extras(x))
         _refuse_nan(x, axes, [saved], variant)
         return y, saved
     slices = _ghost.slices_of(x, axes, variant.ghost_batch_size)
     inputs = {"x": x, "gamma": gamma, "beta": beta, "running_mean": variant.running_mean,
-              "running_var": variant.running_var, "residual": more.extras.residual}
-    more.extras.refuse_overwriting(out)
+              "running_var": variant.running_var, "residual": more.act.residual}
+    more.act.refuse_overwriting(out)
     y = target_for(out, x, axes, inputs)[1]
     narrow = (x if gamma is None else gamma).dtype != np.float64
     if variant.ghost_batch_size is not None:  # so that the slices' gradients are float64
         gamma = np.ones(_count_features(x, axes)) if gamma is None else gamma.astype(np.float64)
     settings = {"eps": eps, "axis": axes if len(axes) > 1 else axes[0], "num_threads": threads or None}
-    first_the_moments = variant.renorm is not None or (variant.nan_policy == "raise" and is_in_place(out, x))
+    watches_in_place = variant.nan_policy != "propagate" and is_in_place(out, x)
+    first_the_moments = variant.renorm is not None or watches_in_place or not apart
     run = _after_moments if first_the_moments else _fused
     parts = run(x, axes, gamma, beta, y, slices, settings, variant, more)
     if variant.ghost_batch_size is not None:
-        return y, _ghost.GhostSaved(x, axes, slices, parts, narrow)
+        return y, _ghost.GhostSaved(x, axes, slices, parts, narrow, omits)
     if variant.renorm is not None:
         parts[0].narrow = narrow
     return y, parts[0]
 
 
-def _only_looks_for_nan(variant, out, x):
-    """Whether a plain call does, since x outlives it: `out` and x, of which nothing is known, are certainly apart."""
+def _leaves_input(variant, out, x):
+    """Whether a plain call does, and x outlives it: `out` and x, of which nothing is known, are certainly apart."""
     if variant.ghost_batch_size is not None or variant.renorm is not None:
         return False
     return out is None or (isinstance(out, np.ndarray) and isinstance(x, np.ndarray)
@@ -134,29 +138,29 @@ def _count_features(x, axes):
 
 
 def _fused(x, axes, gamma, beta, y, slices, settings, variant, more):
-    parts = []
+    parts, policy = [], "omit" if variant.nan_policy == "omit" else "propagate"
     for s in slices:
         def compute(x, y):
-            return batch_norm_training(x, gamma, beta, out=y, **settings, **more.of_slice(s))
+            return batch_norm_training(x, gamma, beta, out=y, nan_policy=policy, **settings, **more.of_slice(s))
         parts += _ghost.into(compute, x[s], y[s], axes)
     _refuse_nan(x, axes, parts, variant)
     return parts
 
 
 def _after_moments(x, axes, gamma, beta, y, slices, settings, variant, more):
-    found = [moments(x[s], axis=settings["axis"], num_threads=settings["num_threads"], **more.weights_of_slice(s))
-             for s in slices]
+    threads, omits = _checks.threads(settings["num_threads"]), variant.nan_policy == "omit"
+    found = [moments_by(x[s], axes, more.extras(x[s], s), threads, omits) for s in slices]
     if variant.nan_policy == "raise":
-        _nan_policy.refuse(x, axes, np.stack([batch.M2 for batch in found]))
+        _nan_policy.refuse(x, axes, np.stack([batch.M2 for batch, _ in found]))
     parts = []
-    for batch, s in zip(found, slices):
+    for (batch, extras), s in zip(found, slices):
         def compute(x, y):
-            return _normalize(x, axes, batch, gamma, beta, y, settings, variant, more, s)
+            return _normalize(x, axes, batch, gamma, beta, y, settings, variant, extras, more.act_of_slice(s))
         parts += _ghost.into(compute, x[s], y[s], axes)
     return parts
 
 
-def _normalize(x, axes, batch, gamma, beta, y, settings, variant, more, s):
+def _normalize(x, axes, batch, gamma, beta, y, settings, variant, extras, act):
     """(y by the batch's moments, what backward needs)"""
     gamma_r, beta_d = gamma, beta
     if variant.renorm is not None:
@@ -168,7 +172,6 @@ def _normalize(x, axes, batch, gamma, beta, y, settings, variant, more, s):
     saved.mean[:], saved.var[:] = batch.mean, batch.biased_var()
     with np.errstate(all="ignore"):
         saved.rstd[:] = 1.0 / np.sqrt(saved.var + settings["eps"])
-    y = batch_norm_inference(x, saved.mean, saved.var, saved.gamma, saved.beta, out=y, **settings,
-                             **more.act_of_slice(s))
-    saved.extras = more.kept(x, s, y)
+    y = batch_norm_inference(x, saved.mean, saved.var, saved.gamma, saved.beta, out=y, **settings, **act)
+    saved.extras = None if extras is _extras.NONE else extras.kept(y)
     return y, saved if variant.renorm is None else _renorm.RenormSaved(saved, batch, r, d, narrow=False)

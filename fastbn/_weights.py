@@ -1,4 +1,4 @@
-"""How much each entry of a batch counts in its statistics: masks, weights, lengths of padded sequences."""
+"""How much each entry of a batch counts in its statistics: masks, weights, lengths of padded sequences, missing entries."""
 from typing import NamedTuple
 
 import numpy as np
@@ -7,15 +7,23 @@ from . import _checks
 
 
 class Weights(NamedTuple):
-    data: np.ndarray  # of x's shape without the feature axes, of the type of the arithmetic
+    whole: np.ndarray  # of x's shape without the feature axes, of the type of the arithmetic
+    axes: tuple        # those of x
     total: float
+    # Where NaN entries are missing, by feature: the weight of those that are there, and whether none is.
+    counts: np.ndarray | None = None
+    absent: np.ndarray | None = None
 
-    def arranged(self, arrangement):
-        """data as (n * s,), in the order of the (n, c, s) view that x's arrangement makes."""
-        features = arrangement.order[arrangement.first:arrangement.last]
-        remaining = [i for i in range(len(arrangement.order)) if i not in features]
-        order = [remaining.index(i) for i in arrangement.order if i not in features]
-        return np.ascontiguousarray(self.data.transpose(order)).reshape(-1)
+    def data(self, arrangement):
+        """(n * s,), in the order of x's (n, c, s) view."""
+        remaining = [i for i in range(len(arrangement.shape)) if i not in self.axes]
+        order = [remaining.index(i) for i in arrangement.order if i not in self.axes]
+        return np.ascontiguousarray(self.whole.transpose(order)).reshape(-1)
+
+
+def equal_weights(x, axes):
+    whole = np.ones(_counted_shape(x, axes), _dtype_for(x))
+    return Weights(whole, axes, float(whole.size))
 
 
 def weights_of(x, axes, *, mask=None, weights=None, lengths=None):
@@ -25,14 +33,21 @@ def weights_of(x, axes, *, mask=None, weights=None, lengths=None):
     """
     if mask is None and weights is None and lengths is None:
         return None
-    shape = tuple(size for i, size in enumerate(x.shape) if i not in axes)
+    shape = _counted_shape(x, axes)
     factors = [_mask(mask, shape), _weights(weights, shape), _lengths(lengths, shape)]
-    dtype = np.float64 if x.dtype == np.float64 else np.float32
-    whole = np.ones(shape, dtype)
+    whole = np.ones(shape, _dtype_for(x))
     for factor in factors:
         if factor is not None:
             whole *= factor
-    return Weights(whole, float(whole.sum(dtype=np.float64)))
+    return Weights(whole, axes, float(whole.sum(dtype=np.float64)))
+
+
+def _counted_shape(x, axes):
+    return tuple(size for i, size in enumerate(x.shape) if i not in axes)
+
+
+def _dtype_for(x):
+    return np.float64 if x.dtype == np.float64 else np.float32
 
 
 def _fits(a, shape, name):

@@ -170,10 +170,10 @@ def test_only_what_counts_is_looked_at(rng, options, place):
 
 def test_policies_that_are_none(rng):
     x = sample(rng, (9, 5))
-    for value in ("omit", "Raise", None, 1):
-        with pytest.raises(ValueError, match=f"nan_policy is {value!r}, expected 'propagate' or 'raise'"):
+    for value in ("Omit", "Raise", None, 1):
+        with pytest.raises(ValueError, match=f"nan_policy is {value!r}, expected 'propagate', 'raise' or 'omit'"):
             fastbn.batch_norm_training(x, nan_policy=value)
-        with pytest.raises(ValueError, match=f"nan_policy is {value!r}, expected 'propagate', 'raise' or 'skip'"):
+        with pytest.raises(ValueError, match=f"nan_policy is {value!r}, expected 'propagate', 'raise', 'omit' or 'skip'"):
             fastbn.BatchNorm(5, nan_policy=value)
         layer = fastbn.BatchNorm(5, nan_policy="skip")
         with pytest.raises(ValueError, match="nan_policy"):
