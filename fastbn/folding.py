@@ -8,7 +8,7 @@ from ._layer import BatchNorm
 from .convert._arrays import as_array, is_half
 
 
-def fold_linear(weight, bias, bn, *, bn_first=False):
+def fold_linear(weight, bias, bn, *, bn_first=False, activation=None):
     """The weight and bias of one linear layer that does what the layer and the batch norm beside it do in inference.
 
     weight: (out, in), as PyTorch has it: y = weight @ x + bias. (Of Keras and Flax, with kernels (in, out), pass
@@ -17,15 +17,20 @@ def fold_linear(weight, bias, bn, *, bn_first=False):
         say.
     bn: the BatchNorm, with running statistics; gamma or beta may be absent. It has `out` features, with bn_first `in`.
     bn_first: False: x -> linear -> bn. True: x -> bn -> linear.
+    activation: what becomes of that of a layer with activation=, which no weights can hold. None: the layer is refused.
+        "separate": it is left out of the result, for the caller to apply after the folded layer; not with bn_first,
+        where it stands between the two.
 
     With scale, shift = bn.as_affine():
         after:   weight' = scale[:, None] * weight      bias' = scale * bias + shift
         before:  weight' = weight * scale[None, :]      bias' = bias + weight @ shift
     Returns (weight', bias'): new arrays, computed in double, of the weight's dtype (of PyTorch's half types: float32).
-    Raises TypeError, ValueError (shapes; a result too large for the dtype), RuntimeError (no running statistics).
+    Raises TypeError, ValueError (shapes; an activation; a result too large for the dtype), RuntimeError (no running
+    statistics).
     Source: Jacob et al. 2018 (arXiv:1712.05877), section 3.2; PyTorch's torch/nn/utils/fusion.py,
         fuse_linear_bn_weights.
     """
+    _check_activation(bn, activation, bn_first)
     weight = _weight(weight)
     if weight.ndim != 2:
         cause = ": for a convolution call fold_conv" if weight.ndim > 2 else ""
@@ -33,7 +38,8 @@ def fold_linear(weight, bias, bn, *, bn_first=False):
     return _fold(weight, bias, bn, bn_first, False, 1)
 
 
-def fold_conv(weight, bias, bn, *, bn_first=False, transposed=False, groups=1, padding=None, padding_mode="zeros"):
+def fold_conv(weight, bias, bn, *, bn_first=False, transposed=False, groups=1, padding=None, padding_mode="zeros",
+              activation=None):
     """The weight and bias of one convolution that does what it and the batch norm beside it do in inference.
 
     weight: (out, in / groups, *kernel), as PyTorch has it, with 1, 2, 3 or more kernel axes; depthwise: groups = in.
@@ -44,6 +50,7 @@ def fold_conv(weight, bias, bn, *, bn_first=False, transposed=False, groups=1, p
     bn_first: False: x -> convolution -> bn. True: x -> bn -> convolution.
     padding, padding_mode: the convolution's, as in PyTorch (a number, one an axis, 'valid' or 'same'; 'zeros',
         'reflect', 'replicate' or 'circular'). With bn_first padding must be given; otherwise it makes no difference.
+    activation: as for fold_linear.
 
     With scale, shift = bn.as_affine(), o an output, i an input feature of o's group:
         after:   weight'[o, i] = scale[o] * weight[o, i]      bias'[o] = scale[o] * bias[o] + shift[o]
@@ -55,10 +62,11 @@ def fold_conv(weight, bias, bn, *, bn_first=False, transposed=False, groups=1, p
     A batch norm before a convolution that pads with zeros is refused: the zeros come after the shift, so entries at the
     border lack it, and no one bias suits them and the inner ones. So is one before a transposed convolution, which sums
     other entries of its kernel at the border and between its strides. Where shift is 0 both are exact and allowed.
-    Raises TypeError, ValueError (these; shapes; a result too large for the dtype), RuntimeError (no running
+    Raises TypeError, ValueError (these; shapes; an activation; a result too large for the dtype), RuntimeError (no running
     statistics).
     Source: Jacob et al. 2018 (arXiv:1712.05877), section 3.2; PyTorch's torch/nn/utils/fusion.py, fuse_conv_bn_weights.
     """
+    _check_activation(bn, activation, bn_first)
     weight = _weight(weight)
     if weight.ndim < 3:
         cause = ": for a linear layer call fold_linear" if weight.ndim == 2 else ""
@@ -90,10 +98,29 @@ def _fold(weight, bias, bn, bn_first, transposed, groups):
 
 
 def _affine(bn):
+    _check_layer(bn)
+    return bn.as_affine()
+
+
+def _check_layer(bn):
     if not isinstance(bn, BatchNorm):
         raise TypeError(f"bn is a {type(bn).__name__}, expected a fastbn.BatchNorm: BatchNorm.from_torch makes one "
                         "of a PyTorch module")
-    return bn.as_affine()
+
+
+def _check_activation(bn, activation, bn_first):
+    """Weights hold no activation: whether the caller knows that bn's is not in them."""
+    _check_layer(bn)
+    if activation not in (None, "separate"):
+        raise ValueError(f"activation is {activation!r}, expected None or 'separate'")
+    if bn.activation is None:
+        return
+    if bn_first:
+        raise ValueError(f"bn has activation={bn.activation!r}, which stands between the batch norm and the layer after "
+                         "it: the two do not fold; run one after the other")
+    if activation is None:
+        raise ValueError(f"bn has activation={bn.activation!r}, which weights cannot hold: pass activation='separate' "
+                         "and apply it after the folded layer")
 
 
 def _floats(value, name):

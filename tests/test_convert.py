@@ -625,6 +625,17 @@ def test_inference_by_the_batch_is_refused(rng, name):
         OUT[name](bn)
 
 
+@pytest.mark.parametrize("name", OUT)
+def test_an_activation_would_be_lost(rng, name):
+    bn = trained(rng)
+    expected = OUT[name](bn)
+    bn.activation = "relu"
+    with pytest.raises(ValueError, match=f"activation is 'relu', which would be lost: a batch norm of {name} has none"):
+        OUT[name](bn)
+    bn.activation = None
+    assert repr(OUT[name](bn)) == repr(expected)
+
+
 # --- Flax -------------------------------------------------------------------------------------------------------------
 
 

@@ -410,6 +410,33 @@ def test_refused_with_the_reason(call, error, message):
     assert re.search(message, str(caught.value), re.DOTALL), caught.value
 
 
+@pytest.mark.parametrize("activation", ["relu", ("leaky_relu", 0.2)], ids=str)
+def test_an_activation_is_no_part_of_the_weights(rng, activation):
+    """Refused, unless the caller says that it is applied elsewhere; between the two nothing can be."""
+    bn, conv_bn = trained(rng, 5, activation=activation), trained(rng, 6, activation=activation)
+    for call, weight, layer in ((fastbn.fold_linear, normal(rng, 5, 4), bn),
+                                (fastbn.fold_conv, normal(rng, 6, 2, 3, 3), conv_bn)):
+        with pytest.raises(ValueError, match=r"(?s)bn has activation=.*pass activation='separate'"):
+            call(weight, None, layer)
+        with pytest.raises(ValueError, match="activation is 'relu', expected None or 'separate'"):
+            call(weight, None, layer, activation="relu")
+        folded = call(weight, None, layer, activation="separate")
+        layer.activation = None
+        for got, want in zip(folded, call(weight, None, layer, activation="separate"), strict=True):
+            np.testing.assert_array_equal(got, want)
+    x, weight = normal(rng, 7, 4), normal(rng, 5, 4)
+    bn.activation = activation
+    z = x @ fastbn.fold_linear(weight, None, bn, activation="separate")[0].T
+    z += fastbn.fold_linear(weight, None, bn, activation="separate")[1]
+    assert_close(np.where(z > 0, z, (0.0 if activation == "relu" else 0.2) * z), bn(x @ weight.T))
+    conv_bn.activation = activation
+    for call in (lambda act: fastbn.fold_linear(normal(rng, 4, 5), None, bn, bn_first=True, activation=act),
+                 lambda act: fastbn.fold_conv(normal(rng, 4, 6, 3), None, conv_bn, bn_first=True, padding=0, activation=act)):
+        for act in (None, "separate"):
+            with pytest.raises(ValueError, match="stands between the batch norm and the layer after it"):
+                call(act)
+
+
 @pytest.mark.parametrize("padding, error", [("full", ValueError), (0.5, TypeError)])
 def test_a_padding_that_is_none_is_refused(rng, padding, error):
     with pytest.raises(error, match="padding is"):

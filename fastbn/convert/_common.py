@@ -102,6 +102,9 @@ def check_training(layer, framework, renorm=False):
     if layer.use_batch_stats and layer.running_mean is not None:
         raise ValueError("use_batch_stats is True: inference takes the batch's statistics, which would be lost; set it "
                          f"to None first, for the running statistics that a batch norm of {framework} takes")
+    if layer.activation is not None:
+        raise ValueError(f"activation is {layer.activation!r}, which would be lost: a batch norm of {framework} has none; "
+                         "convert a copy (copy.copy) whose activation is set to None, and apply it after that layer there")
     lost = [f"ghost_batch_size={layer.ghost_batch_size}"] * (layer.ghost_batch_size is not None)
     lost += [f"renorm={layer.renorm}"] * (layer.renorm is not None and not renorm)
     if lost and layer.training:

@@ -88,7 +88,8 @@ def to_chainer(self, target=None, *, prefix=""):
     with ddof=0 is converted exactly for inference, but its avg_var would grow on by N / (N - 1) larger batch variances
     there. A layer in training mode with ghost batches or renormalization warns: Chainer's link has neither.
 
-    Raises TypeError, ValueError (shapes, switches; the target is as it was), RuntimeError (no running statistics).
+    Raises TypeError, ValueError (shapes, switches, an activation; the target is as it was), RuntimeError
+    (no running statistics).
     Source: Chainer, chainer/links/normalization/batch_normalization.py.
     """
     require_statistics(self, "Chainer")

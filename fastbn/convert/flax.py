@@ -102,8 +102,8 @@ def to_flax(self, target=None, *, prefix=""):
     exactly for inference, but its var would grow on by batch variances smaller by (N - 1) / N there. A
     layer in training mode with ghost batches or renormalization warns: Flax has neither.
 
-    Raises TypeError, ValueError (an nnx.BatchNorm where momentum is None; shapes, switches; the target is as it was),
-    RuntimeError (no running statistics).
+    Raises TypeError, ValueError (an nnx.BatchNorm where momentum is None; shapes, switches, an activation; the target is
+    as it was), RuntimeError (no running statistics).
     Source: Flax, flax/linen/normalization.py, flax/nnx/nn/normalization.py.
     """
     require_statistics(self, "Flax")

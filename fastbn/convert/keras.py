@@ -121,8 +121,8 @@ def to_keras(self, target=None):
     converted exactly for inference, but its moving variance would grow on by batch variances smaller by (N - 1) / N
     there.
 
-    Raises TypeError, ValueError (momentum None; several axes; shapes, switches; the target is as it was), RuntimeError
-    (no running statistics).
+    Raises TypeError, ValueError (momentum None; several axes; shapes, switches, an activation; the target is as it
+    was), RuntimeError (no running statistics).
     Source: Keras, keras/src/layers/normalization/batch_normalization.py.
     """
     require_statistics(self, "Keras")

@@ -129,8 +129,8 @@ def to_onnx(self, *, opset=15):
     exactly for inference, but its running variance would grow on by batch variances smaller by (N - 1) / N there.
     A layer in training mode with ghost batches or renormalization warns: ONNX has neither.
 
-    Raises TypeError, ValueError (opset; an axis other than 1, since the operator has its features there; momentum None
-    in training mode), RuntimeError (no running statistics).
+    Raises TypeError, ValueError (opset; an activation; an axis other than 1, since the operator has its features there;
+    momentum None in training mode), RuntimeError (no running statistics).
     Source: ONNX, docs/Changelog.md, BatchNormalization-7, -9, -14 and -15.
     """
     require_statistics(self, "ONNX")

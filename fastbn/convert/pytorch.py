@@ -96,8 +96,8 @@ def to_torch(self, target=None, prefix=""):
     its running_var would grow on by N / (N - 1) larger batch variances there. A layer in training mode with ghost
     batches or renormalization warns: PyTorch has neither.
 
-    Raises TypeError, ValueError (shapes, switches; the target is as it was), RuntimeError (no running statistics for
-    the target), OSError, ImportError.
+    Raises TypeError, ValueError (shapes, switches, an activation; the target is as it was), RuntimeError (no running
+    statistics for the target), OSError, ImportError.
     Source: PyTorch, torch/nn/modules/batchnorm.py.
     """
     check_training(self, "PyTorch")
