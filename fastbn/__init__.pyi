@@ -7,6 +7,12 @@ import numpy.typing as npt
 
 _Array = npt.NDArray[Any]
 _Axis = int | tuple[int, ...]
+_ActivationName = Literal[
+    "relu", "leaky_relu", "relu6", "sigmoid", "tanh", "silu", "gelu", "gelu_tanh", "hardswish", "elu"
+]
+_Activation = _ActivationName | tuple[Literal["leaky_relu", "elu"], float] | None
+_LayerNanPolicy = Literal["propagate", "raise", "omit", "skip"]
+_NanPolicy = Literal["propagate", "raise", "omit"]
 _Target = TypeVar("_Target")  # another framework's layer
 
 class _Settings(TypedDict, total=False):
@@ -19,10 +25,10 @@ class _Settings(TypedDict, total=False):
 __version__: str
 
 class Moments:
-    count: int
+    count: int | float | npt.NDArray[np.int64] | npt.NDArray[np.float64]
     mean: npt.NDArray[np.float64]
     M2: npt.NDArray[np.float64]
-    def __init__(self, count: int, mean: npt.ArrayLike, M2: npt.ArrayLike) -> None: ...
+    def __init__(self, count: float | _Array, mean: npt.ArrayLike, M2: npt.ArrayLike) -> None: ...
     def var(self, ddof: int = 0) -> npt.NDArray[np.float64]: ...
     def biased_var(self) -> npt.NDArray[np.float64]: ...
     def merge(self, other: Moments) -> Moments: ...
@@ -68,7 +74,11 @@ class BatchNorm:
     parameter_gradients: bool
     ghost_batch_size: int | None
     renorm: tuple[float, float] | None
-    nan_policy: Literal["propagate", "raise", "skip"]
+    nan_policy: _LayerNanPolicy
+    @property
+    def activation(self) -> _Activation: ...
+    @activation.setter
+    def activation(self, value: _Activation) -> None: ...
     @property
     def batch_moments(self) -> Moments | None: ...
     @property
@@ -84,16 +94,37 @@ class BatchNorm:
         center: bool = True,
         scale: bool = True,
         track_running_stats: bool = True,
+        activation: _Activation = None,
         dtype: npt.DTypeLike = ...,
         ghost_batch_size: int | None = None,
         renorm: tuple[float, float] | None = None,
-        nan_policy: Literal["propagate", "raise", "skip"] = "propagate",
+        nan_policy: _LayerNanPolicy = "propagate",
     ) -> None: ...
     def train(self, mode: bool = True) -> Self: ...
     def eval(self, *, backward: bool = False) -> Self: ...
-    def __call__(self, x: npt.ArrayLike, *, out: _Array | None = None, update: bool = True) -> _Array: ...
-    def forward(self, x: npt.ArrayLike, *, out: _Array | None = None, update: bool = True) -> _Array: ...
-    def backward(self, dy: npt.ArrayLike, *, out: _Array | None = None) -> _Array: ...
+    def __call__(
+        self,
+        x: npt.ArrayLike,
+        *,
+        residual: npt.ArrayLike | None = None,
+        mask: npt.ArrayLike | None = None,
+        weights: npt.ArrayLike | None = None,
+        lengths: npt.ArrayLike | None = None,
+        out: _Array | None = None,
+        update: bool = True,
+    ) -> _Array: ...
+    def forward(
+        self,
+        x: npt.ArrayLike,
+        *,
+        residual: npt.ArrayLike | None = None,
+        mask: npt.ArrayLike | None = None,
+        weights: npt.ArrayLike | None = None,
+        lengths: npt.ArrayLike | None = None,
+        out: _Array | None = None,
+        update: bool = True,
+    ) -> _Array: ...
+    def backward(self, dy: npt.ArrayLike, *, out: _Array | None = None) -> Any: ...  # dx, or (dx, dresidual)
     def parameters(self) -> list[tuple[str, _Array, _Array | None]]: ...
     def reset_running_stats(self) -> None: ...
     def update(self, moments: Moments) -> None: ...
@@ -150,6 +181,8 @@ def batch_norm_inference(
     *,
     eps: float = 1e-5,
     axis: _Axis = 1,
+    activation: _Activation = None,
+    residual: npt.ArrayLike | None = None,
     out: _Array | None = None,
     num_threads: int | None = None,
     return_saved: Literal[False] = False,
@@ -164,6 +197,8 @@ def batch_norm_inference(
     *,
     eps: float = 1e-5,
     axis: _Axis = 1,
+    activation: _Activation = None,
+    residual: npt.ArrayLike | None = None,
     out: _Array | None = None,
     num_threads: int | None = None,
     return_saved: Literal[True],
@@ -176,13 +211,18 @@ def batch_norm_training(
     *,
     eps: float = 1e-5,
     axis: _Axis = 1,
+    activation: _Activation = None,
+    residual: npt.ArrayLike | None = None,
+    mask: npt.ArrayLike | None = None,
+    weights: npt.ArrayLike | None = None,
+    lengths: npt.ArrayLike | None = None,
     out: _Array | None = None,
     num_threads: int | None = None,
     ghost_batch_size: None = None,
     renorm: None = None,
     running_mean: None = None,
     running_var: None = None,
-    nan_policy: Literal["propagate", "raise"] = "propagate",
+    nan_policy: _NanPolicy = "propagate",
 ) -> tuple[_Array, _Saved]: ...
 @overload
 def batch_norm_training(
@@ -192,21 +232,28 @@ def batch_norm_training(
     *,
     eps: float = 1e-5,
     axis: _Axis = 1,
+    activation: _Activation = None,
+    residual: npt.ArrayLike | None = None,
+    mask: npt.ArrayLike | None = None,
+    weights: npt.ArrayLike | None = None,
+    lengths: npt.ArrayLike | None = None,
     out: _Array | None = None,
     num_threads: int | None = None,
     ghost_batch_size: int | None = None,
     renorm: tuple[float, float] | None = None,
     running_mean: npt.ArrayLike | None = None,
     running_var: npt.ArrayLike | None = None,
-    nan_policy: Literal["propagate", "raise"] = "propagate",
+    nan_policy: _NanPolicy = "propagate",
 ) -> tuple[_Array, _VariantSaved]: ...
+# dx, dgamma, dbeta, and after them dresidual where the forward call had a residual.
+@overload
 def batch_norm_backward(
     dy: npt.ArrayLike,
     saved: _Saved,
     *,
     out: _Array | None = None,
     num_threads: int | None = None,
-) -> tuple[_Array, _Array, _Array]: ...
+) -> tuple[_Array, ...]: ...
 @overload
 def batch_norm_backward(
     dy: npt.ArrayLike,
@@ -226,9 +273,23 @@ def batch_norm_double_backward(
     needs: str | Iterable[str] = ...,
     num_threads: int | None = None,
 ) -> tuple[_Array | None, _Array | None, _Array | None]: ...
-def moments(x: npt.ArrayLike, *, axis: _Axis = 1, num_threads: int | None = None) -> Moments: ...
+def moments(
+    x: npt.ArrayLike,
+    *,
+    axis: _Axis = 1,
+    mask: npt.ArrayLike | None = None,
+    weights: npt.ArrayLike | None = None,
+    lengths: npt.ArrayLike | None = None,
+    nan_policy: Literal["propagate", "omit"] = "propagate",
+    num_threads: int | None = None,
+) -> Moments: ...
 def fold_linear(
-    weight: npt.ArrayLike, bias: npt.ArrayLike | None, bn: BatchNorm, *, bn_first: bool = False
+    weight: npt.ArrayLike,
+    bias: npt.ArrayLike | None,
+    bn: BatchNorm,
+    *,
+    bn_first: bool = False,
+    activation: Literal["separate"] | None = None,
 ) -> tuple[_Array, _Array]: ...
 def fold_conv(
     weight: npt.ArrayLike,
@@ -240,6 +301,7 @@ def fold_conv(
     groups: int = 1,
     padding: int | Iterable[int] | Literal["valid", "same"] | None = None,
     padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
+    activation: Literal["separate"] | None = None,
 ) -> tuple[_Array, _Array]: ...
 def get_config() -> dict[str, Any]: ...
 def show_config(file: TextIO | None = None) -> None: ...
