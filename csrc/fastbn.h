@@ -128,8 +128,7 @@ typedef struct fastbn_extra {
     const fastbn_weights *weights; /* NULL: every entry counts as one */
 } fastbn_extra;
 
-/* gamma and beta, c entries of type dtype each; NULL stands for ones and for zeros. y = act(bn(x)). */
-/* gamma and beta, c entries each of type dtype, float32 or float64; NULL stands for ones and for zeros. */
+/* gamma and beta, c entries each of type dtype, float32 or float64; NULL stands for ones and for zeros. y = act(bn(x)). */
 typedef struct fastbn_params {
     const void *gamma, *beta;
     fastbn_dtype dtype;

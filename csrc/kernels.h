@@ -97,8 +97,6 @@ struct fbn_typed {
     void (*omit)(void *a, const void *x, int64_t n);
     void (*hide)(void *d, const void *dy, const void *w, const void *x, int64_t n, int omit);
     void (*subtract_weighted)(void *c, const void *dy, const void *w, int64_t n);
-    /* n entries as the type that is computed in, and back. stream: stores past the caches, but for what lies before and
-     * after aligned vectors. */
     /* n entries as the type that is computed in, and back; exact, and rounded to nearest even. stream: stores past the
      * caches, but for what lies before and after aligned vectors. */
     void (*to_lanes)(const void *data, void *lanes, int64_t n);
