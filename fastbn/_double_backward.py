@@ -37,8 +37,8 @@ def batch_norm_double_backward(ddx, ddgamma, ddbeta, dy, saved, *, needs=_RESULT
 
     Returns (ddy, dx, dgamma): ddy and dx are new arrays of x's shape and dtype; dgamma, of shape (C,), has the dtype of gamma, or
     x's where gamma was None.
-    Raises TypeError, ValueError (shapes, unknown names in needs, a forward call with more to it), RuntimeError (x is needed and was overwritten by the forward
-    call: unlike batch_norm_backward, this cannot start from y).
+    Raises TypeError, ValueError (shapes, unknown names in needs, a forward call with more to it), RuntimeError (x is needed and
+    was overwritten by the forward call: unlike batch_norm_backward, this cannot start from y).
 
     The layer has no method for it: it lets go of x in backward, and to keep x until a double backward that hardly ever comes would
     cost each training step its memory. Take the functions.
@@ -49,8 +49,8 @@ def batch_norm_double_backward(ddx, ddgamma, ddbeta, dy, saved, *, needs=_RESULT
         raise TypeError(f"saved is a {type(saved).__name__}, expected what batch_norm_training or "
                         "batch_norm_inference(..., return_saved=True) returned")
     if saved.extras is not None:
-        raise ValueError("saved is of a call with an activation, a residual, weights or missing entries, expected plain batch normalization: "
-                         "the gradient of such a backward is not offered")
+        raise ValueError("saved is of a call with an activation, a residual, weights or missing entries, expected plain batch "
+                         "normalization: the gradient of such a backward is not offered")
     x, threads, c = saved.x, _checks.threads(num_threads), saved.mean.size
     dy, ddx = like_input(dy, "dy", x), None if ddx is None else like_input(ddx, "ddx", x)
     ddgamma, ddbeta = (_checks.parameter(value, name, c, np.dtype(np.float64))

@@ -239,7 +239,8 @@ def batch_norm_backward(dy, saved, *, out=None, needs=_RESULTS, num_threads=None
 
     Returns (dx, dgamma, dbeta), or where needs names dmean or dvar (dx, dgamma, dbeta, dmean, dvar), and after these dresidual
     where there was a residual: dx and dresidual have x's dtype; the others, of shape (C,), that of gamma, or x's where gamma
-    was None (float32 where that is a half type). Until then keep unchanged what is read: x; the residual; for relu and leaky_relu with a residual not that, but y.
+    was None (float32 where that is a half type). Until then keep unchanged what is read: x; the residual; for relu and
+    leaky_relu with a residual not that, but y.
     Raises TypeError, ValueError (a dy of another shape, unknown names in needs, dmean or dvar of batch statistics,
     out), RuntimeError (x was overwritten by the forward call and cannot be recovered).
     Source: Ioffe and Szegedy 2015, section 3.

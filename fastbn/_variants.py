@@ -2,9 +2,9 @@
 
 Statistics and y come from one call of the core (fused) wherever y needs nothing that only the statistics tell. Batch
 renormalization needs them before y is written, to know r and d; and with out=x the input must outlive a refusal
-(nan_policy="raise") or a look for what is missing ("omit"). There the moments are taken first and y is then computed with them as given: two reads of x and one
-write, which is what the fused call comes to as well where the data of a feature does not fit the cache. The bits of y
-are the fused call's.
+(nan_policy="raise") or a look for what is missing ("omit"). There the moments are taken first and y is then computed
+with them as given: two reads of x and one write, which is what the fused call comes to as well where the data of a
+feature does not fit the cache. The bits of y are the fused call's.
 """
 from typing import NamedTuple
 
