@@ -43,27 +43,22 @@ static fastbn_status check_params(const fastbn_params *params)
     return params->extra && params->extra->inverts && !invertible ? FASTBN_ERROR_ACTIVATION : FASTBN_OK;
 }
 
-static int is_empty(const fastbn_shape *shape) { return shape->n == 0 || shape->c == 0 || shape->s == 0; }
-
 static fastbn_status check_array(const fastbn_shape *shape, struct fbn_array a)
 {
-    if (is_empty(shape))
+    if (fbn_is_empty(shape))
         return FASTBN_OK;
     if (!a.data)
         return FASTBN_ERROR_NULL;
     return shape->s == 1 && shape->c > 1 && a.stride_c != 1 ? FASTBN_ERROR_STRIDE : FASTBN_OK;
 }
 
-static struct fbn_array input(fastbn_input a) { return (struct fbn_array){(char *)a.data, a.stride_n, a.stride_c}; }
-
-static struct fbn_array output(fastbn_output a) { return (struct fbn_array){a.data, a.stride_n, a.stride_c}; }
-
 /* Arrays that may be missing. */
 static fastbn_status check_extra(const fastbn_shape *shape, const fastbn_extra *extra)
 {
     if (!extra)
         return FASTBN_OK;
-    const struct fbn_array arrays[] = {input(extra->residual), output(extra->dresidual), input(extra->written)};
+    const struct fbn_array arrays[] = {fbn_input_array(extra->residual), fbn_output_array(extra->dresidual),
+                                       fbn_input_array(extra->written)};
     for (int i = 0; i < 3; i++)
         if (arrays[i].data && check_array(shape, arrays[i]) != FASTBN_OK)
             return FASTBN_ERROR_STRIDE;
@@ -114,9 +109,9 @@ static void take_extra(struct fbn_job *job, const fastbn_params *params)
     job->activation = params->activation;
     job->act_slope = params->slope;
     if (extra) {
-        job->residual = input(extra->residual);
-        job->dresidual = output(extra->dresidual);
-        job->written = input(extra->written);
+        job->residual = fbn_input_array(extra->residual);
+        job->dresidual = fbn_output_array(extra->dresidual);
+        job->written = fbn_input_array(extra->written);
         job->inverts = extra->inverts && job->activation != FASTBN_IDENTITY;
         if (extra->weights)
             take_weights(job, extra->weights);
@@ -219,14 +214,14 @@ fastbn_status fastbn_weighted_moments(const fastbn_shape *shape, fastbn_input x,
     RETURN_IF_ERROR(check_shape(shape));
     if ((shape->c > 0 && (!mean || !m2)) || (weights && !weights->data))
         return FASTBN_ERROR_NULL;
-    RETURN_IF_ERROR(check_array(shape, input(x)));
+    RETURN_IF_ERROR(check_array(shape, fbn_input_array(x)));
     RETURN_IF_ERROR(open_job(&job, shape, &fbn_op_moments));
-    if (is_empty(shape)) {
+    if (fbn_is_empty(shape)) {
         fill(mean, 0.0, shape->c);
         fill(m2, 0.0, shape->c);
         return FASTBN_OK;
     }
-    job.x = input(x);
+    job.x = fbn_input_array(x);
     job.mean = mean;
     job.m2 = m2;
     if (weights)
@@ -260,13 +255,13 @@ fastbn_status fastbn_inference(const fastbn_shape *shape, fastbn_input x, const 
     RETURN_IF_ERROR(check_extra(shape, params->extra));
     if (shape->c > 0 && (!mean || !var))
         return FASTBN_ERROR_NULL;
-    RETURN_IF_ERROR(check_array(shape, input(x)));
-    RETURN_IF_ERROR(check_array(shape, output(y)));
+    RETURN_IF_ERROR(check_array(shape, fbn_input_array(x)));
+    RETURN_IF_ERROR(check_array(shape, fbn_output_array(y)));
     RETURN_IF_ERROR(open_job(&job, shape, &fbn_op_inference));
-    if (is_empty(shape))
+    if (fbn_is_empty(shape))
         return FASTBN_OK;
-    job.x = job.in = input(x);
-    job.y = output(y);
+    job.x = job.in = fbn_input_array(x);
+    job.y = fbn_output_array(y);
     job.eps = eps;
     take_extra(&job, params);
     plan_job(&job, shape);
@@ -294,17 +289,17 @@ fastbn_status fastbn_training(const fastbn_shape *shape, fastbn_input x, const f
     RETURN_IF_ERROR(check_extra(shape, params->extra));
     if (shape->c > 0 && (!mean || !var || !rstd))
         return FASTBN_ERROR_NULL;
-    RETURN_IF_ERROR(check_array(shape, input(x)));
-    RETURN_IF_ERROR(check_array(shape, output(y)));
+    RETURN_IF_ERROR(check_array(shape, fbn_input_array(x)));
+    RETURN_IF_ERROR(check_array(shape, fbn_output_array(y)));
     RETURN_IF_ERROR(open_job(&job, shape, &fbn_op_training));
-    if (is_empty(shape)) {
+    if (fbn_is_empty(shape)) {
         fill(mean, 0.0, shape->c);
         fill(var, NAN, shape->c);
         fill(rstd, NAN, shape->c);
         return FASTBN_OK;
     }
-    job.x = job.in = input(x);
-    job.y = output(y);
+    job.x = job.in = fbn_input_array(x);
+    job.y = fbn_output_array(y);
     job.eps = eps;
     job.mean = mean;
     job.var = var;
@@ -361,21 +356,21 @@ fastbn_status fastbn_backward(const fastbn_shape *shape, fastbn_input x, fastbn_
     RETURN_IF_ERROR(check_extra(shape, params->extra));
     if (shape->c > 0 && (!mean || !rstd))
         return FASTBN_ERROR_NULL;
-    RETURN_IF_ERROR(check_array(shape, input(dy)));
+    RETURN_IF_ERROR(check_array(shape, fbn_input_array(dy)));
     if (wants_dx)
-        RETURN_IF_ERROR(check_array(shape, output(dx)));
+        RETURN_IF_ERROR(check_array(shape, fbn_output_array(dx)));
     if (!frozen || dgamma)
-        RETURN_IF_ERROR(check_array(shape, input(x)));
+        RETURN_IF_ERROR(check_array(shape, fbn_input_array(x)));
     RETURN_IF_ERROR(open_job(&job, shape, backward_op(frozen, wants_dx || wants_dz, wants_sums)));
-    if (is_empty(shape)) {
+    if (fbn_is_empty(shape)) {
         backward_of_nothing(shape, &call);
         return FASTBN_OK;
     }
     if (!wants_dx && !wants_dz && !wants_sums)
         return FASTBN_OK;
-    job.x = input(x.data ? x : dy); /* frozen without x: sum(dy) alone is used */
-    job.dy = job.in = input(dy);
-    job.y = output(dx);
+    job.x = fbn_input_array(x.data ? x : dy); /* frozen without x: sum(dy) alone is used */
+    job.dy = job.in = fbn_input_array(dy);
+    job.y = fbn_output_array(dx);
     job.gradient = (wants_dx || wants_dz) && !frozen;
     job.mean = (double *)mean; /* only read */
     job.rstd = (double *)rstd;

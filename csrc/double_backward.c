@@ -50,12 +50,6 @@ struct pass {
     int count;
 };
 
-static int is_empty(const fastbn_shape *shape) { return shape->n == 0 || shape->c == 0 || shape->s == 0; }
-
-static struct fbn_array input(fastbn_input a) { return (struct fbn_array){(char *)a.data, a.stride_n, a.stride_c}; }
-
-static struct fbn_array output(fastbn_output a) { return (struct fbn_array){a.data, a.stride_n, a.stride_c}; }
-
 /* ---- checks ---- */
 
 /* A backward of which nothing is wanted checks its arguments, and that is all; with constant statistics not x. */
@@ -199,16 +193,16 @@ static void add_output(struct pass *pass, struct fbn_array out, const struct fbn
 static void add_outputs(struct pass *pass, const struct given *given, const struct sums *sums,
                         double *const weights[FBN_WEIGHTS])
 {
-    const struct fbn_array none = {NULL, 0, 0}, dy = input(given->dy), ddx = input(given->ddx);
-    const struct fbn_array x = reads_x(given) ? input(given->x) : none;
+    const struct fbn_array none = {NULL, 0, 0}, dy = fbn_input_array(given->dy), ddx = fbn_input_array(given->ddx);
+    const struct fbn_array x = reads_x(given) ? fbn_input_array(given->x) : none;
     const int slopes = !given->frozen && x.data, scales = given->ddgamma || slopes;
     if (given->ddy.data) {
         ddy_weights(given, sums, weights);
-        add_output(pass, output(given->ddy), (struct fbn_array[]){ddx, x, none}, weights);
+        add_output(pass, fbn_output_array(given->ddy), (struct fbn_array[]){ddx, x, none}, weights);
     }
     if (given->dx.data) {
         dx_weights(given, sums, weights);
-        add_output(pass, output(given->dx),
+        add_output(pass, fbn_output_array(given->dx),
                    (struct fbn_array[]){scales ? dy : none, slopes ? x : none, slopes ? ddx : none}, weights);
     }
 }
@@ -298,8 +292,8 @@ static int is_packed(const fastbn_shape *shape, struct fbn_array a)
 static struct pass make_pass(const struct given *given, const struct fbn_kernels *kernels)
 {
     const fastbn_shape *shape = given->shape;
-    const struct fbn_array arrays[] = {input(given->x), input(given->dy), input(given->ddx), output(given->ddy),
-                                       output(given->dx)};
+    const struct fbn_array arrays[] = {fbn_input_array(given->x), fbn_input_array(given->dy), fbn_input_array(given->ddx), fbn_output_array(given->ddy),
+                                       fbn_output_array(given->dx)};
     int packed = 1;
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++)
         packed &= is_packed(shape, arrays[i]);
@@ -378,7 +372,7 @@ fastbn_status fastbn_double_backward(const fastbn_shape *shape, fastbn_input x, 
         status = fbn_kernels_active(&kernels);
     if (status != FASTBN_OK)
         return status;
-    if (!is_empty(shape))
+    if (!fbn_is_empty(shape))
         return run(&given, kernels);
     if (dgamma)
         memset(dgamma, 0, (size_t)shape->c * (params->dtype == FASTBN_FLOAT32 ? sizeof(float) : sizeof(double)));

@@ -15,6 +15,18 @@ struct fbn_array {
     int64_t stride_n, stride_c;
 };
 
+static inline struct fbn_array fbn_input_array(fastbn_input a)
+{
+    return (struct fbn_array){(char *)a.data, a.stride_n, a.stride_c};
+}
+
+static inline struct fbn_array fbn_output_array(fastbn_output a)
+{
+    return (struct fbn_array){a.data, a.stride_n, a.stride_c};
+}
+
+static inline int fbn_is_empty(const fastbn_shape *shape) { return shape->n == 0 || shape->c == 0 || shape->s == 0; }
+
 struct fbn_job;
 
 /* What differs between the operations. Each step works on the features [first, end). */

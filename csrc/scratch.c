@@ -61,8 +61,10 @@ static int64_t columns_of_constants(const struct fbn_job *job)
 static void fill_constants(struct fbn_job *job)
 {
     static const double value[FBN_CONSTANTS] = {[FBN_ZERO] = 0.0, [FBN_MINUS_ZERO] = -0.0, [FBN_ONE] = 1.0};
+    if (!job->weights)
+        return;
     int64_t columns = columns_of_constants(job);
-    for (int i = 0; job->weights && i < FBN_CONSTANTS; i++)
+    for (int i = 0; i < FBN_CONSTANTS; i++)
         for (int64_t j = 0; j < columns; j++)
             job->lanes->round(1, &value[i], (char *)job->constant[i] + j * job->lane_size);
 }
@@ -71,6 +73,8 @@ static void fill_constants(struct fbn_job *job)
 static void lay_out_tiles(struct fbn_job *job, struct arena *arena)
 {
     const size_t size = (size_t)job->lane_size;
+    if (!job->tiles_sums && !job->tiles_out)
+        return;
     int64_t c = job->sums_plan.c, columns = fbn_param_columns(job);
     for (int i = 0; job->tiles_out && job->dy.data && i < 3; i++) {
         job->z[i] = take(arena, c, size);

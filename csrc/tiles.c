@@ -73,14 +73,22 @@ static int is_gapless(struct fbn_array a, const struct fbn_block *tile)
     return tile->runs == 1 || distance(a, tile) == tile->len;
 }
 
+/* The tile's runs in an array; one long run where they follow each other without a gap. */
+static void runs_in(struct fbn_array a, const struct fbn_block *tile, int64_t *runs, int64_t *len)
+{
+    int gapless = is_gapless(a, tile);
+    *runs = gapless ? 1 : tile->runs;
+    *len = gapless ? tile->runs * tile->len : tile->len;
+}
+
 /* The tile's entries of an array side by side, in the type of the arithmetic: where they are, or else in `room`. */
 static void *gathered(const struct fbn_job *job, struct fbn_array a, const struct fbn_block *tile, char *room)
 {
     char *first = fbn_at(a, job->size, tile->n, tile->f, tile->i);
-    int gapless = is_gapless(a, tile);
-    if (gapless && job->typed == job->lanes)
+    int64_t runs, len;
+    runs_in(a, tile, &runs, &len);
+    if (runs == 1 && job->typed == job->lanes)
         return first;
-    int64_t runs = gapless ? 1 : tile->runs, len = gapless ? tile->runs * tile->len : tile->len;
     for (int64_t k = 0; k < runs; k++)
         job->typed->to_lanes(first + k * distance(a, tile) * job->size, room + k * len * job->lane_size, len);
     return room;
@@ -89,8 +97,8 @@ static void *gathered(const struct fbn_job *job, struct fbn_array a, const struc
 static void put(const struct fbn_job *job, const char *lanes, struct fbn_array a, const struct fbn_block *tile)
 {
     char *first = fbn_at(a, job->size, tile->n, tile->f, tile->i);
-    int gapless = is_gapless(a, tile);
-    int64_t runs = gapless ? 1 : tile->runs, len = gapless ? tile->runs * tile->len : tile->len;
+    int64_t runs, len;
+    runs_in(a, tile, &runs, &len);
     for (int64_t k = 0; k < runs; k++)
         job->typed->from_lanes(lanes + k * len * job->lane_size, first + k * distance(a, tile) * job->size, len,
                                job->way == FBN_STREAM);

@@ -5,7 +5,7 @@ import numpy as np
 
 from . import _checks
 from ._layer import BatchNorm
-from .convert._arrays import as_array, is_half
+from .convert._arrays import as_array
 
 
 def fold_linear(weight, bias, bn, *, bn_first=False, activation=None):
@@ -126,7 +126,7 @@ def _check_activation(bn, activation, bn_first):
 def _floats(value, name):
     """as_data that takes half types too."""
     a = value if isinstance(value, np.ndarray) else as_array(value)
-    if is_half(a.dtype) and not isinstance(a, (np.ma.MaskedArray, np.matrix)):
+    if _checks.is_half(a.dtype) and not isinstance(a, (np.ma.MaskedArray, np.matrix)):
         return np.asarray(a)
     return _checks.as_data(a, name)
 

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
+from fastbn import _core
+
 settings.register_profile(
     "fastbn", deadline=None, derandomize=True, database=None, print_blob=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
@@ -17,3 +19,12 @@ settings.load_profile("fastbn")
 def rng():
     """A generator with the same seed in every test."""
     return np.random.default_rng(20150211)
+
+
+@pytest.fixture
+def small_work_threads():
+    """Threads whatever the size of the work; afterwards the instruction set of first use again."""
+    before = _core.set_bytes_per_thread(0)
+    yield
+    _core.set_bytes_per_thread(before)
+    _core.set_isa(None)

@@ -41,6 +41,11 @@ ACTIVATIONS = {
 PARAMETERS = {"leaky_relu": 0.01, "elu": 1.0}
 
 
+def assert_near(got, expected, dtype, scale=1.0):
+    unit = 4e-6 if dtype == np.float32 else 1e-12
+    assert np.all(np.abs(got - expected) <= unit * scale * (1 + np.abs(expected)))
+
+
 class Forward(NamedTuple):
     y: np.ndarray
     mean: np.ndarray

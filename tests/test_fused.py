@@ -3,7 +3,7 @@ import itertools
 
 import numpy as np
 import pytest
-from fused_oracle import ACTIVATIONS, Layer
+from fused_oracle import ACTIVATIONS, Layer, assert_near
 
 import fastbn
 from fastbn import _core
@@ -15,25 +15,11 @@ FLOATS = (np.float32, np.float64)
 ISAS = [name for name in _core.isa_names() if _core.isa_supported(name)]
 
 
-@pytest.fixture
-def small_work_threads():
-    """Threads whatever the size."""
-    before = _core.set_bytes_per_thread(0)
-    yield
-    _core.set_bytes_per_thread(before)
-    _core.set_isa(None)
-
-
 def data(rng, shape, axis, dtype, residual=True):
     c = shape[axis]
     x = (2 * rng.normal(size=shape) + 3).astype(dtype)
     r = rng.normal(size=shape).astype(dtype) if residual else None
     return x, rng.normal(size=c).astype(dtype), rng.normal(size=c).astype(dtype), r, rng.normal(size=shape).astype(dtype)
-
-
-def assert_near(got, expected, dtype, scale=1.0):
-    unit = 4e-6 if dtype == np.float32 else 1e-12
-    assert np.all(np.abs(got - expected) <= unit * scale * (1 + np.abs(expected)))
 
 
 def away_from_kinks(x, layer):

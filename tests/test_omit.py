@@ -22,14 +22,6 @@ on_options = pytest.mark.parametrize("options", OPTIONS, ids=str)
 EPS = 1e-5
 
 
-@pytest.fixture
-def small_work_threads():
-    before = _core.set_bytes_per_thread(0)
-    yield
-    _core.set_bytes_per_thread(before)
-    _core.set_isa(None)
-
-
 def data(rng, shape, axis, dtype, missing=0.2):
     """x with NaN, the first entries of each feature among them; gamma, beta, dy with NaN where x has."""
     x, dy = (2 * rng.normal(size=shape) + 3).astype(dtype), rng.normal(size=shape).astype(dtype)

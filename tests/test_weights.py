@@ -3,7 +3,7 @@ import itertools
 
 import numpy as np
 import pytest
-from fused_oracle import Layer
+from fused_oracle import Layer, assert_near
 
 import fastbn
 from fastbn import _core
@@ -12,14 +12,6 @@ SHAPES = [((64, 64), 1), ((9, 3), 1), ((700, 3), 1), ((300, 63), 1), ((20, 600),
           ((4, 5, 33, 31), 1), ((4, 33, 31, 5), -1), ((2, 3, 90, 90), 1), ((3, 4, 5), 0), ((50, 1), 1)]
 FLOATS = (np.float32, np.float64)
 ISAS = [name for name in _core.isa_names() if _core.isa_supported(name)]
-
-
-@pytest.fixture
-def small_work_threads():
-    before = _core.set_bytes_per_thread(0)
-    yield
-    _core.set_bytes_per_thread(before)
-    _core.set_isa(None)
 
 
 def without(shape, axis):
@@ -36,11 +28,6 @@ def data(rng, shape, axis, dtype):
     c = shape[axis]
     return ((2 * rng.normal(size=shape) + 3).astype(dtype), rng.normal(size=c).astype(dtype),
             rng.normal(size=c).astype(dtype), rng.normal(size=shape).astype(dtype))
-
-
-def assert_near(got, expected, dtype, scale=1.0):
-    unit = 4e-6 if dtype == np.float32 else 1e-12
-    assert np.all(np.abs(got - expected) <= unit * scale * (1 + np.abs(expected)))
 
 
 def assert_call(x, gamma, beta, dy, axis, oracle_weights, **arguments):

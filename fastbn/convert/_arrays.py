@@ -1,6 +1,8 @@
 """NumPy arrays out of the objects of other frameworks, without importing any of them."""
 import numpy as np
 
+from .. import _checks
+
 
 def belongs(value, *packages):
     """Whether a class of one of the packages is among value's classes: then somebody else has imported that package."""
@@ -28,10 +30,5 @@ def _of_torch(tensor):
     return tensor.numpy()
 
 
-def is_half(dtype):
-    """float16, or the bfloat16 that ml_dtypes adds to NumPy."""
-    return (dtype.kind == "f" and dtype.itemsize == 2) or dtype.name == "bfloat16"
-
-
 def _widened(a):
-    return a.astype(np.float32) if isinstance(a, np.ndarray) and is_half(a.dtype) else a
+    return a.astype(np.float32) if isinstance(a, np.ndarray) and _checks.is_half(a.dtype) else a
