@@ -13,7 +13,12 @@
 #include "job.h"
 #include "tiles.h"
 
-enum { LINE = 64, LANES = 16, PERIOD = 64 /* columns, at least */ };
+enum {
+    LINE = 64,
+    LANES = 16,
+    PERIOD = 64,     /* columns, at least */
+    ACTIVATED = 4096 /* entries of y, before they are activated in the first-level cache */
+};
 
 /* To so many bytes are the stores of a flat table aligned. */
 static int64_t line_of(const struct fbn_job *job) { return fbn_least(LINE, LANES * job->size); }
@@ -71,13 +76,6 @@ void fbn_spread_params(struct fbn_job *job, int64_t first, int64_t end)
         fbn_spread_z(job, first, end);
 }
 
-void fbn_spread_z(struct fbn_job *job, int64_t first, int64_t end)
-{
-    int64_t columns = job->dy.data && job->tiles_out ? fbn_param_columns(job) : 0; /* of both passes, backward */
-    for (int i = 0; columns > 0 && i < 3; i++)
-        fbn_spread(&job->out_plan, job->lane_size, job->z[i], job->z_columns[i], columns, first, end);
-}
-
 /* The parameters from feature or column `at` on. */
 static void params_at(const struct fbn_job *job, void *const base[], int64_t at, const void *par[FBN_MOST_PARAMS])
 {
@@ -85,58 +83,97 @@ static void params_at(const struct fbn_job *job, void *const base[], int64_t at,
         par[i] = (const char *)base[i] + at * job->lane_size;
 }
 
-/* The inputs of the map: of one alone the second is not there. Relu is the only activation here, see tiles.c. */
+/* The inputs of the map: of one alone the second is not there. Relu is the one activation that maps have. */
 static struct fbn_array first_input(const struct fbn_job *job) { return job->gradient ? job->x : job->in; }
 
-static struct fbn_array second_input(const struct fbn_job *job) { return job->gradient ? job->dy : job->residual; }
+static struct fbn_array second_input(const struct fbn_job *job)
+{
+    return job->dy.data && !job->gradient ? (struct fbn_array){NULL, 0, 0} : job->gradient ? job->dz : job->residual;
+}
 
-static int is_relu(const struct fbn_job *job) { return job->activation == FASTBN_RELU; }
+static int is_relu(const struct fbn_job *job) { return job->activation == FASTBN_RELU && !job->dy.data; }
+
+/* act(y), of runs `stride` apart. */
+static void activate(const struct fbn_job *job, char *y, int64_t stride, int64_t runs, int64_t len)
+{
+    if (stride == len) {
+        len *= runs;
+        runs = 1;
+    }
+    for (int64_t k = 0; k < runs; k++, y += stride * job->size)
+        job->lanes->activate(y, y, len, job->activation, job->act_slope);
+}
 
 /* The planes n of `features` features, from entry i on. */
-static void apply_planes(struct fbn_job *job, int64_t f, int64_t features, int64_t n, int64_t i, int64_t len)
+static void map_planes(struct fbn_job *job, int64_t f, int64_t features, int64_t n, int64_t i, int64_t len)
 {
     const void *par[FBN_MOST_PARAMS];
-    if (job->tiles_out) {
-        fbn_tiles_apply(job, &(struct fbn_block){
-                                 .n = n, .f = f, .i = i, .runs = features, .len = len, .next_c = 1, .column = f});
-        return;
-    }
     params_at(job, job->par, f, par);
     const struct fbn_array x = first_input(job), second = second_input(job);
     const void *x_at = fbn_at(x, job->size, n, f, i), *second_at = fbn_at(second, job->size, n, f, i);
     char *y = fbn_at(job->y, job->size, n, f, i);
     if (second_at) {
-        fbn_gradient *map = job->gradient ? job->typed->planes_gradient : job->typed->planes_residual;
+        fbn_gradient *map = job->relu_gradient ? job->typed->planes_relu_gradient
+                            : job->gradient    ? job->typed->planes_gradient
+                                               : job->typed->planes_residual;
         map(x_at, x.stride_c, second_at, second.stride_c, y, job->y.stride_c, features, len, par, 0, job->way);
+    } else {
+        fbn_affine *map = is_relu(job) ? job->typed->planes_relu : job->typed->planes_affine;
+        map(x_at, x.stride_c, y, job->y.stride_c, features, len, par, 0, job->way);
+    }
+    if (job->activates_y)
+        activate(job, y, job->y.stride_c, features, len);
+}
+
+static void apply_planes(struct fbn_job *job, int64_t f, int64_t features, int64_t n, int64_t i, int64_t len)
+{
+    if (job->tiles_out) {
+        fbn_tiles_apply(job, &(struct fbn_block){
+                                 .n = n, .f = f, .i = i, .runs = features, .len = len, .next_c = 1, .column = f});
         return;
     }
-    fbn_affine *map = is_relu(job) ? job->typed->planes_relu : job->typed->planes_affine;
-    map(x_at, x.stride_c, y, job->y.stride_c, features, len, par, 0, job->way);
+    const int64_t longest = job->activates_y ? fbn_least(len, ACTIVATED) : len;
+    const int64_t most = job->activates_y ? fbn_most(1, ACTIVATED / longest) : features;
+    for (int64_t g = 0; g < features; g += most)
+        for (int64_t j = 0; j < len; j += longest)
+            map_planes(job, f + g, fbn_least(most, features - g), n, i + j, fbn_least(longest, len - j));
 }
 
 /* `count` rows of `width` columns, from `at` elements after the start of the array's row `at_row` on; the first column
  * is `column`. */
-static void apply_rows(struct fbn_job *job, int64_t at_row, int64_t at, int64_t count, int64_t column, int64_t width)
+static void map_rows(struct fbn_job *job, int64_t at_row, int64_t at, int64_t count, int64_t column, int64_t width)
 {
     const int64_t fold = job->out_plan.fold, size = job->size, repeat = fold > 1 ? period(job) : width;
     const void *par[FBN_MOST_PARAMS];
-    if (job->tiles_out) {
-        fbn_tiles_apply(job, &(struct fbn_block){
-                                 .n = at_row, .i = at, .runs = count, .len = width, .next_n = fold, .column = column});
-        return;
-    }
     params_at(job, job->par_columns, column, par);
     const struct fbn_array x = first_input(job), second = second_input(job);
     const void *x_at = fbn_at(x, size, at_row, 0, at), *second_at = fbn_at(second, size, at_row, 0, at);
     char *y = fbn_at(job->y, size, at_row, 0, at);
     const int64_t ys = job->y.stride_n * fold;
     if (second_at) {
-        fbn_gradient *map = job->gradient ? job->typed->rows_gradient : job->typed->rows_residual;
+        fbn_gradient *map = job->relu_gradient ? job->typed->rows_relu_gradient
+                            : job->gradient    ? job->typed->rows_gradient
+                                               : job->typed->rows_residual;
         map(x_at, x.stride_n * fold, second_at, second.stride_n * fold, y, ys, count, width, par, repeat, job->way);
+    } else {
+        fbn_affine *map = is_relu(job) ? job->typed->rows_relu : job->typed->rows_affine;
+        map(x_at, x.stride_n * fold, y, ys, count, width, par, repeat, job->way);
+    }
+    if (job->activates_y)
+        activate(job, y, ys, count, width);
+}
+
+static void apply_rows(struct fbn_job *job, int64_t at_row, int64_t at, int64_t count, int64_t column, int64_t width)
+{
+    const int64_t fold = job->out_plan.fold;
+    if (job->tiles_out) {
+        fbn_tiles_apply(job, &(struct fbn_block){
+                                 .n = at_row, .i = at, .runs = count, .len = width, .next_n = fold, .column = column});
         return;
     }
-    fbn_affine *map = is_relu(job) ? job->typed->rows_relu : job->typed->rows_affine;
-    map(x_at, x.stride_n * fold, y, ys, count, width, par, repeat, job->way);
+    const int64_t most = job->activates_y ? fbn_most(1, ACTIVATED / width) : count;
+    for (int64_t r = 0; r < count; r += most)
+        map_rows(job, at_row + r * fold, at, fbn_least(most, count - r), column, width);
 }
 
 void fbn_apply_features(struct fbn_job *job, int64_t first, int64_t end)

@@ -101,8 +101,32 @@ static void take_weights(struct fbn_job *job, const fastbn_weights *weights)
     job->omits = weights->counts != NULL;
 }
 
-/* Once the other arrays are known. Forward, relu and a residual need no tiles: apply.c has kernels for them. A backward
- * pass that computes z needs it in both passes. */
+/* What is fused, from y's side: relu and a residual are in the kernels of apply.c; another activation goes over y once
+ * more, block by block. Half data cannot, since y rounds z. */
+static void fuse_forward(struct fbn_job *job, int acts)
+{
+    int simple = job->activation == FASTBN_IDENTITY || job->activation == FASTBN_RELU;
+    job->tiles_sums = job->weights != NULL;
+    job->activates_y = !simple && job->typed == job->lanes;
+    job->tiles_out = acts && !simple && !job->activates_y;
+}
+
+/* From dy's side: relu alone is in the kernels of both passes. Otherwise dz, which is the residual's gradient, is stored
+ * there or where dx will be, if that does not round it, and the rest is a plain backward of dz. */
+static void fuse_backward(struct fbn_job *job, int acts)
+{
+    int relu = job->activation == FASTBN_RELU;
+    int exact = job->typed == job->lanes || relu || job->activation == FASTBN_IDENTITY;
+    int plain_sums = job->op->prepare && !job->weights && !job->inverts;
+    int alone = !job->residual.data && !job->dresidual.data && !job->written.data;
+    const struct fbn_array place = job->dresidual.data ? job->dresidual : job->y;
+    job->relu_gradient = relu && alone && plain_sums && (job->gradient || !job->y.data);
+    job->stores_dz = acts && !job->relu_gradient && plain_sums && exact && place.data;
+    job->dz = job->in = job->stores_dz ? place : job->dy;
+    job->tiles_sums = job->tiles_out = job->weights || (acts && !job->relu_gradient && !job->stores_dz);
+}
+
+/* Once the other arrays are known. */
 static void take_extra(struct fbn_job *job, const fastbn_params *params)
 {
     const fastbn_extra *extra = params->extra;
@@ -117,9 +141,10 @@ static void take_extra(struct fbn_job *job, const fastbn_params *params)
             take_weights(job, extra->weights);
     }
     int acts = job->activation != FASTBN_IDENTITY || job->residual.data || job->dresidual.data;
-    job->tiles_sums = job->weights || (acts && job->dy.data);
-    int direct = !job->dy.data && (job->activation == FASTBN_IDENTITY || job->activation == FASTBN_RELU);
-    job->tiles_out = (acts && !direct) || (job->weights && job->dy.data);
+    if (job->dy.data)
+        fuse_backward(job, acts);
+    else
+        fuse_forward(job, acts);
 }
 
 static int counts_at(const struct fbn_job *job, int64_t entry)
@@ -145,7 +170,7 @@ static void take_samples(struct fbn_job *job)
 /* Once the arrays are known. */
 static void plan_job(struct fbn_job *job, const fastbn_shape *shape)
 {
-    int sums = is_packed(shape, job->x) && is_packed(shape, job->dy);
+    int sums = is_packed(shape, job->x) && is_packed(shape, job->dy) && is_packed(shape, job->dz);
     int out = is_packed(shape, job->in) && is_packed(shape, job->y) && (!job->gradient || sums);
     int more = is_packed(shape, job->residual) && is_packed(shape, job->dresidual) && is_packed(shape, job->written);
     if (job->dy.data && job->tiles_out) { /* z is computed in both passes, with the same columns */
@@ -317,7 +342,7 @@ static void run_backward(struct fbn_job *job, void *call_)
     const fastbn_params *params = call->params;
     int64_t c = job->sums_plan.c;
     load_params(job->gamma, params->gamma, params->dtype, c, 1.0);
-    if (job->tiles_out)
+    if (fbn_needs_z(job))
         load_params(job->beta, params->beta, params->dtype, c, 0.0);
     fbn_schedule(job, call->threads);
     store_params(call->dgamma, job->dgamma, params->dtype, c);
@@ -369,7 +394,7 @@ fastbn_status fastbn_backward(const fastbn_shape *shape, fastbn_input x, fastbn_
     if (!wants_dx && !wants_dz && !wants_sums)
         return FASTBN_OK;
     job.x = fbn_input_array(x.data ? x : dy); /* frozen without x: sum(dy) alone is used */
-    job.dy = job.in = fbn_input_array(dy);
+    job.dy = fbn_input_array(dy);
     job.y = fbn_output_array(dx);
     job.gradient = (wants_dx || wants_dz) && !frozen;
     job.mean = (double *)mean; /* only read */

@@ -40,7 +40,7 @@ struct fbn_op {
     void (*params)(struct fbn_job *job, int64_t first, int64_t end);
 };
 
-enum { FBN_MOST_PARAMS = 4 };
+enum { FBN_MOST_PARAMS = 5 };
 enum { FBN_ZERO, FBN_MINUS_ZERO, FBN_ONE, FBN_CONSTANTS };
 
 struct fbn_job {
@@ -60,6 +60,12 @@ struct fbn_job {
     int64_t head;                        /* of a flat table, see apply.c; else -1 */
     int64_t offset[FBN_PIVOT_SAMPLES];
     int samples;
+
+    /* What kernels do with an activation or a residual, or tiles around them; see take_extra in batchnorm.c. */
+    int relu_gradient;                    /* both passes take dy through relu */
+    int stores_dz;                        /* before its sums are taken, dz is stored, and takes dy's place */
+    struct fbn_array dz;                  /* that, or dy */
+    int activates_y;                      /* what the second pass has written is activated where it is */
 
     /* What goes in tiles, see tiles.c. */
     int tiles_sums, tiles_out;            /* whether a pass does */
@@ -90,14 +96,26 @@ struct fbn_job {
 void fbn_sum_chunks(struct fbn_job *job, int64_t first, int64_t end, int64_t chunk, int64_t chunk_end, int again);
 void fbn_total_sums(struct fbn_job *job, int64_t first, int64_t end);
 void fbn_spread_pivots(struct fbn_job *job, int64_t first, int64_t end);
+void fbn_spread_z(struct fbn_job *job, int64_t first, int64_t end);
 
 /* Whether there is a second pass that writes something. */
-static inline int fbn_writes(const struct fbn_job *job) { return job->y.data || job->dresidual.data; }
+static inline int fbn_writes(const struct fbn_job *job)
+{
+    return job->y.data || (job->dresidual.data && !job->stores_dz);
+}
 
-/* Of the second pass: a map of two inputs has one more. */
+/* Whether backward computes z. */
+static inline int fbn_needs_z(const struct fbn_job *job)
+{
+    return job->dy.data && (job->tiles_out || job->stores_dz || job->relu_gradient);
+}
+
+/* Of the second pass: a map of two inputs has one more, relu's gradient another one. */
 static inline int fbn_params_of(const struct fbn_job *job)
 {
-    return job->gradient || (job->residual.data && !job->tiles_out) ? 4 : 3;
+    if (job->relu_gradient)
+        return 5;
+    return job->gradient || (job->residual.data && !job->dy.data && !job->tiles_out) ? 4 : 3;
 }
 
 /* apply.c: the second pass. A stretch is a row of the table, or a piece of a plane, counted in memory order. */
@@ -106,7 +124,6 @@ void fbn_find_head(struct fbn_job *job);
 int64_t fbn_run_of_output(const struct fbn_job *job);
 int64_t fbn_stretches(const struct fbn_job *job);
 void fbn_spread_params(struct fbn_job *job, int64_t first, int64_t end);
-void fbn_spread_z(struct fbn_job *job, int64_t first, int64_t end);
 void fbn_apply_features(struct fbn_job *job, int64_t first, int64_t end);
 void fbn_apply_stretch(struct fbn_job *job, int64_t begin, int64_t end);
 

@@ -18,13 +18,14 @@
 /* Of a feature in planes, see fbn_planes_sums. */
 #define FBN_ACCUMULATORS 8
 
-/* sum over entries of (u, v): u = x - p, v = (x - p)^2 without dy; u = dy, v = dy * (x - p) with it.
+/* sum over entries of (u, v): u = x - p, v = (x - p)^2 without dy; u = dy, v = dy * (x - p) with it. par[0]: the pivots
+ * p. The sums through relu read par[1] and par[2] too: dy counts where (x - p) * par[1] + par[2] > 0, else as 0.
  * Planes: added to FBN_ACCUMULATORS of each feature, the first half of which are together u, the others v. */
 typedef void fbn_planes_sums(const void *x, int64_t x_stride, const void *dy, int64_t dy_stride, int64_t features,
-                             int64_t len, const void *pivots, double *accumulators);
+                             int64_t len, const void *const par[3], double *accumulators);
 /* Rows: added to sum_u and sum_v. narrow: in bands of twice as many rows. */
 typedef void fbn_rows_sums(const void *x, int64_t x_stride, const void *dy, int64_t dy_stride, int64_t rows,
-                           int64_t width, const void *pivots, double *sum_u, double *sum_v, int narrow);
+                           int64_t width, const void *const par[3], double *sum_u, double *sum_v, int narrow);
 
 /* How the second pass walks and stores. */
 enum fbn_way {
@@ -39,9 +40,10 @@ enum fbn_way {
 typedef void fbn_affine(const void *x, int64_t x_stride, void *y, int64_t y_stride, int64_t count, int64_t len,
                         const void *const par[3], int64_t period, enum fbn_way way);
 
-/* dx = ((dy - par[1]) - (x - par[0]) * par[2]) * par[3]. */
+/* dx = ((dy - par[1]) - (x - par[0]) * par[2]) * par[3]. Through relu, dy is first 0 where
+ * (x - par[0]) * par[3] + par[4] <= 0. */
 typedef void fbn_gradient(const void *x, int64_t x_stride, const void *dy, int64_t dy_stride, void *dx,
-                          int64_t dx_stride, int64_t count, int64_t len, const void *const par[4],
+                          int64_t dx_stride, int64_t count, int64_t len, const void *const *par,
                           int64_t period, enum fbn_way way);
 
 /* The same arguments, the residual in the place of dy: z = (x - par[0]) * par[1] + par[2] + residual, y = 0 where
@@ -49,7 +51,7 @@ typedef void fbn_gradient(const void *x, int64_t x_stride, const void *dy, int64
 typedef fbn_gradient fbn_residual;
 
 /* The maps of the second pass. */
-enum fbn_kind { FBN_AFFINE, FBN_RELU /* after the affine map */, FBN_RESIDUAL, FBN_GRADIENT };
+enum fbn_kind { FBN_AFFINE, FBN_RELU /* after the affine map */, FBN_RESIDUAL, FBN_GRADIENT, FBN_RELU_GRADIENT };
 
 enum { FBN_COMBINED = 3, FBN_WEIGHTS = 1 + 2 * FBN_COMBINED };
 
@@ -63,10 +65,13 @@ typedef void fbn_combine(int arrays, const void *const *in, const int64_t *in_st
 struct fbn_typed {
     fbn_planes_sums *planes_sums, *planes_sums_wide; /* wide: double arithmetic whatever the type */
     fbn_rows_sums *rows_sums, *rows_sums_wide;
+    fbn_planes_sums *planes_relu_sums; /* with dy, through relu */
+    fbn_rows_sums *rows_relu_sums;
     fbn_affine *planes_affine, *rows_affine;
     fbn_gradient *planes_gradient, *rows_gradient;
     fbn_affine *planes_relu, *rows_relu;
     fbn_residual *planes_residual, *rows_residual;
+    fbn_gradient *planes_relu_gradient, *rows_relu_gradient;
     fbn_combine *planes_combine, *rows_combine;
     /* pivot[f] = mean of the entries at x[offset[i] + f * stride_c], i < count. */
     void (*pivots)(const void *x, int64_t stride_c, const int64_t *offset, int count, int64_t c, void *pivot);
@@ -83,7 +88,7 @@ struct fbn_typed {
     /* par[0..2] of fbn_affine. gamma, beta: doubles. */
     void (*affine_params)(int64_t c, const double *mean, const double *rstd, const double *gamma, const double *beta,
                           void *const par[3]);
-    /* par[0..3] of fbn_gradient, from mean(dy) and rstd^2 * mean(dy * (x - mean)). */
+    /* par[0..3] of fbn_gradient, from mean(dy) and rstd^2 * mean(dy * (x - mean)); par[4] is par[2] of fbn_affine. */
     void (*gradient_params)(int64_t c, const double *mean, const double *rstd, const double *gamma,
                             const double *mean_dy, const double *slope, void *const par[4]);
     /* y = act(z), entry by entry; y may be z. slope: of leaky_relu, alpha of elu; ignored by the others. */

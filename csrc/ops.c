@@ -1,5 +1,6 @@
 /* ops.c - what is particular to each operation: its pivots, its statistics, the parameters of its second pass. */
 #include <math.h>
+#include <string.h>
 
 #include "job.h"
 
@@ -114,7 +115,7 @@ static void training_params(struct fbn_job *job, int64_t first, int64_t end)
 static void z_params(struct fbn_job *job, int64_t first, int64_t end)
 {
     void *z[3];
-    if (!job->tiles_out)
+    if (!fbn_needs_z(job))
         return;
     for (int i = 0; i < 3; i++)
         z[i] = element(job, job->z[i], first);
@@ -158,6 +159,8 @@ static void gradient_params(struct fbn_job *job, int64_t first, int64_t end)
     }
     job->lanes->gradient_params(end - first, job->mean + first, job->rstd + first, job->gamma + first,
                                 job->mean_dy + first, job->slope + first, par);
+    if (job->relu_gradient)
+        memcpy(par[4], element(job, job->z[2], first), (size_t)((end - first) * job->lane_size));
 }
 
 /* Constant statistics: dx = (dy - 0) * gamma * rstd + (-0), where -0 is the zero that changes no sign. */

@@ -185,6 +185,8 @@ static void work_by_phases(const struct schedule *schedule, int thread, int thre
 static int64_t bytes_of_feature(const struct fbn_job *job)
 {
     int64_t arrays = job->op->prepare ? 1 + (job->dy.data != NULL) : 1;
+    if (job->stores_dz)
+        arrays += 1 + (job->written.data || job->residual.data);
     return arrays * job->entries * job->size;
 }
 
@@ -238,12 +240,13 @@ static int64_t tasks(const struct fbn_job *job)
 }
 
 /* Past the caches where all the arrays together do not fit the last one, for one thread about half of it, from where on
- * storing through it was slower (measured); not in place, where y's lines were just read, nor in short runs, whose ends
- * share lines. In order where the second-level caches do not hold them. */
+ * storing through it was slower (measured); not in place, where y's lines were just read (or are read again), nor in short runs,
+ * whose ends share lines. In order where the second-level caches do not hold them. */
 static enum fbn_way way_of(const struct fbn_job *job, int64_t bytes, int threads)
 {
     int64_t run = fbn_run_of_output(job) * job->size;
-    int in_place = job->y.data == job->x.data || job->y.data == job->dy.data;
+    int in_place = job->y.data == job->x.data || job->y.data == job->dy.data || job->y.data == job->dz.data ||
+                   job->activates_y;
     int64_t too_much = threads > 1 ? fbn_last_level_bytes() : fbn_last_level_bytes() / 16 * 7;
     if (bytes > too_much && run >= SHORT_RUN && !in_place)
         return FBN_STREAM;

@@ -69,16 +69,14 @@ static void fill_constants(struct fbn_job *job)
             job->lanes->round(1, &value[i], (char *)job->constant[i] + j * job->lane_size);
 }
 
-/* What tiles need. */
-static void lay_out_tiles(struct fbn_job *job, struct arena *arena)
+/* What activations and weights need. */
+static void lay_out_extra(struct fbn_job *job, struct arena *arena)
 {
     const size_t size = (size_t)job->lane_size;
-    if (!job->tiles_sums && !job->tiles_out)
-        return;
-    int64_t c = job->sums_plan.c, columns = fbn_param_columns(job);
-    for (int i = 0; job->tiles_out && job->dy.data && i < 3; i++) {
-        job->z[i] = take(arena, c, size);
-        job->z_columns[i] = columns > 0 ? take(arena, columns, size) : job->z[i];
+    const struct fbn_plan *plan = &job->sums_plan;
+    for (int i = 0; fbn_needs_z(job) && i < 3; i++) {
+        job->z[i] = take(arena, plan->c, size);
+        job->z_columns[i] = fbn_more_columns(plan) ? take(arena, plan->width, size) : job->z[i];
     }
     for (int i = 0; job->weights && i < FBN_CONSTANTS; i++)
         job->constant[i] = take(arena, columns_of_constants(job), size);
@@ -89,7 +87,7 @@ static size_t lay_out(struct fbn_job *job, const struct fbn_job *given, char *ba
     struct arena arena = {base, 0};
     lay_out_features(job, given, &arena);
     lay_out_columns(job, &arena);
-    lay_out_tiles(job, &arena);
+    lay_out_extra(job, &arena);
     return arena.used;
 }
 

@@ -8,12 +8,34 @@
 #include "job.h"
 #include "tiles.h"
 
+enum {
+    NEAR = 32768, /* entries of dz that are stored before their sums are taken, while the second-level cache has them */
+    SUM_ROWS = 16 /* of which the highest bands are made: so it matters not how rows are cut */
+};
+
 void fbn_spread_pivots(struct fbn_job *job, int64_t first, int64_t end)
 {
     if (fbn_more_columns(&job->sums_plan))
         fbn_spread(&job->sums_plan, job->lane_size, job->pivot, job->pivot_columns, job->sums_plan.width, first, end);
     fbn_spread_z(job, first, end);
 }
+
+void fbn_spread_z(struct fbn_job *job, int64_t first, int64_t end)
+{
+    for (int i = 0; fbn_needs_z(job) && fbn_more_columns(&job->sums_plan) && i < 3; i++)
+        fbn_spread(&job->sums_plan, job->lane_size, job->z[i], job->z_columns[i], job->sums_plan.width, first, end);
+}
+
+/* What the kernels take the sums about, from column or feature `at` on. */
+static void about(const struct fbn_job *job, int64_t at, const void *par[3])
+{
+    par[0] = (const char *)job->pivot_columns + at * job->lane_size;
+    for (int i = 1; i < 3; i++)
+        par[i] = job->relu_gradient ? (const char *)job->z_columns[i] + at * job->lane_size : NULL;
+}
+
+/* Sums in double know no activation. */
+static int in_tiles(const struct fbn_job *job, int again) { return job->tiles_sums || (again && job->relu_gradient); }
 
 /* Where the sums u of a table's chunk are. They are aligned to cache lines where the columns of x are; sums v follow
  * half a chunk's storage after. */
@@ -23,43 +45,66 @@ static double *table_sums(const struct fbn_job *job, int64_t chunk)
     return job->partial + chunk * fbn_plan_chunk_sums(&job->sums_plan) + at % 8;
 }
 
-/* The same in tiles. */
-static void sum_table_tiles(struct fbn_job *job, int64_t row, int64_t rows, int64_t column, int64_t width, int64_t chunk,
-                            int again)
+/* A block of rows: of the table, or its short last one. */
+static void sum_rows(struct fbn_job *job, const struct fbn_block *block, double *u, double *v, int again)
 {
     const struct fbn_plan *plan = &job->sums_plan;
-    double *u = table_sums(job, chunk), *v = u + fbn_plan_chunk_sums(plan) / 2;
-    struct fbn_block block = {
-        .n = row * plan->fold, .i = column, .runs = rows, .len = width, .next_n = plan->fold, .column = column};
-    fbn_tiles_sums(job, &block, u + column, v + column, again);
-    if (plan->rest && chunk == plan->chunks - 1) {
-        block = (struct fbn_block){.n = plan->rows * plan->fold, .runs = 1, .len = plan->rest, .next_n = plan->fold};
-        fbn_tiles_sums(job, &block, u, v, again);
+    if (in_tiles(job, again)) {
+        fbn_tiles_sums(job, block, u, v, again);
+        return;
     }
+    fbn_rows_sums *sums = again                ? job->typed->rows_sums_wide
+                          : job->relu_gradient ? job->typed->rows_relu_sums
+                                               : job->typed->rows_sums;
+    const void *par[3];
+    about(job, block->column, par);
+    if (job->stores_dz && !again)
+        fbn_tiles_dz(job, block);
+    sums(fbn_at(job->x, job->size, block->n, 0, block->i), job->x.stride_n * plan->fold,
+         fbn_at(job->dz, job->size, block->n, 0, block->i), job->dz.stride_n * plan->fold, block->runs, block->len, par, u,
+         v, plan->narrow);
 }
 
 static void sum_table_chunk(struct fbn_job *job, int64_t first, int64_t end, int64_t chunk, int again)
 {
     const struct fbn_plan *plan = &job->sums_plan;
-    fbn_rows_sums *sums = again ? job->typed->rows_sums_wide : job->typed->rows_sums;
-    int64_t begin = chunk * plan->chunk, rows = plan->rows - begin < plan->chunk ? plan->rows - begin : plan->chunk;
+    int64_t row = chunk * plan->chunk, last = fbn_least(row + plan->chunk, plan->rows);
     int64_t column = plan->fold > 1 ? 0 : first * plan->s;
     int64_t width = plan->fold > 1 ? plan->width : (end - first) * plan->s;
+    int64_t most = job->stores_dz ? fbn_most(1, NEAR / width / SUM_ROWS) * SUM_ROWS : fbn_most(1, last - row);
     double *u = table_sums(job, chunk) + column, *v = u + fbn_plan_chunk_sums(plan) / 2;
-    const char *pivot = (const char *)job->pivot_columns + column * job->lane_size;
-    int64_t xs = job->x.stride_n * plan->fold, ds = job->dy.stride_n * plan->fold;
+    struct fbn_block block = {.i = column, .len = width, .next_n = plan->fold, .column = column};
 
     memset(u, 0, (size_t)width * sizeof *u);
     memset(v, 0, (size_t)width * sizeof *v);
-    if (job->tiles_sums) {
-        sum_table_tiles(job, begin, rows, column, width, chunk, again);
+    for (; row < last; row += most) {
+        block.n = row * plan->fold;
+        block.runs = fbn_least(most, last - row);
+        sum_rows(job, &block, u, v, again);
+    }
+    if (plan->rest && chunk == plan->chunks - 1) {
+        block = (struct fbn_block){.n = plan->rows * plan->fold, .runs = 1, .len = plan->rest, .next_n = plan->fold};
+        sum_rows(job, &block, u, v, again);
+    }
+}
+
+/* A piece of the planes n of adjacent features. */
+static void sum_piece(struct fbn_job *job, const struct fbn_block *block, double *accumulators, int again)
+{
+    if (in_tiles(job, again)) {
+        fbn_tiles_sums(job, block, accumulators, NULL, again);
         return;
     }
-    sums(fbn_at(job->x, job->size, begin * plan->fold, 0, column), xs,
-         fbn_at(job->dy, job->size, begin * plan->fold, 0, column), ds, rows, width, pivot, u, v, plan->narrow);
-    if (plan->rest && chunk == plan->chunks - 1)
-        sums(fbn_at(job->x, job->size, plan->rows * plan->fold, 0, 0), xs,
-             fbn_at(job->dy, job->size, plan->rows * plan->fold, 0, 0), ds, 1, plan->rest, pivot, u, v, plan->narrow);
+    fbn_planes_sums *sums = again                ? job->typed->planes_sums_wide
+                            : job->relu_gradient ? job->typed->planes_relu_sums
+                                                 : job->typed->planes_sums;
+    const void *par[3];
+    about(job, block->f, par);
+    if (job->stores_dz && !again)
+        fbn_tiles_dz(job, block);
+    sums(fbn_at(job->x, job->size, block->n, block->f, block->i), job->x.stride_c,
+         fbn_at(job->dz, job->size, block->n, block->f, block->i), job->dz.stride_c, block->runs, block->len, par,
+         accumulators);
 }
 
 /* The planes' storage: for each chunk and feature its accumulators. The planes of adjacent features are summed in the
@@ -67,24 +112,18 @@ static void sum_table_chunk(struct fbn_job *job, int64_t first, int64_t end, int
 static void sum_planes_chunk(struct fbn_job *job, int64_t first, int64_t end, int64_t chunk, int again)
 {
     const struct fbn_plan *plan = &job->sums_plan;
-    fbn_planes_sums *sums = again ? job->typed->planes_sums_wide : job->typed->planes_sums;
     double *accumulators = job->partial + FBN_ACCUMULATORS * (chunk * plan->c + first);
-    int64_t q = chunk * plan->chunk, all = plan->n * plan->pieces;
-    int64_t last = q + plan->chunk < all ? q + plan->chunk : all;
-    const char *pivots = (const char *)job->pivot + first * job->lane_size;
+    int64_t q = chunk * plan->chunk, last = fbn_least(q + plan->chunk, plan->n * plan->pieces);
 
     memset(accumulators, 0, (size_t)((end - first) * FBN_ACCUMULATORS) * sizeof *accumulators);
     for (; q < last; q++) {
-        int64_t n = q / plan->pieces, i = q % plan->pieces * plan->piece;
-        int64_t len = plan->s - i < plan->piece ? plan->s - i : plan->piece;
-        if (job->tiles_sums) {
-            const struct fbn_block block = {
-                .n = n, .f = first, .i = i, .runs = end - first, .len = len, .next_c = 1, .column = first};
-            fbn_tiles_sums(job, &block, accumulators, NULL, again);
-            continue;
-        }
-        sums(fbn_at(job->x, job->size, n, first, i), job->x.stride_c, fbn_at(job->dy, job->size, n, first, i),
-             job->dy.stride_c, end - first, len, pivots, accumulators);
+        int64_t i = q % plan->pieces * plan->piece, len = fbn_least(plan->piece, plan->s - i);
+        int64_t most = job->stores_dz ? fbn_most(1, NEAR / len) : end - first;
+        for (int64_t f = first; f < end; f += most)
+            sum_piece(job,
+                      &(struct fbn_block){.n = q / plan->pieces, .f = f, .i = i, .runs = fbn_least(most, end - f),
+                                          .len = len, .next_c = 1, .column = f},
+                      accumulators + FBN_ACCUMULATORS * (f - first), again);
     }
 }
 

@@ -94,14 +94,13 @@ static void *gathered(const struct fbn_job *job, struct fbn_array a, const struc
     return room;
 }
 
-static void put(const struct fbn_job *job, const char *lanes, struct fbn_array a, const struct fbn_block *tile)
+static void put(const struct fbn_job *job, const char *lanes, struct fbn_array a, const struct fbn_block *tile, int stream)
 {
     char *first = fbn_at(a, job->size, tile->n, tile->f, tile->i);
     int64_t runs, len;
     runs_in(a, tile, &runs, &len);
     for (int64_t k = 0; k < runs; k++)
-        job->typed->from_lanes(lanes + k * len * job->lane_size, first + k * distance(a, tile) * job->size, len,
-                               job->way == FBN_STREAM);
+        job->typed->from_lanes(lanes + k * len * job->lane_size, first + k * distance(a, tile) * job->size, len, stream);
 }
 
 static void params_at(const struct fbn_job *job, void *const columns[], int count, int64_t at, const void **par)
@@ -179,18 +178,23 @@ static const void *z_of(const struct fbn_job *job, const struct fbn_block *tile,
     return rooms->z;
 }
 
-/* In rooms->z. */
-static char *dz_of(const struct fbn_job *job, const struct fbn_block *tile, const void *x, struct rooms *rooms)
+/* Into `dz`, side by side. */
+static void dz_into(const struct fbn_job *job, const struct fbn_block *tile, const void *x, struct rooms *rooms, char *dz)
 {
     const int64_t entries = tile->runs * tile->len;
     const void *dy = gathered(job, job->dy, tile, rooms->d);
     if (job->activation == FASTBN_IDENTITY)
-        memcpy(rooms->z, dy, (size_t)(entries * job->lane_size));
+        memmove(dz, dy, (size_t)(entries * job->lane_size));
     else
-        job->lanes->activate_gradient(z_of(job, tile, x, rooms), dy, rooms->z, entries, job->activation,
-                                      job->act_slope);
+        job->lanes->activate_gradient(z_of(job, tile, x, rooms), dy, dz, entries, job->activation, job->act_slope);
     if (job->omits)
-        job->lanes->omit(rooms->z, x, entries);
+        job->lanes->omit(dz, x, entries);
+}
+
+/* In rooms->z. */
+static char *dz_of(const struct fbn_job *job, const struct fbn_block *tile, const void *x, struct rooms *rooms)
+{
+    dz_into(job, tile, x, rooms, rooms->z);
     return rooms->z;
 }
 
@@ -199,14 +203,14 @@ static char *dz_of(const struct fbn_job *job, const struct fbn_block *tile, cons
 static void sum(struct fbn_job *job, const struct fbn_block *block, const struct fbn_block *tile, const void *d,
                 const void *t, void *pivots, const struct sums_of_block *sums)
 {
-    const void *pivot = (const char *)pivots + tile->column * job->lane_size;
+    const void *const par[3] = {(const char *)pivots + tile->column * job->lane_size};
     int64_t at = tile->column - block->column, len = tile->len;
     if (tile->next_c) {
         fbn_planes_sums *kernel = sums->again ? job->lanes->planes_sums_wide : job->lanes->planes_sums;
-        kernel(d, len, t, len, tile->runs, len, pivot, sums->u + at * FBN_ACCUMULATORS);
+        kernel(d, len, t, len, tile->runs, len, par, sums->u + at * FBN_ACCUMULATORS);
     } else {
         fbn_rows_sums *kernel = sums->again ? job->lanes->rows_sums_wide : job->lanes->rows_sums;
-        kernel(d, len, t, len, tile->runs, len, pivot, sums->u + at, sums->v + at, job->sums_plan.narrow);
+        kernel(d, len, t, len, tile->runs, len, par, sums->u + at, sums->v + at, job->sums_plan.narrow);
     }
 }
 
@@ -236,6 +240,22 @@ void fbn_tiles_sums(struct fbn_job *job, const struct fbn_block *block, double *
     each_tile(job, block, block->next_c ? 1 : SUM_ROWS, sum_tile, &sums);
 }
 
+/* ---- dz alone ---- */
+
+static void store_dz(struct fbn_job *job, const struct fbn_block *block, const struct fbn_block *tile,
+                     const struct sums_of_block *sums)
+{
+    struct rooms rooms;
+    (void)block, (void)sums;
+    const void *x = job->written.data ? NULL : gathered(job, job->x, tile, rooms.x);
+    if (job->typed == job->lanes && is_gapless(job->dz, tile))
+        dz_into(job, tile, x, &rooms, fbn_at(job->dz, job->size, tile->n, tile->f, tile->i));
+    else
+        put(job, dz_of(job, tile, x, &rooms), job->dz, tile, 0);
+}
+
+void fbn_tiles_dz(struct fbn_job *job, const struct fbn_block *block) { each_tile(job, block, 1, store_dz, NULL); }
+
 /* ---- the second pass ---- */
 
 static void forward_tile(struct fbn_job *job, const struct fbn_block *tile)
@@ -246,7 +266,7 @@ static void forward_tile(struct fbn_job *job, const struct fbn_block *tile)
     add_residual(job, tile, rooms.z, rooms.x);
     if (job->activation != FASTBN_IDENTITY)
         job->lanes->activate(rooms.z, rooms.z, tile->runs * tile->len, job->activation, job->act_slope);
-    put(job, rooms.z, job->y, tile);
+    put(job, rooms.z, job->y, tile, job->way == FBN_STREAM);
 }
 
 static void weighted_gradient(const struct fbn_job *job, const struct fbn_block *tile, const void *x, const void *dz,
@@ -267,7 +287,7 @@ static void backward_tile(struct fbn_job *job, const struct fbn_block *tile)
     const void *x = job->x.data ? x_of(job, tile, rooms.x) : NULL;
     const char *dz = dz_of(job, tile, x, &rooms);
     if (job->dresidual.data)
-        put(job, dz, job->dresidual, tile);
+        put(job, dz, job->dresidual, tile, job->way == FBN_STREAM);
     if (!job->y.data)
         return;
     if (!job->gradient)
@@ -276,7 +296,7 @@ static void backward_tile(struct fbn_job *job, const struct fbn_block *tile)
         weighted_gradient(job, tile, x, dz, &rooms);
     else
         gradient(job, tile, x, dz, rooms.d);
-    put(job, rooms.d, job->y, tile);
+    put(job, rooms.d, job->y, tile, job->way == FBN_STREAM);
 }
 
 static void apply_tile(struct fbn_job *job, const struct fbn_block *block, const struct fbn_block *tile,

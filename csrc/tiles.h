@@ -17,6 +17,9 @@ struct fbn_block {
 /* The weighted sums of a block: see fbn_planes_sums, fbn_rows_sums. Of planes v is not used. */
 void fbn_tiles_sums(struct fbn_job *job, const struct fbn_block *block, double *u, double *v, int again);
 
+/* dz of a block, into job->dz. */
+void fbn_tiles_dz(struct fbn_job *job, const struct fbn_block *block);
+
 /* The second pass over a block. */
 void fbn_tiles_apply(struct fbn_job *job, const struct fbn_block *block);
 

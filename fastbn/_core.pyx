@@ -12,7 +12,7 @@ cimport cython
 cimport numpy as cnp
 from libc.math cimport INFINITY
 from libc.stdint cimport uint16_t
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 cnp.import_array()
 

@@ -92,9 +92,9 @@ def batch_norm_inference(x, mean, var, gamma=None, beta=None, *, eps=1e-5, axis=
     memory: with return_saved, out may be the residual only where backward can do without it, see batch_norm_backward).
     Source: Ioffe and Szegedy 2015, algorithm 2; of the activations: csrc/fastbn.h.
     """
-    if return_saved is False and residual is None:
+    if return_saved is False:
         act = None if activation is None else _extras.alone(_activation.parse(activation))
-        y = _core.plain_inference(x, mean, var, gamma, beta, eps, axis, out, num_threads, act)
+        y = _core.plain_inference(x, mean, var, gamma, beta, eps, axis, out, num_threads, act, residual)
         if y is not None:
             return y
     x, axes, c, p = prepare(x, axis, {"mean": mean, "var": var, "gamma": gamma, "beta": beta})
@@ -166,9 +166,11 @@ def batch_norm_training(x, gamma=None, beta=None, *, eps=1e-5, axis=1, activatio
         variant = _variants.variant_of(ghost_batch_size, renorm, running_mean, running_var, nan_policy)
         more = {"activation": activation, "residual": residual, "mask": mask, "weights": weights, "lengths": lengths}
         return _variants.train_arguments(x, gamma, beta, eps, axis, out, num_threads, variant, more)
-    if residual is None and mask is None and weights is None and lengths is None:
+    if mask is None and weights is None and lengths is None:
         act = None if activation is None else _extras.alone(_activation.parse(activation))
-        result = _core.plain_training(x, gamma, beta, eps, axis, out, num_threads, act)
+        result = _core.plain_training(x, gamma, beta, eps, axis, out, num_threads, act, residual)
+        if result is not None and residual is not None:
+            result[1].extras = (act or _extras.NONE)._replace(residual=residual).kept(result[0])
         if result is not None:
             return result
     x, axes, _, p = prepare(x, axis, {"gamma": gamma, "beta": beta})

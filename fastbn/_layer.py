@@ -238,7 +238,8 @@ class BatchNorm(_core.LayerBase, Switches, Options, Conversions):
         Raises TypeError, ValueError.
         """
         more = {"residual": residual, "mask": mask, "weights": weights, "lengths": lengths}
-        y = self._forward(x, out) if update is True and not any(value is not None for value in more.values()) else None
+        plain = update is True and mask is None and weights is None and lengths is None
+        y = self._forward(x, residual, out) if plain else None
         if y is not None:
             return y
         x = _checks.batch(x)

@@ -33,7 +33,7 @@ cdef class LayerBase:
         """NumPy's number of the arrays' type."""
         return cnp.NPY_FLOAT64 if self.is_double else cnp.NPY_FLOAT32
 
-    cdef cnp.ndarray fast_forward(self, object x, object out):
+    cdef cnp.ndarray fast_forward(self, object x, object residual, object out):
         """y, or None where the general way must be taken."""
         cdef plain_call call
         if not self.takes_fast_path or not self.one_axis or not read_data(x, self.axis_number, &call):
@@ -43,15 +43,17 @@ cdef class LayerBase:
         call.eps, call.threads = self.eps_value, 0
         call.activation, call.slope = self.activation_code, self.activation_slope
         if self.training:
-            return self.fast_training(&call, <cnp.ndarray> x, out)
-        return None if self.keeps_input else self.fast_inference(&call, <cnp.ndarray> x, out)
+            return None if residual is not None else self.fast_training(&call, <cnp.ndarray> x, out)
+        return None if self.keeps_input else self.fast_inference(&call, <cnp.ndarray> x, residual, out)
 
-    cdef cnp.ndarray fast_inference(self, const plain_call *call, cnp.ndarray x, object out):
+    cdef cnp.ndarray fast_inference(self, const plain_call *call, cnp.ndarray x, object residual, object out):
         cdef cnp.ndarray y
         if not can_infer(call, x, self.mean_array, self.var_array, self.gamma_array, self.beta_array, out):
             return None
+        if not can_add(x, residual, out):
+            return None
         y = target_of(out, x)
-        infer(call, x, y, self.mean_array, self.var_array, self.gamma_array, self.beta_array)
+        infer(call, x, residual, y, self.mean_array, self.var_array, self.gamma_array, self.beta_array)
         return y
 
     cdef cnp.ndarray fast_training(self, const plain_call *call, cnp.ndarray x, object out):
@@ -63,7 +65,7 @@ cdef class LayerBase:
         if self.mean_array is not None and not self.can_update(call.shape.c, out):
             return None
         y = target_of(out, x)
-        saved = train(call, x, self.gamma_array, self.beta_array, y)
+        saved = train(call, x, None, self.gamma_array, self.beta_array, y)
         saved.extras = self.act
         self._saved, self.batch, self.batch_count = saved, saved.rows, count
         self.batch_weight = None
@@ -173,8 +175,8 @@ cdef class LayerBase:
         return self.var_array
 
     @cython.binding(False)
-    def _forward(self, x, out):
-        return self.fast_forward(x, out)
+    def _forward(self, x, residual, out):
+        return self.fast_forward(x, residual, out)
 
     @cython.binding(False)
     def _backward(self, dy, out):
@@ -183,9 +185,12 @@ cdef class LayerBase:
     def __call__(self, x, *, residual=None, mask=None, weights=None, lengths=None, out=None, update=True):
         """The same as forward with these arguments."""
         cdef object y
-        if update is True and residual is None and mask is None and weights is None and lengths is None:
-            y = self.fast_forward(x, out)
-            return y if y is not None else self.forward(x, out=out)
+        if update is True and mask is None and weights is None and lengths is None:
+            y = self.fast_forward(x, residual, out)
+            if y is not None:
+                return y
+            if residual is None:
+                return self.forward(x, out=out)
         given = {"residual": residual, "mask": mask, "weights": weights, "lengths": lengths}
         given = {name: value for name, value in given.items() if value is not None}
         if update is not True:

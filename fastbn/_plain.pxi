@@ -163,6 +163,13 @@ cdef bint fits(object out, cnp.ndarray x) noexcept:
             and (is_same_memory(out, x) or apart(<cnp.ndarray> out, x)))
 
 
+cdef bint can_add(cnp.ndarray x, object residual, object out) noexcept:
+    """Whether the residual is None or a plain array like x, apart from `out`, which fits."""
+    if residual is None:
+        return True
+    return are_alike(x, residual) and (out is None or apart(<cnp.ndarray> out, <cnp.ndarray> residual))
+
+
 cdef bint is_clear_of(object out, object a) noexcept:
     """Of an array `out` that fits: whether it lies apart from the vector a; either may be None."""
     return out is None or a is None or apart(<cnp.ndarray> out, <cnp.ndarray> a)
@@ -197,3 +204,12 @@ cdef fastbn_output packed_output(const fastbn_shape *shape, cnp.ndarray a) noexc
     array.data = cnp.PyArray_DATA(a)
     array.stride_n, array.stride_c = shape.c * shape.s, shape.s
     return array
+
+
+cdef const fastbn_extra *with_residual(const fastbn_shape *shape, object residual, fastbn_extra *extra) noexcept:
+    """What goes with a forward call: `extra` with this alone, or nothing."""
+    if residual is None:
+        return NULL
+    memset(extra, 0, sizeof(fastbn_extra))
+    extra.residual = packed_input(shape, residual)
+    return extra

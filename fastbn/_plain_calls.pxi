@@ -16,28 +16,30 @@ cdef bint can_infer(const plain_call *call, cnp.ndarray x, object mean, object v
             and is_clear_of(out, mean) and is_clear_of(out, var) and is_clear_of(out, gamma) and is_clear_of(out, beta))
 
 
-cdef int infer(const plain_call *call, cnp.ndarray x, cnp.ndarray y, object mean, object var, object gamma,
-               object beta) except -1:
+cdef int infer(const plain_call *call, cnp.ndarray x, object residual, cnp.ndarray y, object mean, object var,
+               object gamma, object beta) except -1:
     cdef fastbn_params params
+    cdef fastbn_extra extra
     params.gamma, params.beta = data_or_null(gamma), data_or_null(beta)
     params.dtype = dtype_of_kind(cnp.PyArray_TYPE(<cnp.ndarray> mean))
-    params.activation, params.slope, params.extra = call.activation, call.slope, NULL
+    params.activation, params.slope = call.activation, call.slope
+    params.extra = with_residual(&call.shape, residual, &extra)
     return call_inference(&call.shape, packed_input(&call.shape, x), data_or_null(mean), data_or_null(var), &params,
                           call.eps, packed_output(&call.shape, y), call.threads)
 
 
 @cython.binding(False)
-def plain_inference(x, mean, var, gamma, beta, eps, axis, out, num_threads, act):
+def plain_inference(x, mean, var, gamma, beta, eps, axis, out, num_threads, act, residual):
     """act: None, or an _extras.Extras with an activation alone."""
     cdef plain_call call
     cdef cnp.ndarray y
     if not read_call(x, axis, num_threads, &call) or not read_eps(eps, &call.eps):
         return None
     read_activation(act, &call)
-    if not can_infer(&call, <cnp.ndarray> x, mean, var, gamma, beta, out):
+    if not can_infer(&call, <cnp.ndarray> x, mean, var, gamma, beta, out) or not can_add(x, residual, out):
         return None
     y = target_of(out, <cnp.ndarray> x)
-    infer(&call, <cnp.ndarray> x, y, mean, var, gamma, beta)
+    infer(&call, <cnp.ndarray> x, residual, y, mean, var, gamma, beta)
     return y
 
 
@@ -52,32 +54,36 @@ cdef bint can_train(const plain_call *call, cnp.ndarray x, object gamma, object 
             and is_clear_of(out, gamma) and is_clear_of(out, beta))
 
 
-cdef Saved train(const plain_call *call, cnp.ndarray x, object gamma, object beta, cnp.ndarray y):
-    """Writes y; gamma and beta are vectors or None."""
+cdef Saved train(const plain_call *call, cnp.ndarray x, object residual, object gamma, object beta, cnp.ndarray y):
+    """Writes y; gamma and beta are vectors or None. With a residual only the general way goes back."""
     cdef Saved saved = Saved.__new__(Saved)
     cdef fastbn_params params
+    cdef fastbn_extra extra
     saved.axis = call.axis
     saved.take(x, call.shape.c, gamma, beta, False, is_same_memory(y, x))
     params = saved.params()
-    params.activation, params.slope = saved.activation, saved.slope = call.activation, call.slope
+    params.activation, params.slope = call.activation, call.slope
+    params.extra = with_residual(&call.shape, residual, &extra)
+    if residual is None:
+        saved.activation, saved.slope = call.activation, call.slope
     call_training(&call.shape, packed_input(&call.shape, x), &params, call.eps, packed_output(&call.shape, y),
                   saved.row(MEAN), saved.row(VAR), saved.row(RSTD), call.threads)
     return saved
 
 
 @cython.binding(False)
-def plain_training(x, gamma, beta, eps, axis, out, num_threads, act):
-    """act: as above."""
+def plain_training(x, gamma, beta, eps, axis, out, num_threads, act, residual):
+    """act: as above. With a residual, saved.extras are for the caller to fill in."""
     cdef plain_call call
     cdef cnp.ndarray y
     cdef Saved saved
     if not read_call(x, axis, num_threads, &call) or not read_eps(eps, &call.eps):
         return None
-    if not can_train(&call, <cnp.ndarray> x, gamma, beta, out):
+    if not can_train(&call, <cnp.ndarray> x, gamma, beta, out) or not can_add(x, residual, out):
         return None
     read_activation(act, &call)
     y = target_of(out, <cnp.ndarray> x)
-    saved = train(&call, <cnp.ndarray> x, gamma, beta, y)
+    saved = train(&call, <cnp.ndarray> x, residual, gamma, beta, y)
     saved.extras = act
     return y, saved
 

@@ -104,6 +104,47 @@ def test_functions_give_the_same_bytes(rng, shape, axis, dtype, param_dtype, pla
             assert in_short(call) == in_general(call)
 
 
+@pytest.mark.parametrize("activation", [None, "relu", ("leaky_relu", -0.5), "gelu"], ids=str)
+@pytest.mark.parametrize("fresh", [True, False])
+@pytest.mark.parametrize(("shape", "axis"), SHAPES)
+def test_residuals_give_the_same_bytes(rng, shape, axis, fresh, activation):
+    x, residual, dy = batch(rng, shape), batch(rng, shape), batch(rng, shape)
+    gamma, beta, mean, var = vectors(rng, shape[axis])
+    bn = fastbn.BatchNorm(shape[axis], axis=axis, activation=activation).eval()
+
+    def calls():
+        more = {"axis": axis, "activation": activation, "residual": residual}
+        out = {} if fresh else {"out": np.empty(shape, np.float32)}
+        y, saved = fastbn.batch_norm_training(x, gamma, beta, **more, **out)
+        inferred = fastbn.batch_norm_inference(x, mean, var, gamma, beta, **more)
+        in_layer = bn(x, residual=residual)
+        return y, saved, inferred, in_layer
+
+    (y, saved, *short), (general_y, general_saved, *general) = in_short(calls), in_general(calls)
+    assert digest((y, saved, *short)) == digest((general_y, general_saved, *general))
+    with np.errstate(all="ignore"):
+        assert digest(fastbn.batch_norm_backward(dy, saved)) == digest(fastbn.batch_norm_backward(dy, general_saved))
+
+
+@pytest.mark.parametrize("wrong", [lambda x: x[:, :1], lambda x: x.astype(np.float64), lambda x: x.tolist(), np.asfortranarray,
+                                   lambda x: x.astype(int)])
+def test_other_residuals_go_the_general_way(rng, wrong):
+    x = batch(rng, (6, 5))
+    gamma, beta, mean, var = vectors(rng, 5)
+    residual = wrong(batch(rng, (6, 5)))
+    assert _core.plain_inference(x, mean, var, gamma, beta, 1e-5, 1, None, None, None, residual) is None
+    assert _core.plain_training(x, gamma, beta, 1e-5, 1, None, None, None, residual) is None
+
+
+def test_a_residual_that_overlaps_out_goes_the_general_way(rng):
+    x, residual = batch(rng, (6, 5)), batch(rng, (6, 5))
+    gamma, beta, mean, var = vectors(rng, 5)
+    assert _core.plain_inference(x, mean, var, gamma, beta, 1e-5, 1, residual, None, None, residual) is None
+    expected = fastbn.batch_norm_inference(x, mean, var, gamma, beta, residual=residual)
+    assert fastbn.batch_norm_inference(x, mean, var, gamma, beta, residual=residual, out=residual) is residual
+    np.testing.assert_array_equal(residual, expected)
+
+
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize(("shape", "axis"), SHAPES)
 def test_moments_are_the_same(rng, shape, axis, dtype):
@@ -120,7 +161,7 @@ def test_gamma_and_beta_may_differ_in_type(rng):
     wide = beta.astype(np.float64)
     call = lambda: digest(fastbn.batch_norm_training(x, gamma, wide))
     assert in_short(call) == in_general(call)
-    assert _core.plain_inference(x, mean, var, gamma, wide, 1e-5, 1, None, None, None) is None
+    assert _core.plain_inference(x, mean, var, gamma, wide, 1e-5, 1, None, None, None, None) is None
     call = lambda: digest(fastbn.batch_norm_inference(x, mean, var, gamma, wide))
     assert call() == in_general(call)
 
@@ -188,8 +229,8 @@ def test_other_data_goes_the_general_way(rng, kind):
         other = DATA[kind](plain)
     gamma, beta, mean, var = vectors(rng, 5)
     _, saved = fastbn.batch_norm_training(plain, gamma, beta)
-    assert _core.plain_inference(other, mean, var, gamma, beta, 1e-5, 1, None, None, None) is None
-    assert _core.plain_training(other, gamma, beta, 1e-5, 1, None, None, None) is None
+    assert _core.plain_inference(other, mean, var, gamma, beta, 1e-5, 1, None, None, None, None) is None
+    assert _core.plain_training(other, gamma, beta, 1e-5, 1, None, None, None, None) is None
     assert _core.plain_moments(other, 1, None) is None
     assert _core.plain_backward(other, saved, None, None) is None
     for call in (lambda: fastbn.batch_norm_inference(other, mean, var, gamma, beta),
@@ -205,10 +246,10 @@ def test_other_parameters_go_the_general_way(rng, kind):
         gamma, beta, mean, var = [KINDS[kind](a) if i == j else a for j, a in enumerate(plain)]
         inference = lambda: fastbn.batch_norm_inference(x, mean, var, gamma, beta)
         training = lambda: fastbn.batch_norm_training(x, gamma, beta)
-        assert _core.plain_inference(x, mean, var, gamma, beta, 1e-5, 1, None, None, None) is None
+        assert _core.plain_inference(x, mean, var, gamma, beta, 1e-5, 1, None, None, None, None) is None
         assert outcome(inference) == outcome(lambda: in_general(inference))
         if i < 2:
-            assert _core.plain_training(x, gamma, beta, 1e-5, 1, None, None, None) is None
+            assert _core.plain_training(x, gamma, beta, 1e-5, 1, None, None, None, None) is None
             assert outcome(training) == outcome(lambda: in_general(training))
 
 
@@ -232,8 +273,8 @@ def test_other_settings_go_the_general_way(rng, setting):
     x, (gamma, beta, mean, var) = batch(rng, (6, 5)), vectors(rng, 5)
     all_settings = {"eps": 1e-5, "axis": 1, "num_threads": None, **setting}
     eps, axis, threads = all_settings.values()
-    assert _core.plain_inference(x, mean, var, gamma, beta, eps, axis, None, threads, None) is None
-    assert _core.plain_training(x, gamma, beta, eps, axis, None, threads, None) is None
+    assert _core.plain_inference(x, mean, var, gamma, beta, eps, axis, None, threads, None, None) is None
+    assert _core.plain_training(x, gamma, beta, eps, axis, None, threads, None, None) is None
     calls = [lambda: fastbn.batch_norm_inference(x, mean, var, gamma, beta, **setting),
              lambda: fastbn.batch_norm_training(x, gamma, beta, **setting)]
     if "eps" not in setting:
@@ -288,8 +329,8 @@ def test_other_outs_go_the_general_way(rng, kind):
         out = OUTS[kind](x)
         return outcome(lambda: function(*args, out=out)), np.asarray(out).tobytes() if out is not x else b""
 
-    assert _core.plain_inference(x, mean, var, gamma, beta, 1e-5, 1, OUTS[kind](x), None, None) is None
-    assert _core.plain_training(x, gamma, beta, 1e-5, 1, OUTS[kind](x), None, None) is None
+    assert _core.plain_inference(x, mean, var, gamma, beta, 1e-5, 1, OUTS[kind](x), None, None, None) is None
+    assert _core.plain_training(x, gamma, beta, 1e-5, 1, OUTS[kind](x), None, None, None) is None
     assert _core.plain_backward(x, saved, OUTS[kind](x), None) is None
     for args in ((fastbn.batch_norm_inference, x, mean, var, gamma, beta), (fastbn.batch_norm_training, x, gamma, beta),
                  (fastbn.batch_norm_backward, x, saved)):

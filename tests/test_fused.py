@@ -265,3 +265,71 @@ def test_relu_of_half_types_is_rounded_once(rng):
         for residual, sums in ((None, z), (r, z + r.astype(np.float32))):
             y = fastbn.batch_norm_inference(x, mean, var, gamma, beta, axis=axis, activation="relu", residual=residual)
             np.testing.assert_array_equal(y, _core.activate(sums, "relu").astype(np.float16))
+
+
+def with_a_feature_that_overflows(rng, shape, axis, dtype):
+    """Feature 0: products of dy and x beyond the type's range of numbers, so that its sums are taken again in double. NaN in
+    the last one.
+    """
+    x, gamma, beta, r, dy = data(rng, shape, axis, dtype)
+    if dtype == np.float32:
+        np.moveaxis(dy, axis, 0)[0] *= dtype(1e25)
+        np.moveaxis(x, axis, 0)[0] *= dtype(1e18)
+    np.moveaxis(x, axis, 0)[-1].flat[3] = np.nan
+    return x, gamma, beta, r, dy
+
+
+def same_gradients(found, expected, axis):
+    """The same bits but in feature 0."""
+    for a, b in zip(found, expected, strict=True):
+        along = axis if a.ndim > 1 else 0
+        np.testing.assert_array_equal(np.moveaxis(a, along, 0)[1:], np.moveaxis(b, along, 0)[1:])
+        np.testing.assert_allclose(np.moveaxis(a, along, 0)[0], np.moveaxis(b, along, 0)[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("shape, axis", DIRECT, ids=str)
+def test_gradients_through_relu_are_the_plain_ones_of_dz(rng, small_work_threads, shape, axis, dtype, isa):
+    _core.set_isa(isa)
+    x, gamma, beta, r, dy = with_a_feature_that_overflows(rng, shape, axis, dtype)
+    _, plain = fastbn.batch_norm_training(x, gamma, beta, axis=axis)
+    for residual in (None, r):
+        y, saved = fastbn.batch_norm_training(x, gamma, beta, axis=axis, activation="relu", residual=residual)
+        dz = np.where(np.isnan(y), dtype("nan"), np.where(y > 0, dy, dtype(0)))
+        expected = fastbn.batch_norm_backward(dz, plain)
+        dx, dgamma, dbeta, *dresidual = fastbn.batch_norm_backward(dy, saved)
+        same_gradients((dx, dgamma, dbeta), expected, axis)
+        if residual is not None:
+            np.testing.assert_array_equal(dresidual[0], dz)
+        alone = fastbn.batch_norm_backward(dy, saved, needs=("dgamma", "dbeta"))
+        same_gradients(alone[1:3], expected[1:], axis)
+        again = dy.copy()
+        assert fastbn.batch_norm_backward(again, saved, out=again)[0] is again
+        np.testing.assert_array_equal(again, dx)
+
+
+@pytest.mark.parametrize("shape, axis", DIRECT, ids=str)
+def test_gradients_of_half_types_through_relu_are_the_plain_ones_of_dz(rng, shape, axis):
+    x, gamma, beta, r, dy = data(rng, shape, axis, np.float32)
+    x, r, dy = x.astype(np.float16), r.astype(np.float16), dy.astype(np.float16)
+    _, plain = fastbn.batch_norm_training(x, gamma, beta, axis=axis)
+    for residual in (None, r):
+        y, saved = fastbn.batch_norm_training(x, gamma, beta, axis=axis, activation="relu", residual=residual)
+        z = fastbn.batch_norm_training(x.astype(np.float32), gamma, beta, axis=axis, residual=residual)[0]
+        dz = np.where((y if residual is not None else z) > 0, dy, np.float16(0))
+        expected = fastbn.batch_norm_backward(dz, plain)
+        for found, right in zip(fastbn.batch_norm_backward(dy, saved), expected):
+            np.testing.assert_array_equal(found, right)
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu", ("leaky_relu", 0.2)], ids=str)
+def test_gradients_through_activations_of_arrays_beyond_the_caches(rng, activation):
+    """In blocks and stored past the caches, against the gradient of act and the plain backward one after the other."""
+    for shape, axis in (((_core.cache_bytes(3) // (4 * 64 * 784) + 1, 64, 28, 28), 1), ((_core.cache_bytes(3) // 240, 63), 1)):
+        x, gamma, beta, r, dy = data(rng, shape, axis, np.float32)
+        z, plain = fastbn.batch_norm_training(x, gamma, beta, axis=axis)
+        _, saved = fastbn.batch_norm_training(x, gamma, beta, axis=axis, activation=activation)
+        dz = _core.activate_gradient(z, dy, *([activation] if isinstance(activation, str) else activation))
+        for found, right in zip(fastbn.batch_norm_backward(dy, saved), fastbn.batch_norm_backward(dz, plain)):
+            np.testing.assert_array_equal(found, right)

@@ -407,8 +407,8 @@ def test_running_estimates_never_stall(dtype):
 def test_the_short_way_takes_half_arrays(rng, dtype):
     x = sample(rng, (8, 4)).astype(dtype)
     mean, var = np.zeros(4, np.float32), np.ones(4, np.float32)
-    assert _core.plain_inference(x, mean, var, None, None, 1e-5, 1, None, None, None) is not None
-    y, saved = _core.plain_training(x, None, None, 1e-5, 1, None, None, None)
+    assert _core.plain_inference(x, mean, var, None, None, 1e-5, 1, None, None, None, None) is not None
+    y, saved = _core.plain_training(x, None, None, 1e-5, 1, None, None, None, None)
     assert y.dtype == dtype and _core.plain_backward(x, saved, None, None)[0].dtype == dtype
     assert _core.plain_moments(x, 1, None) is not None
 
