@@ -15,5 +15,6 @@ machine.py   what it was measured on
 verdict.py   what the cells say: fastest peers, losses, shares of the limit, what is fused against the plain call
 report.py    tables
 charts.py    PNG and SVG
+frameworks/  what a framework gains by fastbn, a run of its own: `python -m bench.frameworks`
 readme.py    the README's table, from a run: `python -m bench.readme FOLDER`
 """
