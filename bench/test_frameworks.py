@@ -109,8 +109,33 @@ def test_results_may_be_nested():
 
 def test_all_files_are_found_without_their_frameworks():
     found = run.discover()
+    assert {"onnx", "autograd"} <= set(found)
     for module in found.values():
         assert module.NAME and module.REPLACES and callable(module.version) and callable(module.pair)
+
+
+@pytest.mark.parametrize("name", run.discover())
+def test_each_framework_agrees_with_fastbn(name):
+    module = run.discover()[name]
+    try:
+        module.version()
+    except ImportError as error:
+        pytest.skip(f"{name} is absent: {error}")
+    for shape in SHAPES:
+        case = make_case(shape)
+        before = case.x.copy(), case.dy.copy()
+        compare.check(*(function() for function in module.pair(case)))
+        assert np.array_equal(case.x, before[0]) and np.array_equal(case.dy, before[1])
+
+
+def test_the_step_of_a_network_in_autograd(monkeypatch, capsys):
+    pytest.importorskip("autograd")
+    from bench.frameworks import autograd_mlp
+    monkeypatch.setattr(autograd_mlp, "SIZES", (5, 8, 8, 8, 3))
+    monkeypatch.setattr(autograd_mlp, "BATCH", 16)
+    autograd_mlp.main(["--rounds", "2"])
+    assert "batch norm costs" in capsys.readouterr().out
+    assert np.shape(autograd_mlp.measure(3, np.float64)) == (3, 3)
 
 
 def test_command_line(capsys, tmp_path, monkeypatch):

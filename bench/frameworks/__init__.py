@@ -18,4 +18,5 @@ cases.py      the two shapes and their data
 compare.py    whether own and ours agree
 run.py        all frameworks, one after the other; own and ours alternate as in bench/timing.py
 table.py      the table
+autograd_mlp.py  a training step of autograd with batch norm and without, a run of its own
 """

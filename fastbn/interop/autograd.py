@@ -1,0 +1,195 @@
+"""autograd (HIPS): batch normalization as one primitive with one fused backward, for networks in autograd.numpy.
+
+    y = batch_norm_training(x, gamma, beta)  # statistics of the batch, differentiated through
+    y = batch_norm(x, gamma, beta, bn)       # and moving averages, which a fastbn.BatchNorm keeps outside of the graph
+
+The derivatives are fastbn.batch_norm_backward and fastbn.batch_norm_double_backward, each a primitive of its own, so
+that gradients of gradients are theirs too. What a forward call leaves for them is in a _Call, an argument of all three:
+autograd hands arguments on to derivatives, however many traces are one inside the other.
+"""
+import fastbn
+from fastbn import _checks
+from fastbn._canonical import normalize_axes
+from fastbn._functional import count_of
+
+try:
+    from autograd.extend import defjvp_argnums, defvjp_argnums, primitive, vspace
+    from autograd.tracer import getval, isbox
+except ImportError as error:
+    raise ImportError("fastbn.interop.autograd needs the package autograd: pip install 'fastbn[autograd]'") from error
+
+__all__ = ["batch_norm", "batch_norm_inference", "batch_norm_training"]
+
+_COMPOSE = "; compose batch norm of autograd.numpy's functions instead"
+_ALL = ("dx", "dgamma", "dbeta")
+_NAMES = (*_ALL, "dmean", "dvar")  # of the gradients, by the arrays of _normalize
+_SECOND = {1: "ddy", 3: "dx", 4: "dgamma"}  # of theirs, by the arguments of _backward
+
+
+def batch_norm_training(x, gamma=None, beta=None, **options):
+    """y = act((x - mean) * rstd * gamma + beta) with the statistics of x itself, through which gradients flow.
+
+    x, gamma, beta: arrays or boxes of autograd, of shapes as for fastbn.batch_norm_training.
+    options: eps, axis and the other keyword arguments of that function, which are constants, but for out and residual.
+
+    Returns y, of x's shape and dtype. The gradients with respect to x, gamma and beta have the dtypes of these; those
+    that come with respect to y are converted to x's. Until then leave x unchanged.
+    Reverse mode twice (gradients of gradients) is that of fastbn.batch_norm_double_backward: a ValueError with an
+    activation, mask, weights or lengths, a TypeError with ghost batches. Reverse mode three times and forward mode are
+    a NotImplementedError. Other errors are those of fastbn.batch_norm_training.
+    Source: Ioffe and Szegedy 2015 (arXiv:1502.03167).
+    """
+    if options:
+        _check_options(options)
+    return _normalize(_Call(options), x, gamma, beta)
+
+
+def batch_norm_inference(x, mean, var, gamma=None, beta=None, **options):
+    """y = act((x - mean) / sqrt(var + eps) * gamma + beta) with given statistics.
+
+    x, mean, var, gamma, beta: arrays or boxes of autograd, of shapes as for fastbn.batch_norm_inference.
+    options: eps, axis, activation, num_threads of that function, which are constants.
+
+    Returns y. All five have gradients. Beyond reverse mode once as for batch_norm_training, but that gradients of
+    gradients are a NotImplementedError where mean or var is a variable.
+    """
+    if options:
+        _check_options(options)
+    if not any(map(isbox, (x, gamma, beta, mean, var))):
+        return fastbn.batch_norm_inference(x, mean, var, gamma, beta, **options)
+    return _normalize(_Call(options), x, gamma, beta, mean, var)
+
+
+def batch_norm(x, gamma, beta, bn, *, update=True):
+    """Batch normalization with moving averages: batch_norm_training or, in inference mode, by the averages.
+
+    x, gamma, beta: arrays or boxes of autograd; gamma and beta may be None.
+    bn: a fastbn.BatchNorm, which has axis, eps, activation, mode (bn.train(), bn.eval(), bn.use_batch_stats) and the
+    running statistics. In training mode each call takes a step of these, by bn's momentum, ddof and switches, of which
+    autograd knows nothing. The layer's own gamma and beta are not looked at: make it with center=False, scale=False.
+    update=False: no step, where a batch is computed more than once (autograd's checkpoint, gradient checks, line
+    searches); bn.update(bn.batch_moments) is then the step left out.
+
+    Returns y. Raises TypeError (bn), ValueError: as the two functions do; x has not bn.num_features; bn has ghost
+    batches, renormalization or nan_policy="omit". Then the running statistics are as they were.
+    """
+    _check_layer(bn, getval(x))
+    options, updates = {"eps": bn.eps, "axis": bn.axis, "activation": bn.activation}, bn._updates(update)
+    if not bn._normalizes_by_batch():
+        y = batch_norm_inference(x, bn.running_mean, bn.running_var, gamma, beta, **options)
+        if updates:
+            bn.update(fastbn.moments(getval(x), axis=bn.axis))
+        return y
+    if bn.nan_policy == "raise":
+        options["nan_policy"] = "raise"
+    call = _Call(options)
+    y = _normalize(call, x, gamma, beta)
+    _take_step(bn, call.saved, updates)
+    return y
+
+
+def _check_layer(bn, x):
+    if not isinstance(bn, fastbn.BatchNorm):
+        raise TypeError(f"bn is a {type(bn).__name__}, expected a fastbn.BatchNorm, which keeps the moving averages")
+    if bn.ghost_batch_size is not None or bn.renorm is not None or bn.nan_policy == "omit":
+        raise ValueError(f"bn is {bn!r}: ghost_batch_size, renorm and nan_policy='omit' are not offered here")
+    x = _checks.batch(x)
+    _checks.features(x, normalize_axes(bn.axis, x.ndim), bn.num_features, "bn")
+
+
+def _take_step(bn, saved, updates):
+    """As the layer does after a forward call of its own."""
+    count = count_of(saved)
+    if bn.training or updates:
+        bn._set_batch(saved, count)
+        bn._after_training(saved.mean, saved.var, count, updates)
+
+
+def _check_options(options):
+    for name in ("out", "residual", "return_saved"):
+        if name in options:
+            raise ValueError(f"{name} is given, expected eps, axis and other constants of fastbn's function: autograd "
+                             "makes arrays of its own, and a residual is added to y")
+
+
+class _Call:
+    """A forward call: its options, then what fastbn saved of it."""
+
+    __slots__ = ("options", "saved")
+    __array_ufunc__ = None  # autograd asks each argument for it, and looks long where there is none
+
+    def __init__(self, options):
+        self.options = options
+
+
+@primitive
+def _normalize(call, x, gamma, beta, *statistics):
+    """statistics: mean and var where they are given."""
+    if statistics:
+        y, call.saved = fastbn.batch_norm_inference(x, *statistics, gamma, beta, return_saved=True, **call.options)
+    else:
+        y, call.saved = fastbn.batch_norm_training(x, gamma, beta, **call.options)
+    return y
+
+
+def _normalize_vjp(argnums, y, args, kwargs):
+    call = args[0]
+    needs = _ALL if argnums == (1, 2, 3) else tuple([_NAMES[argnum - 1] for argnum in argnums])
+    nested = isbox(y)  # then some of args are boxes too
+    return lambda dy: (_backward if nested or isbox(dy) else _gradients)(needs, dy, *args)
+
+
+def _gradients(needs, dy, call, *arrays):
+    """A tuple of the gradients that `needs` names; arrays: those of _normalize."""
+    if needs is _ALL:  # without the argument a call is short
+        dx, dgamma, dbeta = fastbn.batch_norm_backward(dy, call.saved)
+        return dx, dgamma, _typed(dbeta, arrays[2])
+    gradients = dict(zip(_NAMES, fastbn.batch_norm_backward(dy, call.saved, needs=needs)))
+    return tuple([_typed(gradients[name], array) for name, array in zip(_NAMES, arrays) if name in needs])
+
+
+_backward = primitive(_gradients)
+
+
+def _typed(gradient, array):
+    return gradient if gradient.dtype is array.dtype else gradient.astype(array.dtype, copy=False)
+
+
+def _backward_vjp(argnums, results, args, kwargs):
+    """As far as the gradients are those of plain normalization, beta is in none of them."""
+    needs, dy, call, x, gamma, beta, *_ = args
+    def vjp(cotangents):
+        if max(argnums) > 5 or "dmean" in needs or "dvar" in needs:
+            raise NotImplementedError("the gradient of a gradient is asked for where mean or var of "
+                                      "batch_norm_inference is a variable: it is offered with respect to x, gamma and "
+                                      "beta alone; pass mean and var as constants")
+        given = dict(zip(needs, cotangents))
+        of_second = tuple([_SECOND[argnum] for argnum in argnums if argnum in _SECOND])
+        found = iter(_double_backward(of_second, dy, call, x, gamma, *(given.get(name) for name in _ALL)))
+        return tuple([next(found) if argnum in _SECOND else vspace(beta).zeros() for argnum in argnums])
+    return vjp
+
+
+@primitive
+def _double_backward(needs, dy, call, x, gamma, ddx, ddgamma, ddbeta):
+    results = fastbn.batch_norm_double_backward(ddx, ddgamma, ddbeta, dy, call.saved, needs=needs)
+    return tuple([result for result in results if result is not None])
+
+
+def _double_backward_vjp(argnums, results, args, kwargs):
+    def vjp(cotangents):
+        raise NotImplementedError("a third derivative through batch normalization is asked for: fastbn has the "
+                                  "gradient and the gradient of that" + _COMPOSE)
+    return vjp
+
+
+def _no_jvp(*args):
+    raise NotImplementedError("forward mode is asked for: fastbn has the gradient, for reverse mode, and the gradient "
+                              "of that" + _COMPOSE)
+
+
+defvjp_argnums(_normalize, _normalize_vjp)
+defvjp_argnums(_backward, _backward_vjp)
+defvjp_argnums(_double_backward, _double_backward_vjp)
+for _primitive in (_normalize, _backward, _double_backward):
+    defjvp_argnums(_primitive, _no_jvp)
