@@ -1,0 +1,110 @@
+"""Keras 3 on its NumPy backend: keras.layers.BatchNormalization, computed by fastbn.
+
+That backend has no gradients, so this is inference, and training's forward pass with its moving averages. Keras takes
+its backend from the environment once, when it is first imported; on any other one its arrays are not NumPy's.
+"""
+import numpy as np
+
+from .. import batch_norm_inference, batch_norm_training
+
+try:
+    import keras
+except ImportError as error:
+    raise ImportError(f"Keras cannot be imported ({error}): pip install 'fastbn[keras]'; where it is installed and "
+                      "misses its backend, set the environment variable KERAS_BACKEND=numpy before Python imports "
+                      "it") from error
+
+__all__ = ["BatchNormalization", "convert"]
+
+
+@keras.saving.register_keras_serializable(package="fastbn", name="BatchNormalization")
+class BatchNormalization(keras.layers.BatchNormalization):
+    """keras.layers.BatchNormalization with the same arguments, config and weights; any layer's weights fit the other.
+
+    Inference and training:
+        y = (x - mean) / sqrt(variance + epsilon) * gamma + beta
+    with moving_mean and moving_variance, or (training=True, where the layer is trainable) the mean and biased variance
+    of the batch, and then
+        moving = momentum * moving + (1 - momentum) * batch
+    The parameters' and statistics' dtype is the layer's, that of y the layer's compute dtype; float16 and bfloat16 are
+    computed as float32 and rounded once, float64 in double (by Keras in float32). mask: as Keras has it, of the inputs'
+    shape without the last axis. An empty batch leaves the moving averages alone, where Keras makes them NaN.
+
+    Keras's own code runs in training with renorm=True, with a mask where axis is not the last one, and with a mask that
+    leaves nothing.
+    Raises RuntimeError where Keras runs on another backend than NumPy; else what Keras raises.
+    Source: Keras 3.15, keras/src/layers/normalization/batch_normalization.py; Ioffe and Szegedy 2015
+    (arXiv:1502.03167).
+    """
+
+    def __init__(self, *args, **keywords):
+        _require_numpy()
+        super().__init__(*args, **keywords)
+
+    def call(self, inputs, training=None, mask=None):
+        """y, of the inputs' shape and the layer's compute dtype."""
+        if training and self.trainable:
+            if self.renorm or (mask is not None and not self._takes(inputs, mask)):
+                return super().call(inputs, training=training, mask=mask)
+            return self._train(self._data(inputs), mask)
+        arrays = map(_array, (self.moving_mean, self.moving_variance, self.gamma, self.beta))
+        y = batch_norm_inference(self._data(inputs), *arrays, eps=self.epsilon, axis=self.axis)
+        return keras.ops.cast(y, self.compute_dtype) if y.dtype.name != self.compute_dtype else y
+
+    def _takes(self, inputs, mask):
+        """Whether the mask is the same for all features and leaves something."""
+        return np.ndim(mask) == inputs.ndim - 1 and self.axis in (-1, inputs.ndim - 1) and np.any(mask)
+
+    def _train(self, x, mask):
+        mask = None if mask is None else np.asarray(mask, bool)
+        y, saved = batch_norm_training(x, _array(self.gamma), _array(self.beta), eps=self.epsilon, axis=self.axis,
+                                       mask=mask)
+        if x.size:
+            for moving, batch in ((self.moving_mean, saved.mean), (self.moving_variance, saved.var)):
+                moving.assign(self.momentum * moving.value.astype(np.float64) + (1.0 - self.momentum) * batch)
+        return keras.ops.cast(y, self.compute_dtype) if y.dtype.name != self.compute_dtype else y
+
+    def _data(self, inputs):
+        """As they are where y gets their dtype, which rounds once; else in the dtype that Keras computes in."""
+        if inputs.dtype.name == self.compute_dtype:
+            return inputs
+        return keras.ops.cast(inputs, keras.backend.result_type(inputs.dtype.name, "float32"))
+
+
+def convert(model, *, back=False):
+    """A copy of a model with every keras.layers.BatchNormalization replaced by the one here, and the weights copied.
+
+    model: a Functional or Sequential model, models in it included; batch norms inside of other layers or of subclassed
+        models are not seen. back: the other way, to Keras's own layers, for example to save it for another backend.
+
+    Returns the new model, uncompiled; the old one is unchanged.
+    Raises TypeError (no Keras model), RuntimeError (another backend), and what keras.models.clone_model raises.
+    """
+    _require_numpy()
+    if not isinstance(model, keras.Model):
+        raise TypeError(f"model is a {type(model).__name__}, expected a keras.Model")
+    own, ours = keras.layers.BatchNormalization, BatchNormalization
+    old, new = (ours, own) if back else (own, ours)
+
+    def clone(layer):
+        kind = new if type(layer) is old else type(layer)
+        return kind.from_config(layer.get_config())
+
+    twin = keras.models.clone_model(model, clone_function=clone, recursive=True)
+    for copy, original in zip(twin.weights, model.weights, strict=True):
+        copy.assign(original.value)
+    return twin
+
+
+def _array(variable):
+    """Its value, of half types as float32, as fastbn takes parameters; None stays None."""
+    if variable is None:
+        return None
+    return variable.value if variable.value.itemsize > 2 else variable.value.astype(np.float32)
+
+
+def _require_numpy():
+    backend = keras.config.backend()
+    if backend != "numpy":
+        raise RuntimeError(f"Keras runs on its {backend} backend, whose arrays are not NumPy's, expected numpy: set "
+                           "the environment variable KERAS_BACKEND=numpy before Keras is first imported")
