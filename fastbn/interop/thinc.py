@@ -1,4 +1,4 @@
-"""thinc, which has no batch norm of its own: a layer, "fastbn.BatchNorm.v1" in its registry, found without an import."""
+"""thinc, which has no batch norm: a layer, "fastbn.BatchNorm.v1" in thinc's registry, found there without an import."""
 from typing import Callable, Optional, Tuple, TypeVar
 
 import numpy as np
