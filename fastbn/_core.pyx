@@ -310,6 +310,7 @@ include "_saved.pxi"
 include "_plain_calls.pxi"
 include "_layer_base.pxi"
 include "_activate.pxi"
+include "_xla.pxi"
 include "_fused.pxi"
 include "_double.pxi"
 

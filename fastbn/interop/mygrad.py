@@ -95,8 +95,8 @@ def _statistics(running_mean, running_var, training):
     found = {"mean": running_mean, "var": running_var}
     for name, value in found.items():
         if not isinstance(value, np.ndarray):
-            raise TypeError(f"running_{name} is a {type(value).__name__}, expected a NumPy array, outside of the graph: "
-                            "of a tensor pass .data")
+            raise TypeError(f"running_{name} is a {type(value).__name__}, expected a NumPy array, outside of the "
+                            "graph: of a tensor pass .data")
         if training and _checks.as_data(value, f"running_{name}", halves=False) is not value:
             raise TypeError(f"running_{name} has an unaligned or foreign layout of {value.dtype}, which cannot be "
                             "updated in place: pass a copy")
