@@ -1,4 +1,4 @@
-"""JAX on the CPU, jitted. It has no batch norm itself: own is the formula as Flax composes it, mean(x^2) - mean(x)^2."""
+"""JAX on the CPU, jitted. It has no batch norm: own is the formula as Flax composes it, mean(x^2) - mean(x)^2."""
 from timeit import repeat
 
 NAME = "JAX"
