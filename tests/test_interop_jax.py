@@ -2,7 +2,9 @@
 
 Everything runs in both ways: XLA calling the core, and pure_callback.
 """
+import importlib
 import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -53,7 +55,8 @@ def way(request, monkeypatch):
 
 @pytest.fixture
 def x64():
-    with jax.enable_x64(True):
+    enable = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64  # before 0.8
+    with enable(True):
         yield
 
 
@@ -358,3 +361,10 @@ def test_structs_are_those_of_jaxlib(tmp_path):
     command = [compiler, "-std=c11", f"-I{CSRC}", f"-I{jax.ffi.include_dir()}", "-fsyntax-only", str(source)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_without_jax(monkeypatch):
+    monkeypatch.setitem(sys.modules, "jax", None)
+    monkeypatch.delitem(sys.modules, "fastbn.interop.jax")
+    with pytest.raises(ImportError, match=r"pip install 'fastbn\[jax\]'"):
+        importlib.import_module("fastbn.interop.jax")

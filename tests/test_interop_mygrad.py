@@ -1,4 +1,7 @@
 """fastbn.interop.mygrad in MyGrad's graphs, against MyGrad's own batch norm, finite differences and fastbn's layer."""
+import importlib
+import sys
+
 import numpy as np
 import pytest
 
@@ -174,3 +177,10 @@ def test_errors_change_nothing(rng, arguments, error, message):
 def test_integers_are_refused():
     with pytest.raises(TypeError, match="x has dtype int64"):
         batch_norm(mg.tensor([[1, 2], [3, 4]]))
+
+
+def test_without_mygrad(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mygrad", None)
+    monkeypatch.delitem(sys.modules, "fastbn.interop.mygrad")
+    with pytest.raises(ImportError, match=r"pip install 'fastbn\[mygrad\]'"):
+        importlib.import_module("fastbn.interop.mygrad")

@@ -253,3 +253,10 @@ def test_arguments_out_of_range(arguments, message):
 def test_another_width(rng):
     with pytest.raises(ValueError, match="5 features"):
         initialized(rng).begin_update(normal(rng, 3, 4))
+
+
+def test_without_thinc(monkeypatch):
+    monkeypatch.setitem(sys.modules, "thinc.api", None)
+    monkeypatch.delitem(sys.modules, "fastbn.interop.thinc")
+    with pytest.raises(ImportError, match=r"pip install 'fastbn\[thinc\]'"):
+        importlib.import_module("fastbn.interop.thinc")
