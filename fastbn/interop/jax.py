@@ -6,7 +6,7 @@ jax.pure_callback calls Python instead: the same bits, more slowly.
 """
 import os
 import warnings
-from functools import partial
+from functools import lru_cache, partial
 
 import numpy as np
 
@@ -217,10 +217,16 @@ def _along(a, x, axis):
 def _call(name, results, *arguments, axis, eps):
     """The results of an operation of csrc/xla.h. vmap adds leading dimensions to all arguments and results."""
     if _uses_callbacks:
-        function = partial(getattr(_jax_callbacks, name), rank=arguments[0].ndim, axis=axis, eps=eps)
+        function = _callback(name, arguments[0].ndim, axis, eps)
         return jax.pure_callback(function, results, *arguments, vmap_method="broadcast_all")
     call = jax.ffi.ffi_call(f"fastbn_{name}", results, vmap_method="broadcast_all")
     return call(*arguments, rank=np.int64(arguments[0].ndim), axis=np.int64(axis), eps=np.float64(eps))
+
+
+@lru_cache(maxsize=1024)
+def _callback(name, rank, axis, eps):
+    """The same object for the same call: by it JAX knows what it has compiled."""
+    return partial(getattr(_jax_callbacks, name), rank=rank, axis=axis, eps=eps)
 
 
 def _register():
