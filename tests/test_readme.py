@@ -1,5 +1,6 @@
 """The README's Python examples run, in their order, in one session, as a reader would type them."""
 import re
+import sys
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,7 +27,7 @@ def readers_own(rng):
     return {"gamma": array(64), "beta": array(64), "mean": array(64), "var": array(64)**2, "dy": array(*shape),
             "ddx": array(*shape), "ddgamma": array(64), "ddbeta": array(64),
             "batches": [array(8, 64, 4, 4) for _ in range(3)],
-            "kernel": array(64, 4, 3, 3), "weight": array(64, 8), "bias": array(64)}
+            "image": array(2, 3), "kernel": array(64, 4, 3, 3), "weight": array(64, 8), "bias": array(64)}
 
 
 def write_model(path, rng):
@@ -36,14 +37,41 @@ def write_model(path, rng):
     save_file({f"layer1.0.bn1.{name}": rng.random(64).astype(np.float32) for name in names}, path)
 
 
+def write_classifier(path):
+    """A model with a batch norm that an example runs."""
+    import onnx
+    from onnx import helper
+    names, kind = ("x", "scale", "B", "mean", "var"), onnx.TensorProto.FLOAT
+    node = helper.make_node("BatchNormalization", names, ["y"])
+    graph = helper.make_graph([node], "classifier", [helper.make_tensor_value_info("x", kind, [None, 3])],
+                              [helper.make_tensor_value_info("y", kind, [None, 3])],
+                              [helper.make_tensor(name, kind, [3], [1.0, 2.0, 3.0]) for name in names[1:]])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 11)]), path)
+
+
+OPTIONAL = {"ml_dtypes": "ml_dtypes", "safetensors": "safetensors", "interop.onnx": "onnx",
+            "interop.autograd": "autograd", "interop.torch": "torch", "interop.jax": "jax", "interop.keras": "keras",
+            "interop.thinc": "thinc", "interop.mygrad": "mygrad"}  # by the words of an example, what it needs
+
+
+def cannot_run(code):
+    """Whether a package is missing, or Keras was imported with another backend by another test."""
+    needed = [package for words, package in OPTIONAL.items() if words in code]
+    keras = sys.modules.get("keras")
+    return any(find_spec(package) is None for package in needed) or (
+        "keras" in needed and keras is not None and keras.backend.backend() != "numpy")
+
+
 def test_examples_run(tmp_path, monkeypatch, rng):
     monkeypatch.chdir(tmp_path)
-    missing = {name for name in ("ml_dtypes", "safetensors") if find_spec(name) is None}
-    if "safetensors" not in missing:
+    monkeypatch.setenv("KERAS_BACKEND", "numpy")
+    if find_spec("safetensors"):
         write_model(tmp_path / "resnet.safetensors", rng)
+    if find_spec("onnx"):
+        write_classifier(tmp_path / "classifier.onnx")
     session, places = readers_own(rng), {}
     for line, code in blocks():
-        if any(name in code for name in missing):
+        if cannot_run(code):
             session["bn"] = fastbn.BatchNorm(64)  # what the example would have left
             continue
         with warnings.catch_warnings():
