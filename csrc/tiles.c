@@ -1,5 +1,5 @@
-/* tiles.c - passes with more to them than sums and one map: activations, residuals, weights. Not y of relu or of no
- * activation, with a residual or without, for which apply.c has kernels.
+/* tiles.c - passes with more to them than sums and one map: weights, and activations where neither a kernel has them
+ * (relu) nor a plain pass and a second look at what it wrote will do, see fuse_forward and fuse_backward in batchnorm.c.
  *
  * Such a pass takes the array in tiles that the first-level cache holds. What surrounds the map is done on a tile in
  * scratch memory by small kernels (kernels/tiles.inc, activations.inc), the map and the sums by the kernels of a plain
@@ -8,7 +8,8 @@
  *
  *   z = (x - mean) * rstd * gamma + beta + residual      y = act(z)      dz = dy * act'(z), the residual's gradient
  *
- * Backward computes z again, or takes the y that was written for it, where its sign is all that act' needs. With weights w
+ * Backward computes z again, or takes the y that was written for it, where its sign is all that act' needs. Where dz may be
+ * stored, that is all that tiles do, and the sums and the map are those of a plain backward of dz. With weights w
  * the sums of d = x - pivot are those of d * w, and their squares' of d * (d * w); backward takes them of dz, unweighted,
  * and shares their means out by weight:
  *   dx = gamma * rstd * (dz - w * (mean_dy + (x - mean) * slope))
