@@ -1,11 +1,17 @@
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Self, TextIO, TypedDict, TypeVar, Unpack, overload
+from typing import Any, Literal, NamedTuple, Protocol, Self, TextIO, TypedDict, TypeVar, Unpack, overload
 
 import numpy as np
 import numpy.typing as npt
 
 _Array = npt.NDArray[Any]
+
+class _DLPack(Protocol):  # an array of another library
+    def __dlpack__(self) -> Any: ...
+    def __dlpack_device__(self) -> tuple[Any, Any]: ...
+
+_Given = npt.ArrayLike | _DLPack
 _Axis = int | tuple[int, ...]
 _ActivationName = Literal[
     "relu", "leaky_relu", "relu6", "sigmoid", "tanh", "silu", "gelu", "gelu_tanh", "hardswish", "elu"
@@ -102,34 +108,65 @@ class BatchNorm:
     ) -> None: ...
     def train(self, mode: bool = True) -> Self: ...
     def eval(self, *, backward: bool = False) -> Self: ...
+    @overload
     def __call__(
         self,
-        x: npt.ArrayLike,
+        x: _Given,
         *,
-        residual: npt.ArrayLike | None = None,
-        mask: npt.ArrayLike | None = None,
-        weights: npt.ArrayLike | None = None,
-        lengths: npt.ArrayLike | None = None,
+        residual: _Given | None = None,
+        mask: _Given | None = None,
+        weights: _Given | None = None,
+        lengths: _Given | None = None,
         out: _Array | None = None,
         update: bool = True,
+        like: None = None,
     ) -> _Array: ...
+    @overload
+    def __call__(
+        self,
+        x: _Given,
+        *,
+        residual: _Given | None = None,
+        mask: _Given | None = None,
+        weights: _Given | None = None,
+        lengths: _Given | None = None,
+        out: _Array | _DLPack | None = None,
+        update: bool = True,
+        like: Any = None,
+    ) -> Any: ...  # an array of another library
+    @overload
     def forward(
         self,
-        x: npt.ArrayLike,
+        x: _Given,
         *,
-        residual: npt.ArrayLike | None = None,
-        mask: npt.ArrayLike | None = None,
-        weights: npt.ArrayLike | None = None,
-        lengths: npt.ArrayLike | None = None,
+        residual: _Given | None = None,
+        mask: _Given | None = None,
+        weights: _Given | None = None,
+        lengths: _Given | None = None,
         out: _Array | None = None,
         update: bool = True,
+        like: None = None,
     ) -> _Array: ...
-    def backward(self, dy: npt.ArrayLike, *, out: _Array | None = None) -> Any: ...  # dx, or (dx, dresidual)
+    @overload
+    def forward(
+        self,
+        x: _Given,
+        *,
+        residual: _Given | None = None,
+        mask: _Given | None = None,
+        weights: _Given | None = None,
+        lengths: _Given | None = None,
+        out: _Array | _DLPack | None = None,
+        update: bool = True,
+        like: Any = None,
+    ) -> Any: ...  # an array of another library
+    # dx, or (dx, dresidual)
+    def backward(self, dy: _Given, *, out: _Array | _DLPack | None = None, like: Any = None) -> Any: ...
     def parameters(self) -> list[tuple[str, _Array, _Array | None]]: ...
     def reset_running_stats(self) -> None: ...
     def update(self, moments: Moments) -> None: ...
-    def calibrate(self, batches: Iterable[npt.ArrayLike] | Moments, *, progress: bool = False) -> Self: ...
-    def drift(self, x: npt.ArrayLike | Moments) -> Drift: ...
+    def calibrate(self, batches: Iterable[_Given] | Moments, *, progress: bool = False) -> Self: ...
+    def drift(self, x: _Given | Moments) -> Drift: ...
     def state_dict(self) -> dict[str, _Array]: ...
     def load_state_dict(self, state: Mapping[str, npt.ArrayLike]) -> Self: ...
     def save(self, path: str | os.PathLike[str]) -> None: ...
@@ -173,49 +210,68 @@ class BatchNorm:
 
 @overload
 def batch_norm_inference(
-    x: npt.ArrayLike,
-    mean: npt.ArrayLike,
-    var: npt.ArrayLike,
-    gamma: npt.ArrayLike | None = None,
-    beta: npt.ArrayLike | None = None,
+    x: _Given,
+    mean: _Given,
+    var: _Given,
+    gamma: _Given | None = None,
+    beta: _Given | None = None,
     *,
     eps: float = 1e-5,
     axis: _Axis = 1,
     activation: _Activation = None,
-    residual: npt.ArrayLike | None = None,
+    residual: _Given | None = None,
     out: _Array | None = None,
     num_threads: int | None = None,
     return_saved: Literal[False] = False,
+    like: None = None,
 ) -> _Array: ...
 @overload
 def batch_norm_inference(
-    x: npt.ArrayLike,
-    mean: npt.ArrayLike,
-    var: npt.ArrayLike,
-    gamma: npt.ArrayLike | None = None,
-    beta: npt.ArrayLike | None = None,
+    x: _Given,
+    mean: _Given,
+    var: _Given,
+    gamma: _Given | None = None,
+    beta: _Given | None = None,
     *,
     eps: float = 1e-5,
     axis: _Axis = 1,
     activation: _Activation = None,
-    residual: npt.ArrayLike | None = None,
+    residual: _Given | None = None,
     out: _Array | None = None,
     num_threads: int | None = None,
     return_saved: Literal[True],
+    like: None = None,
 ) -> tuple[_Array, _Saved]: ...
 @overload
-def batch_norm_training(
-    x: npt.ArrayLike,
-    gamma: npt.ArrayLike | None = None,
-    beta: npt.ArrayLike | None = None,
+def batch_norm_inference(
+    x: _Given,
+    mean: _Given,
+    var: _Given,
+    gamma: _Given | None = None,
+    beta: _Given | None = None,
     *,
     eps: float = 1e-5,
     axis: _Axis = 1,
     activation: _Activation = None,
-    residual: npt.ArrayLike | None = None,
-    mask: npt.ArrayLike | None = None,
-    weights: npt.ArrayLike | None = None,
-    lengths: npt.ArrayLike | None = None,
+    residual: _Given | None = None,
+    out: _Array | _DLPack | None = None,
+    num_threads: int | None = None,
+    return_saved: bool = False,
+    like: Any = None,
+) -> Any: ...  # arrays of another library
+@overload
+def batch_norm_training(
+    x: _Given,
+    gamma: _Given | None = None,
+    beta: _Given | None = None,
+    *,
+    eps: float = 1e-5,
+    axis: _Axis = 1,
+    activation: _Activation = None,
+    residual: _Given | None = None,
+    mask: _Given | None = None,
+    weights: _Given | None = None,
+    lengths: _Given | None = None,
     out: _Array | None = None,
     num_threads: int | None = None,
     ghost_batch_size: None = None,
@@ -223,63 +279,100 @@ def batch_norm_training(
     running_mean: None = None,
     running_var: None = None,
     nan_policy: _NanPolicy = "propagate",
+    like: None = None,
 ) -> tuple[_Array, _Saved]: ...
 @overload
 def batch_norm_training(
-    x: npt.ArrayLike,
-    gamma: npt.ArrayLike | None = None,
-    beta: npt.ArrayLike | None = None,
+    x: _Given,
+    gamma: _Given | None = None,
+    beta: _Given | None = None,
     *,
     eps: float = 1e-5,
     axis: _Axis = 1,
     activation: _Activation = None,
-    residual: npt.ArrayLike | None = None,
-    mask: npt.ArrayLike | None = None,
-    weights: npt.ArrayLike | None = None,
-    lengths: npt.ArrayLike | None = None,
+    residual: _Given | None = None,
+    mask: _Given | None = None,
+    weights: _Given | None = None,
+    lengths: _Given | None = None,
     out: _Array | None = None,
     num_threads: int | None = None,
     ghost_batch_size: int | None = None,
     renorm: tuple[float, float] | None = None,
-    running_mean: npt.ArrayLike | None = None,
-    running_var: npt.ArrayLike | None = None,
+    running_mean: _Given | None = None,
+    running_var: _Given | None = None,
     nan_policy: _NanPolicy = "propagate",
+    like: None = None,
 ) -> tuple[_Array, _VariantSaved]: ...
+@overload
+def batch_norm_training(
+    x: _Given,
+    gamma: _Given | None = None,
+    beta: _Given | None = None,
+    *,
+    eps: float = 1e-5,
+    axis: _Axis = 1,
+    activation: _Activation = None,
+    residual: _Given | None = None,
+    mask: _Given | None = None,
+    weights: _Given | None = None,
+    lengths: _Given | None = None,
+    out: _Array | _DLPack | None = None,
+    num_threads: int | None = None,
+    ghost_batch_size: int | None = None,
+    renorm: tuple[float, float] | None = None,
+    running_mean: _Given | None = None,
+    running_var: _Given | None = None,
+    nan_policy: _NanPolicy = "propagate",
+    like: Any = None,
+) -> tuple[Any, _Saved]: ...
 # dx, dgamma, dbeta, and after them dresidual where the forward call had a residual.
 @overload
 def batch_norm_backward(
-    dy: npt.ArrayLike,
+    dy: _Given,
     saved: _Saved,
     *,
     out: _Array | None = None,
     num_threads: int | None = None,
+    like: None = None,
 ) -> tuple[_Array, ...]: ...
 @overload
 def batch_norm_backward(
-    dy: npt.ArrayLike,
+    dy: _Given,
     saved: _Saved,
     *,
     out: _Array | None = None,
     needs: str | Iterable[str],
     num_threads: int | None = None,
+    like: None = None,
 ) -> tuple[_Array | None, ...]: ...
+@overload
+def batch_norm_backward(
+    dy: _Given,
+    saved: _Saved,
+    *,
+    out: _Array | _DLPack | None = None,
+    needs: str | Iterable[str] = ...,
+    num_threads: int | None = None,
+    like: Any = None,
+) -> tuple[Any, ...]: ...
 def batch_norm_double_backward(
-    ddx: npt.ArrayLike | None,
-    ddgamma: npt.ArrayLike | None,
-    ddbeta: npt.ArrayLike | None,
-    dy: npt.ArrayLike,
+    ddx: _Given | None,
+    ddgamma: _Given | None,
+    ddbeta: _Given | None,
+    dy: _Given,
     saved: _Saved,
     *,
     needs: str | Iterable[str] = ...,
     num_threads: int | None = None,
-) -> tuple[_Array | None, _Array | None, _Array | None]: ...
+    like: Any = None,
+) -> tuple[Any, Any, Any]: ...  # None where not needed
 def moments(
-    x: npt.ArrayLike,
+    x: _Given,
     *,
     axis: _Axis = 1,
-    mask: npt.ArrayLike | None = None,
-    weights: npt.ArrayLike | None = None,
-    lengths: npt.ArrayLike | None = None,
+    mask: _Given | None = None,
+    weights: _Given | None = None,
+    lengths: _Given | None = None,
     nan_policy: Literal["propagate", "omit"] = "propagate",
     num_threads: int | None = None,
 ) -> Moments: ...

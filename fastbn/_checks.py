@@ -7,6 +7,8 @@ import sys
 
 import numpy as np
 
+from . import _dlpack
+
 # Of parameters; data may be of a half type as well.
 DTYPES = _FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 
@@ -17,8 +19,9 @@ def is_half(dtype):
 
 
 def as_data(x, name, halves=True):
-    """x as an aligned ndarray of native float32, float64 or, with `halves`, float16 or bfloat16; without a copy where it is one.
+    """x as an aligned ndarray of native float32, float64 or, with `halves`, float16 or bfloat16.
 
+    Without a copy where it is one, or an array of another library with __dlpack__.
     Raises TypeError, ValueError.
     """
     if type(x) is np.ndarray and (x.dtype is _FLOAT32 or x.dtype is _FLOAT64) and x.flags.aligned:
@@ -26,7 +29,7 @@ def as_data(x, name, halves=True):
     if isinstance(x, (np.ma.MaskedArray, np.matrix)):
         raise TypeError(f"{name} is a {type(x).__name__}, whose mask or two-dimensional rules would be lost: pass a plain "
                         f"array, for example {'x.filled(...)' if isinstance(x, np.ma.MaskedArray) else 'np.asarray(x)'}")
-    a = np.asarray(x)
+    a = _dlpack.asarray(x, name)
     native = a.dtype.newbyteorder("=")
     if native not in DTYPES and not (halves and is_half(native)):
         expected = "float32, float64, float16 or bfloat16" if halves else "float32 or float64"

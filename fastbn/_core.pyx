@@ -313,6 +313,7 @@ include "_activate.pxi"
 include "_xla.pxi"
 include "_fused.pxi"
 include "_double.pxi"
+include "_dlpack.pxi"
 
 
 # ---- configuration ----

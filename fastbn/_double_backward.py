@@ -1,7 +1,7 @@
 """The gradient of the backward, for losses that contain gradients: gradient penalties, Hessian-vector products."""
 import numpy as np
 
-from . import _checks, _core
+from . import _checks, _core, _dlpack
 from ._canonical import arrange
 from ._functional import as_parameter, like_input, needed
 from ._saved import Saved
@@ -10,7 +10,7 @@ _DOUBLE_BACKWARD = {np.dtype(np.float32): _core.double_backward_f32, np.dtype(np
 _RESULTS = ("ddy", "dx", "dgamma")
 
 
-def batch_norm_double_backward(ddx, ddgamma, ddbeta, dy, saved, *, needs=_RESULTS, num_threads=None):
+def batch_norm_double_backward(ddx, ddgamma, ddbeta, dy, saved, *, needs=_RESULTS, num_threads=None, like=None):
     """Gradients of a loss with respect to dy, x and gamma, where it depends on what batch_norm_backward(dy, saved) gives.
 
     ddx, ddgamma, ddbeta are the loss's gradients with respect to dx, dgamma and dbeta. With N entries of each feature,
@@ -33,7 +33,7 @@ def batch_norm_double_backward(ddx, ddgamma, ddbeta, dy, saved, *, needs=_RESULT
     ddx: array of x's shape, converted to x's dtype; ddgamma, ddbeta: of shape (C,). None stands for zeros.
     dy, saved: as given to batch_norm_backward.
     needs: which of "ddy", "dx", "dgamma" to compute; the others are None.
-    num_threads: at most so many threads.
+    num_threads: at most so many threads. like: of what kind the gradients are, as for batch_norm_inference.
 
     Returns (ddy, dx, dgamma): ddy and dx are new arrays of x's shape and dtype; dgamma, of shape (C,), has the dtype of gamma, or
     x's where gamma was None.
@@ -44,6 +44,10 @@ def batch_norm_double_backward(ddx, ddgamma, ddbeta, dy, saved, *, needs=_RESULT
     cost each training step its memory. Take the functions.
     Source: the derivative of the formulas of Ioffe and Szegedy 2015 (arXiv:1502.03167), section 3.
     """
+    if like is not None:
+        given = {"ddx": ddx, "ddgamma": ddgamma, "ddbeta": ddbeta, "dy": dy, "saved": saved}
+        return _dlpack.calling(batch_norm_double_backward, given, like, needs=needs, num_threads=num_threads,
+                               model=getattr(saved, "x", dy))
     names = needed(needs, _RESULTS)
     if not isinstance(saved, Saved):
         raise TypeError(f"saved is a {type(saved).__name__}, expected what batch_norm_training or "

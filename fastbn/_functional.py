@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from . import _activation, _checks, _core, _extras, _nan_policy, _omit
+from . import _activation, _checks, _core, _dlpack, _extras, _nan_policy, _omit
 from ._canonical import arrange, normalize_axes
 from ._moments import Moments, by_feature
 from ._saved import Composite, Saved, about_input
@@ -71,11 +71,12 @@ def target_for(out, x, axes, inputs):
 
 
 def batch_norm_inference(x, mean, var, gamma=None, beta=None, *, eps=1e-5, axis=1, activation=None, residual=None,
-                         out=None, num_threads=None, return_saved=False):
+                         out=None, num_threads=None, return_saved=False, like=None):
     """Normalizes x with given statistics: y = act((x - mean) / sqrt(var + eps) * gamma + beta + residual).
 
-    x: array with a feature axis, at least 2 dimensions; lists and objects with __array__ are converted. float32, float64,
-        float16 or bfloat16 (as of ml_dtypes); half types are computed as float32 and y rounded to nearest even.
+    x: array with a feature axis, at least 2 dimensions, float32, float64, float16 or bfloat16 (as of ml_dtypes); half types
+        are computed as float32 and y rounded to nearest even. Arrays of other libraries on the CPU that have __dlpack__
+        (PyTorch's, JAX's) are taken without a copy, here as in every argument; lists and what has __array__ are converted.
     mean, var: statistics of shape (C,), float32 or float64, for example the moving averages; var is used as it is.
     gamma, beta: scale and shift of shape (C,); None stands for ones and for zeros.
     eps: added to the variance; above 0.
@@ -83,20 +84,28 @@ def batch_norm_inference(x, mean, var, gamma=None, beta=None, *, eps=1e-5, axis=
     activation: act, in the same pass: None, "relu", "leaky_relu" (slope 0.01), "relu6", "sigmoid", "tanh", "silu", "gelu" (exact),
     "gelu_tanh", "hardswish", "elu" (alpha 1); ("leaky_relu", slope) and ("elu", alpha) set the parameter.
     residual: array of x's shape, converted to x's dtype; None stands for 0.
-    out: array of x's shape and dtype to write to; it may be x or residual. It is returned.
+    out: array of x's shape and dtype to write to; it may be x or residual. It is returned. It may be another library's
+        with NumPy 2.1 or later.
     num_threads: at most so many threads; it can only lower the settings.
     return_saved: also return what batch_norm_backward needs, with the statistics as constants.
+    like: what kind of arrays to return: None: NumPy's; an array of another library, or that library: its kind, made by its
+        from_dlpack, which shares memory where it can. What was written to `out` is returned as `out`.
 
     Returns y, of x's shape and dtype; with return_saved (y, saved).
-    Raises TypeError (integers, masked arrays, matrices), ValueError (shapes, eps, axis, activation, out; overlapping
-    memory: with return_saved, out may be the residual only where backward can do without it, see batch_norm_backward).
+    Raises TypeError (integers, masked arrays, matrices, like), ValueError (shapes, eps, axis, activation, out; arrays on a
+    GPU or that require a gradient; overlapping memory: with return_saved, out may be the residual only where backward can do
+    without it, see batch_norm_backward).
     Source: Ioffe and Szegedy 2015, algorithm 2; of the activations: csrc/fastbn.h.
     """
-    if return_saved is False:
+    if return_saved is False and like is None:
         act = None if activation is None else _extras.alone(_activation.parse(activation))
         y = _core.plain_inference(x, mean, var, gamma, beta, eps, axis, out, num_threads, act, residual)
         if y is not None:
             return y
+    if like is not None or _dlpack.concerns(x, out):
+        given = {"x": x, "mean": mean, "var": var, "gamma": gamma, "beta": beta, "residual": residual}
+        return _dlpack.calling(batch_norm_inference, given, like, out, eps=eps, axis=axis, activation=activation,
+                               num_threads=num_threads, return_saved=return_saved)
     x, axes, c, p = prepare(x, axis, {"mean": mean, "var": var, "gamma": gamma, "beta": beta})
     for name in ("mean", "var"):
         if p[name] is None:
@@ -123,7 +132,7 @@ def batch_norm_inference(x, mean, var, gamma=None, beta=None, *, eps=1e-5, axis=
 
 def batch_norm_training(x, gamma=None, beta=None, *, eps=1e-5, axis=1, activation=None, residual=None, mask=None,
                         weights=None, lengths=None, out=None, num_threads=None, ghost_batch_size=None, renorm=None,
-                        running_mean=None, running_var=None, nan_policy="propagate"):
+                        running_mean=None, running_var=None, nan_policy="propagate", like=None):
     """Normalizes x with its own statistics: y = act((x - mean) * rstd * gamma + beta + residual), rstd = 1 / sqrt(var + eps).
 
     mean and var (biased) are taken of each feature over all other axes. The arguments are those of batch_norm_inference, and
@@ -160,19 +169,26 @@ def batch_norm_training(x, gamma=None, beta=None, *, eps=1e-5, axis=1, activatio
     Source: Ioffe and Szegedy 2015, algorithm 1; ghost batches: Hoffer, Hubara and Soudry 2017 (arXiv:1705.08741);
     renormalization: Ioffe 2017 (arXiv:1702.03275).
     """
-    if (ghost_batch_size is not None or renorm is not None or running_mean is not None or running_var is not None
-            or nan_policy != "propagate"):
-        from . import _variants  # made of the functions here
-        variant = _variants.variant_of(ghost_batch_size, renorm, running_mean, running_var, nan_policy)
-        more = {"activation": activation, "residual": residual, "mask": mask, "weights": weights, "lengths": lengths}
-        return _variants.train_arguments(x, gamma, beta, eps, axis, out, num_threads, variant, more)
-    if mask is None and weights is None and lengths is None:
+    varies = (ghost_batch_size is not None or renorm is not None or running_mean is not None or running_var is not None
+              or nan_policy != "propagate")
+    if not varies and mask is None and weights is None and lengths is None and like is None:
         act = None if activation is None else _extras.alone(_activation.parse(activation))
         result = _core.plain_training(x, gamma, beta, eps, axis, out, num_threads, act, residual)
         if result is not None and residual is not None:
             result[1].extras = (act or _extras.NONE)._replace(residual=residual).kept(result[0])
         if result is not None:
             return result
+    if like is not None or _dlpack.concerns(x, out):
+        given = {"x": x, "gamma": gamma, "beta": beta, "residual": residual, "mask": mask, "weights": weights,
+                 "lengths": lengths, "running_mean": running_mean, "running_var": running_var}
+        return _dlpack.calling(batch_norm_training, given, like, out, eps=eps, axis=axis, activation=activation,
+                               num_threads=num_threads, ghost_batch_size=ghost_batch_size, renorm=renorm,
+                               nan_policy=nan_policy)
+    if varies:
+        from . import _variants  # made of the functions here
+        variant = _variants.variant_of(ghost_batch_size, renorm, running_mean, running_var, nan_policy)
+        more = {"activation": activation, "residual": residual, "mask": mask, "weights": weights, "lengths": lengths}
+        return _variants.train_arguments(x, gamma, beta, eps, axis, out, num_threads, variant, more)
     x, axes, _, p = prepare(x, axis, {"gamma": gamma, "beta": beta})
     return normalize(x, axes, p["gamma"], p["beta"], _checks.epsilon(eps), out, _checks.threads(num_threads), activation,
                      residual, mask=mask, weights=weights, lengths=lengths)
@@ -216,7 +232,7 @@ def normalize_without_nan(x, axes, gamma, beta, eps, out, threads, extras):
     return _omit.omitting(x, axes, extras, compute, lambda found: found[1].var)[0]
 
 
-def batch_norm_backward(dy, saved, *, out=None, needs=_RESULTS, num_threads=None):
+def batch_norm_backward(dy, saved, *, out=None, needs=_RESULTS, num_threads=None, like=None):
     """Gradients of a loss with respect to x, gamma and beta, from its gradient dy with respect to y.
 
     With N entries of each feature:
@@ -237,7 +253,7 @@ def batch_norm_backward(dy, saved, *, out=None, needs=_RESULTS, num_threads=None
     out: array for dx, of x's shape and dtype; it may be dy. It is returned as dx.
     needs: which of "dx", "dgamma", "dbeta", "dmean", "dvar" to compute, and "dresidual" where there was a residual; the others are
     None. Without it the first three, and the last.
-    num_threads: at most so many threads.
+    num_threads: at most so many threads. like: of what kind the gradients are, as for batch_norm_inference.
 
     Returns (dx, dgamma, dbeta), or where needs names dmean or dvar (dx, dgamma, dbeta, dmean, dvar), and after these dresidual
     where there was a residual: dx and dresidual have x's dtype; the others, of shape (C,), that of gamma, or x's where gamma
@@ -247,10 +263,13 @@ def batch_norm_backward(dy, saved, *, out=None, needs=_RESULTS, num_threads=None
     out), RuntimeError (x was overwritten by the forward call and cannot be recovered).
     Source: Ioffe and Szegedy 2015, section 3.
     """
-    if needs is _RESULTS:
+    if needs is _RESULTS and like is None:
         result = _core.plain_backward(dy, saved, out, num_threads)
         if result is not None:
             return result
+    if like is not None or _dlpack.concerns(dy, out):
+        return _dlpack.calling(batch_norm_backward, {"dy": dy, "saved": saved}, like, out, needs=needs,
+                               num_threads=num_threads, model=getattr(saved, "x", None))
     if not isinstance(saved, (Saved, Composite)):
         raise TypeError(f"saved is a {type(saved).__name__}, expected what batch_norm_training or "
                         "batch_norm_inference(..., return_saved=True) returned")

@@ -1,11 +1,12 @@
 """BatchNorm, the layer: gamma, beta, and the moving averages."""
 import copy
+import functools
 import os
 import warnings
 
 import numpy as np
 
-from . import _activation, _checks, _core, _extras, _nan_policy, _state
+from . import _activation, _checks, _core, _dlpack, _extras, _nan_policy, _state
 from ._calibration import calibrate
 from ._canonical import normalize_axes
 from ._drift import drift
@@ -225,23 +226,26 @@ class BatchNorm(_core.LayerBase, Switches, Options, Conversions):
 
     # ---- forward and backward ----
 
-    def forward(self, x, *, residual=None, mask=None, weights=None, lengths=None, out=None, update=True):
+    def forward(self, x, *, residual=None, mask=None, weights=None, lengths=None, out=None, update=True, like=None):
         """Normalizes x: y = act(bn(x) + residual); in training mode also updates the moving averages. bn(x) is the same.
 
         x: float32, float64, float16 or bfloat16 array with C entries on the layer's axis, at least 2 dimensions.
         residual: array of x's shape. mask, weights, lengths: how much the entries count in the batch's statistics, see
         batch_norm_training; where the running statistics normalize they only matter for an update. out: array of x's shape and
-        dtype to write to, which may be x. update=False: leaves the moving averages alone, once. Returns y, of x's shape and
-        dtype.
+        dtype to write to, which may be x. update=False: leaves the moving averages alone, once. like: what kind of array y
+        is; arrays of other libraries are taken too, see batch_norm_inference. Returns y, of x's shape and dtype.
         An empty batch changes nothing. With one value per feature, training gives y = beta, leaves the moving averages
         alone and warns once.
         Raises TypeError, ValueError.
         """
         more = {"residual": residual, "mask": mask, "weights": weights, "lengths": lengths}
-        plain = update is True and mask is None and weights is None and lengths is None
+        plain = update is True and mask is None and weights is None and lengths is None and like is None
         y = self._forward(x, residual, out) if plain else None
         if y is not None:
             return y
+        if like is not None or _dlpack.concerns(x, out):
+            plainly = functools.partial(BatchNorm.forward, self)
+            return _dlpack.calling(plainly, {"x": x, **more}, like, out, update=update)
         x = _checks.batch(x)
         axes = normalize_axes(self.axis, x.ndim)
         _checks.features(x, axes, self.num_features)
@@ -306,16 +310,20 @@ class BatchNorm(_core.LayerBase, Switches, Options, Conversions):
             update(mean, var, momentum, count / (count - self.ddof), self.running_mean, self.running_var)
         self.num_batches_tracked = seen + 1
 
-    def backward(self, dy, *, out=None):
+    def backward(self, dy, *, out=None, like=None):
         """The gradient dx of the last forward call; sets dgamma and dbeta (overwrites them).
 
         dy: array of y's shape. out: array for dx, which may be dy. Lets go of the forward call's input: one backward for
-        each forward. Where that had a residual: (dx, dresidual). Formulas: fastbn.batch_norm_backward.
+        each forward. Where that had a residual: (dx, dresidual). like: what kind of arrays they are, see
+        batch_norm_inference; dgamma and dbeta are NumPy's. Formulas: fastbn.batch_norm_backward.
         Raises RuntimeError (no forward call to go back through), TypeError, ValueError.
         """
-        dx = self._backward(dy, out)
+        dx = self._backward(dy, out) if like is None else None
         if dx is not None:
             return dx
+        if like is not None or _dlpack.concerns(dy, out):
+            plainly = functools.partial(BatchNorm.backward, self)
+            return _dlpack.calling(plainly, {"dy": dy}, like, out, model=getattr(self._saved, "x", None))
         if self._saved is None:
             raise RuntimeError("backward without a forward call: call forward first (in inference mode after "
                                "eval(backward=True)), once for each backward")

@@ -182,16 +182,16 @@ cdef class LayerBase:
     def _backward(self, dy, out):
         return self.fast_backward(dy, out)
 
-    def __call__(self, x, *, residual=None, mask=None, weights=None, lengths=None, out=None, update=True):
+    def __call__(self, x, *, residual=None, mask=None, weights=None, lengths=None, out=None, update=True, like=None):
         """The same as forward with these arguments."""
         cdef object y
-        if update is True and mask is None and weights is None and lengths is None:
+        if update is True and mask is None and weights is None and lengths is None and like is None:
             y = self.fast_forward(x, residual, out)
             if y is not None:
                 return y
             if residual is None:
                 return self.forward(x, out=out)
-        given = {"residual": residual, "mask": mask, "weights": weights, "lengths": lengths}
+        given = {"residual": residual, "mask": mask, "weights": weights, "lengths": lengths, "like": like}
         given = {name: value for name, value in given.items() if value is not None}
         if update is not True:
             given["update"] = update

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import _checks, _extras, _ghost, _nan_policy, _renorm
+from . import _checks, _dlpack, _extras, _ghost, _nan_policy, _renorm
 from ._functional import (batch_norm_inference, batch_norm_training, is_in_place, moments_by, normalize_by_batch,
                           normalize_without_nan, prepare, target_for)
 from ._saved import Saved
@@ -46,8 +46,9 @@ class More:
     def __init__(self, x, axes, activation, residual, mask, weights, lengths):
         self.axes, self.activation, self.act = axes, activation, _extras.extras_of(x, activation, residual)
         shape = tuple(size for i, size in enumerate(x.shape) if i not in axes)
-        self.weights = {name: _of_whole_batch(value, shape) for name, value in (("mask", mask), ("weights", weights))}
-        self.weights["lengths"] = None if lengths is None else np.asarray(lengths)
+        self.weights = {"mask": _of_whole_batch(mask, shape, "mask"),
+                        "weights": _of_whole_batch(weights, shape, "weights")}
+        self.weights["lengths"] = None if lengths is None else _dlpack.asarray(lengths, "lengths")
 
     def weights_of_slice(self, s):
         return {name: None if value is None else value[s] for name, value in self.weights.items()}
@@ -65,9 +66,9 @@ class More:
         return _extras.with_weights(extras, x, self.axes, **self.weights_of_slice(s))
 
 
-def _of_whole_batch(value, shape):
+def _of_whole_batch(value, shape, name):
     """Broadcast along the batch axis, where the slices are taken; what does not fit is refused where it is used."""
-    value = None if value is None else np.asarray(value)
+    value = None if value is None else _dlpack.asarray(value, name)
     if value is None or value.ndim > len(shape):
         return value
     return np.broadcast_to(value, shape[:1] + value.shape[1:]) if value.ndim == len(shape) else np.broadcast_to(

@@ -3,7 +3,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import _checks
+from . import _checks, _dlpack
 
 
 class Weights(NamedTuple):
@@ -61,7 +61,7 @@ def _fits(a, shape, name):
 def _mask(mask, shape):
     if mask is None:
         return None
-    mask = np.asarray(mask)
+    mask = _dlpack.asarray(mask, "mask")
     if mask.dtype != np.bool_:
         raise TypeError(f"mask has dtype {mask.dtype}, expected bool: True where an entry counts; for weights pass weights=")
     return _fits(mask, shape, "mask")
@@ -70,7 +70,7 @@ def _mask(mask, shape):
 def _weights(weights, shape):
     if weights is None:
         return None
-    weights = np.asarray(weights)
+    weights = _dlpack.asarray(weights, "weights")
     if weights.dtype.kind not in "fiu":
         raise TypeError(f"weights has dtype {weights.dtype}, expected numbers of at least 0")
     if not np.all(np.isfinite(weights)) or np.any(weights < 0):
@@ -82,7 +82,7 @@ def _lengths(lengths, shape):
     """True for the first lengths[i] steps of sequence i, whose steps are the first axis after the batch axis."""
     if lengths is None:
         return None
-    lengths = np.asarray(lengths)
+    lengths = _dlpack.asarray(lengths, "lengths")
     if len(shape) < 2:
         raise ValueError("lengths is given, but x has only a batch axis beside the feature axis: expected a sequence axis")
     if lengths.dtype.kind not in "iu":
