@@ -133,6 +133,8 @@ fastbn_status fbn_kernels_active(const struct fbn_kernels **kernels)
 fastbn_status fastbn_isa_active(const char **name)
 {
     const struct fbn_kernels *kernels;
+    if (!name)
+        return FASTBN_ERROR_NULL;
     fastbn_status status = fbn_kernels_active(&kernels);
     *name = status == FASTBN_OK ? kernels->isa : NULL;
     return status;

@@ -40,6 +40,14 @@
  * Every function checks its arguments first, returns a status, never prints, keeps no memory, and may be called from
  * several threads at once, also inside a parallel region of the caller (then it runs on the calling thread).
  * num_threads <= 0 means "as many as the settings allow"; a positive number only lowers that.
+ * Not checked: the sizes of arrays, eps > 0, and overlap: an output shares memory with an input only where its function
+ * says that it may be that array, and then it is that array, in the same layout.
+ *
+ * Versions: FASTBN_ABI_VERSION is that of this header, fastbn_abi_version() that of the library; they have to be equal.
+ * The number changes with the members of a struct, a constant or the arguments of a function, not with new functions.
+ * Zero a struct before you fill it in: 0 in a member that you do not name, now or in a later version, means nothing.
+ * fastbn_version() is the release, "0.1.0"; "unversioned" where the build did not tell. Names begin with fastbn_ or
+ * FASTBN_; fbn_ is the library's own.
  */
 #ifndef FASTBN_H
 #define FASTBN_H

@@ -123,7 +123,7 @@ struct fbn_plan fbn_plan_second(int64_t n, int64_t c, int64_t s, int packed) { r
 
 int fastbn_wants_packed(const fastbn_shape *shape)
 {
-    if (shape->n < 1 || shape->c < 1 || shape->s < 1)
+    if (!shape || shape->n < 1 || shape->c < 1 || shape->s < 1)
         return 0;
     struct fbn_plan plan = fbn_plan_make(shape->n, shape->c, shape->s, 1);
     return plan.n != shape->n || (plan.layout == FBN_ROWS && (plan.fold > 1 || plan.s > 1));

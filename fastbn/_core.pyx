@@ -44,6 +44,8 @@ cdef extern from *:
     const char *FBN_BUILD_FLAGS
     int FBN_ABI3
 
+include "_exports.pxi"
+
 ctypedef fused real:
     float
     double

@@ -1,4 +1,4 @@
-"""What every test shares: a seeded generator and one hypothesis profile.
+"""What every test shares: a seeded generator, one hypothesis profile, and the package built once.
 
 Hypothesis runs the same examples every time, so that a failure repeats.
 """
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
+import packages
 from fastbn import _core
 
 settings.register_profile(
@@ -28,3 +29,19 @@ def small_work_threads():
     yield
     _core.set_bytes_per_thread(before)
     _core.set_isa(None)
+
+
+@pytest.fixture(scope="session")
+def sdist(tmp_path_factory):
+    return packages.make_sdist(tmp_path_factory.mktemp("sdist"))
+
+
+@pytest.fixture(scope="session")
+def built(sdist, tmp_path_factory):
+    """(wheel, the tree it was built in)"""
+    return packages.build_wheel(sdist, tmp_path_factory.mktemp("build"))
+
+
+@pytest.fixture(scope="session")
+def wheel(built):
+    return built[0]

@@ -1,40 +1,28 @@
 """The package as others get it: sdist, wheel built from the sdist, installed and used from another folder.
 
-The checkout itself is never built here: a copy of its files makes the sdist, and every build starts from that.
-Builds use the packages of the running environment (the extra "test" has them), so that nothing is downloaded.
+How these are made: packages.py, conftest.py.
 """
 
 import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 import sysconfig
 import tarfile
-import tomllib
-import venv
 import zipfile
 from email.parser import HeaderParser
-from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-FILES = ["setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md"]
-FOLDERS = ["csrc", "fastbn", "tests", "bench"]
-BUILT = (".so", ".pyd", ".o", ".pyc")
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-VERSION = PROJECT["version"]
-TIME_LIMIT = 600
+from packages import FILES, ROOT, VERSION, build_wheel, builds, fresh_environment, run
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(find_spec("build") is None or find_spec("Cython") is None,
-                       reason="build or Cython is not installed: the extra 'test' has them"),
-]
+BUILT = (".so", ".pyd", ".o", ".pyc")
+
+pytestmark = builds
 
 # Everything once, against the formulas in float64; prints what the tests ask about as one line of JSON.
 SMOKE = """
@@ -81,28 +69,6 @@ print(json.dumps({
 """
 
 
-def run(command, cwd, **environment):
-    """Standard output; everything that was printed is in the error where the command failed."""
-    foreign = ("FASTBN_", "PYTHONPATH")
-    base = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
-    done = subprocess.run([str(part) for part in command], cwd=cwd, env={**base, **environment}, timeout=TIME_LIMIT,
-                          stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    printed = f"{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
-    assert done.returncode == 0, f"exit status {done.returncode}: {command}\n{printed}"
-    return done.stdout
-
-
-def build_wheel(sdist, folder, **environment):
-    """Unpacks the sdist into the folder and builds there; returns the wheel and the tree with its objects."""
-    with tarfile.open(sdist) as archive:
-        archive.extractall(folder, filter="data")
-    tree = folder / f"fastbn-{VERSION}"
-    offline = ["--no-build-isolation", "--no-deps", "--no-index"]
-    run([sys.executable, "-m", "pip", "wheel", *offline, "-w", folder / "dist", tree], folder, **environment)
-    [wheel] = (folder / "dist").glob("*.whl")
-    return wheel, tree
-
-
 def smoke_of_unpacked(wheel, folder):
     """SMOKE with the wheel's files before everything else on the path."""
     site, elsewhere = folder / "site", folder / "elsewhere"
@@ -115,37 +81,10 @@ def smoke_of_unpacked(wheel, folder):
 
 
 @pytest.fixture(scope="module")
-def sdist(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("sdist")
-    for name in FOLDERS:
-        shutil.copytree(ROOT / name, folder / "tree" / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in FILES:
-        shutil.copy(ROOT / name, folder / "tree")
-    options = ["--sdist", "--no-isolation", "--outdir", folder / "dist"]
-    run([sys.executable, "-m", "build", *options, folder / "tree"], folder)
-    [path] = (folder / "dist").iterdir()
-    return path
-
-
-@pytest.fixture(scope="module")
-def built(sdist, tmp_path_factory):
-    return build_wheel(sdist, tmp_path_factory.mktemp("build"))
-
-
-@pytest.fixture(scope="module")
-def wheel(built):
-    return built[0]
-
-
-@pytest.fixture(scope="module")
 def installed_python(wheel, tmp_path_factory):
     """The interpreter of a fresh environment with nothing in it but the wheel, and NumPy seen through a path file."""
-    home = tmp_path_factory.mktemp("fresh") / "venv"
-    venv.create(home, with_pip=False, symlinks=os.name != "nt")
-    paths = sysconfig.get_paths(scheme="venv", vars={"base": str(home), "platbase": str(home)})
-    python = Path(paths["scripts"], "python.exe" if os.name == "nt" else "python")
-    run([sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", wheel], home)
-    path_file = Path(paths["purelib"], "numpy_of_the_tests.pth")
+    python, packages = fresh_environment(tmp_path_factory.mktemp("fresh") / "venv", wheel)
+    path_file = packages / "numpy_of_the_tests.pth"
     path_file.write_text(f"{Path(np.__file__).parent.parent}\n", encoding="utf-8")
     return python
 
@@ -161,8 +100,8 @@ def smoke(installed_python, tmp_path_factory):
 def test_sdist_has_every_source_and_nothing_built(sdist):
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    expected = {*FILES, "fastbn/_core.pyx", "fastbn/py.typed"}
-    for pattern in ("csrc/**/*.[ch]", "csrc/**/*.inc", "tests/**/*.py", "tests/c/*", "bench/**/*.py", "bench/*.c",
+    expected = {*FILES, "fastbn/_core.pyx", "fastbn/py.typed", "csrc/Makefile"}
+    for pattern in ("csrc/**/*.[ch]", "csrc/**/*.inc", "tests/**/*.py", "tests/c*/*", "bench/**/*.py", "bench/*.c",
                     "bench/*.json", "fastbn/**/*.py", "fastbn/*.px*"):
         expected |= {path.relative_to(ROOT).as_posix() for path in ROOT.glob(pattern) if path.is_file()}
     assert expected <= names
@@ -173,7 +112,8 @@ def test_wheel_has_what_others_compile_and_check_against(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         assert archive.read("fastbn/include/fastbn.h") == (ROOT / "csrc/fastbn.h").read_bytes()
-    expected = {"py.typed", "_core.pxd", "_core.pyi", "__init__.py", "demo/__init__.py", "convert/__init__.py"}
+    expected = {"py.typed", "_core.pxd", "__init__.pxd", "_core.pyi", "__init__.py", "demo/__init__.py",
+                "convert/__init__.py"}
     assert {f"fastbn/{name}" for name in expected} <= names
     assert len([name for name in names if re.fullmatch(r"fastbn/_core\..*(so|pyd)", name)]) == 1
     assert {name.partition("/")[0] for name in names} == {"fastbn", f"fastbn-{VERSION}.dist-info"}

@@ -59,7 +59,7 @@ def sources(machine: str) -> list[tuple[Path, list[str]]]:
     common = [p for p in sorted(CSRC.glob("*.c")) if not p.name.startswith(("kernels_", "cache"))]
     kernels = [(CSRC / f"kernels_{isa}.c", flags) for isa, flags in isas.items()]
     have = [f"-DFBN_HAVE_{isa.upper()}" for isa in isas if isa != "generic"]
-    tests = [(path, []) for path in sorted(C_TESTS.glob("*.c"))]
+    tests = [(path, []) for path in sorted(C_TESTS.glob("*.c")) if path.name != "embed.c"]  # a program of its own
     return kernels + [(path, have) for path in common] + [(CSRC / "cache.c", RENAMED)] + tests
 
 

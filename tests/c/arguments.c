@@ -214,6 +214,8 @@ static int missing_pointers(void)
     a.out_rstd = NULL, failures += expect(&a, TRAINING, FASTBN_ERROR_NULL, "rstd NULL");
     if (fastbn_moments(NULL, a.x, mean_data, rstd_data, 1) != FASTBN_ERROR_NULL)
         failures += failure("moments with shape NULL is not refused");
+    if (fastbn_isa_active(NULL) != FASTBN_ERROR_NULL || fastbn_wants_packed(NULL) != 0 || fastbn_isa_built(NULL) != 0)
+        failures += failure("a NULL that is no array is not refused");
     return failures;
 }
 
