@@ -91,15 +91,19 @@ print(json.dumps({"same": same, "refusal": tables.refusal(), "versions": tables.
 """
 
 
+# What belongs to a package and lies beside it: setuptools finds its commands by its metadata.
+BESIDE = {"numpy": ["numpy.libs"], "Cython": ["cython.py"],
+          "setuptools": ["_distutils_hack", "pkg_resources", "setuptools-*.dist-info"]}
+
+
 @pytest.fixture(scope="module")
 def clean(wheel, tmp_path_factory):
     """An interpreter that has NumPy, Cython, setuptools and the wheel, nothing else."""
     python, site = packages.fresh_environment(tmp_path_factory.mktemp("clean") / "venv", wheel)
-    for name in ("numpy", "numpy.libs", "Cython", "setuptools", "pkg_resources", "_distutils_hack"):
-        source = Path(find_spec("numpy").origin).parent.parent / name
-        source = source if source.exists() else Path(find_spec("Cython").origin).parent.parent / name
-        if source.exists():
-            (site / name).symlink_to(source)
+    for package in ("numpy", "Cython", "setuptools"):
+        folder = Path(find_spec(package).origin).parent.parent
+        for path in (path for name in (package, *BESIDE[package]) for path in folder.glob(name)):
+            (site / path.name).symlink_to(path)
     return python
 
 

@@ -41,6 +41,8 @@ class Kind:
 
     def __init__(self, name):
         self.name, self.module, self.make = name, None, {"forwarded": Forwarded, "old": Old}.get(name)
+        if name == "array_api_strict" and VERSION < (2, 1):
+            pytest.skip("it is NumPy's own DLPack, in which read-only arrays could not be passed on before 2.1")
         if self.make is None:
             self.module = pytest.importorskip({"jax": "jax.numpy"}.get(name, name))
             self.make = self.module.from_dlpack
