@@ -2,10 +2,7 @@
 # own. It takes the same bits as uint16; so the type that a capsule names is changed on the way.
 #
 # The structs: https://dmlc.github.io/dlpack/latest/c_api.html, up to the field that is looked at.
-
-cdef extern from "Python.h":
-    bint PyCapsule_IsValid(object capsule, const char *name) noexcept
-    void *PyCapsule_GetPointer(object capsule, const char *name) except NULL
+from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_IsValid
 
 cdef extern from *:
     """
