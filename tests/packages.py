@@ -5,6 +5,7 @@ the packages of the running environment (the extra "test" has them), so that not
 conftest.py.
 """
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -83,3 +84,10 @@ def fresh_environment(home, wheel):
     python = Path(paths["scripts"], "python.exe" if os.name == "nt" else "python")
     install(python, wheel)
     return python, Path(paths["purelib"])
+
+
+def lines_in_readme(language):
+    """The lines of the README's blocks in a language."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [line.strip() for block in blocks for line in block.splitlines() if line.strip()]

@@ -123,3 +123,8 @@ def test_another_package_is_built_and_works(clean, tmp_path):
     assert report["refusal"] == "a size is negative, or the sizes multiply to more than 2^62 elements"
     assert report["versions"] == [_core.abi_version()] * 2
     assert Path(report["file"]).is_relative_to(Path(clean).parent.parent)
+
+
+def test_the_readme_shows_this_package():
+    source, shown = (USER / "tables.pyx").read_text(encoding="utf-8"), packages.lines_in_readme("cython")
+    assert len(shown) > 5 and [line for line in shown if line not in source and not line.startswith("from fastbn")] == []
