@@ -50,4 +50,27 @@ static inline void u16x16_stream(uint16_t *p, u16x16 a) { u16x16_store(p, a); }
 FBN_CONVERSIONS(f16)
 FBN_CONVERSIONS(bf16)
 
+typedef struct { f32x16 even, odd; } f32x16_pair;
+
+FBN_CONVERSION f32x16_pair f32x16_pair_of_bf16(const uint16_t *p)
+{
+    float even[16], odd[16];
+    for (int i = 0; i < 16; i++) {
+        even[i] = fbn_float_of_bf16(p[2 * i]);
+        odd[i] = fbn_float_of_bf16(p[2 * i + 1]);
+    }
+    return (f32x16_pair){f32x16_load(even), f32x16_load(odd)};
+}
+FBN_CONVERSION void f32x16_pair_to_bf16(uint16_t *p, f32x16_pair a, int stream)
+{
+    float even[16], odd[16];
+    (void)stream;
+    f32x16_store(even, a.even);
+    f32x16_store(odd, a.odd);
+    for (int i = 0; i < 16; i++) {
+        p[2 * i] = fbn_bf16_of_float(even[i]);
+        p[2 * i + 1] = fbn_bf16_of_float(odd[i]);
+    }
+}
+
 #endif

@@ -8,6 +8,7 @@
 #define FBN_MANY_REGISTERS 0
 
 typedef struct { __m256 a, b; } f32x16;
+typedef struct { f32x16 even, odd; } f32x16_pair;
 typedef struct { __m256d a, b; } f64x8;
 
 /* Opaque: hides from the compiler that a vector is constant, so that it leaves a * 1 - b as it is. */
@@ -270,19 +271,44 @@ static inline f32x16 f32x16_of_bf16(u16x16 v)
 {
     return (f32x16){fbn_of_bf16(fbn_low16(v)), fbn_of_bf16(fbn_high16(v))};
 }
-/* In the lower half of each float. */
-static inline __m256i fbn_to_bf16(__m256 v)
+/* In the upper half of each float. */
+static inline __m256i fbn_round_to_bf16(__m256 v)
 {
     __m256i bits = _mm256_castps_si256(v), odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
     __m256i rounded = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
     __m256i nan = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
-    __m256 chosen = _mm256_blendv_ps(_mm256_castsi256_ps(rounded), _mm256_castsi256_ps(nan),
-                                     _mm256_cmp_ps(v, v, _CMP_UNORD_Q));
-    return _mm256_srli_epi32(_mm256_castps_si256(chosen), 16);
+    return _mm256_castps_si256(_mm256_blendv_ps(_mm256_castsi256_ps(rounded), _mm256_castsi256_ps(nan),
+                                                _mm256_cmp_ps(v, v, _CMP_UNORD_Q)));
 }
+static inline __m256i fbn_to_bf16(__m256 v) { return _mm256_srli_epi32(fbn_round_to_bf16(v), 16); }
 static inline u16x16 f32x16_to_bf16(f32x16 v)
 {
     return _mm256_permute4x64_epi64(_mm256_packus_epi32(fbn_to_bf16(v.a), fbn_to_bf16(v.b)), 0xd8);
+}
+static inline __m256 fbn_even_of_bf16(__m256i words) { return _mm256_castsi256_ps(_mm256_slli_epi32(words, 16)); }
+static inline __m256 fbn_odd_of_bf16(__m256i words)
+{
+    return _mm256_castsi256_ps(_mm256_and_si256(words, _mm256_set1_epi32((int)0xffff0000)));
+}
+static inline f32x16_pair f32x16_pair_of_bf16(const uint16_t *p)
+{
+    __m256i low = u16x16_load(p), high = u16x16_load(p + 16);
+    return (f32x16_pair){{fbn_even_of_bf16(low), fbn_even_of_bf16(high)}, {fbn_odd_of_bf16(low), fbn_odd_of_bf16(high)}};
+}
+static inline __m256i fbn_pair_to_bf16(__m256 even, __m256 odd)
+{
+    return _mm256_blend_epi16(fbn_to_bf16(even), fbn_round_to_bf16(odd), 0xaa);
+}
+static inline void f32x16_pair_to_bf16(uint16_t *p, f32x16_pair v, int stream)
+{
+    __m256i low = fbn_pair_to_bf16(v.even.a, v.odd.a), high = fbn_pair_to_bf16(v.even.b, v.odd.b);
+    if (stream) {
+        u16x16_stream(p, low);
+        u16x16_stream(p + 16, high);
+    } else {
+        u16x16_store(p, low);
+        u16x16_store(p + 16, high);
+    }
 }
 
 #if defined(__GNUC__) /* gcc 12 takes a function that only calls _mm_prefetch for one without effect, and drops it */

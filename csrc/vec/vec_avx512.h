@@ -19,6 +19,7 @@
 #define FBN_MANY_REGISTERS 1
 
 typedef __m512 f32x16;
+typedef struct { f32x16 even, odd; } f32x16_pair;
 typedef __m512d f64x8;
 
 static inline __mmask16 fbn_mask16(int64_t n) { return (__mmask16)((1u << n) - 1u); }
@@ -155,13 +156,31 @@ static inline f32x16 f32x16_of_bf16(u16x16 v)
 }
 /* Half a unit is added, or a bit less where the last digit is even; then the upper half is the result. Of a NaN it is
  * that of the NaN itself, made quiet (2 in fixupimm's table, for both kinds of NaN), as a carry would destroy it. */
-static inline u16x16 f32x16_to_bf16(f32x16 v)
+static inline __m512i fbn_round_to_bf16(f32x16 v)
 {
     __m512i bits = _mm512_castps_si512(v), rounded = _mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff));
     __mmask16 odd = _mm512_test_epi32_mask(bits, _mm512_set1_epi32(0x10000));
     rounded = _mm512_mask_add_epi32(rounded, odd, rounded, _mm512_set1_epi32(1));
-    __m512 result = _mm512_fixupimm_ps(_mm512_castsi512_ps(rounded), v, _mm512_set1_epi32(0x22), 0);
-    return _mm512_castsi512_si256(_mm512_permutexvar_epi16(fbn_upper_words(), _mm512_castps_si512(result)));
+    return _mm512_castps_si512(_mm512_fixupimm_ps(_mm512_castsi512_ps(rounded), v, _mm512_set1_epi32(0x22), 0));
+}
+static inline u16x16 f32x16_to_bf16(f32x16 v)
+{
+    return _mm512_castsi512_si256(_mm512_permutexvar_epi16(fbn_upper_words(), fbn_round_to_bf16(v)));
+}
+static inline f32x16_pair f32x16_pair_of_bf16(const uint16_t *p)
+{
+    __m512i words = _mm512_loadu_si512(p);
+    return (f32x16_pair){_mm512_castsi512_ps(_mm512_slli_epi32(words, 16)),
+                         _mm512_castsi512_ps(_mm512_and_si512(words, _mm512_set1_epi32((int)0xffff0000)))};
+}
+static inline void f32x16_pair_to_bf16(uint16_t *p, f32x16_pair v, int stream)
+{
+    __m512i even = _mm512_srli_epi32(fbn_round_to_bf16(v.even), 16);
+    __m512i words = _mm512_mask_mov_epi16(even, 0xaaaaaaaa, fbn_round_to_bf16(v.odd));
+    if (stream)
+        _mm512_stream_si512((void *)p, words);
+    else
+        _mm512_storeu_si512(p, words);
 }
 
 #if defined(__GNUC__) /* gcc 12 takes a function that only calls _mm_prefetch for one without effect, and drops it */

@@ -270,6 +270,21 @@ static inline u16x16 f32x16_to_bf16(f32x16 v)
 {
     return (u16x16){fbn_to_bf16(v.a), fbn_to_bf16(v.b), fbn_to_bf16(v.c), fbn_to_bf16(v.d)};
 }
+typedef struct { f32x16 even, odd; } f32x16_pair;
+static inline f32x16_pair f32x16_pair_of_bf16(const uint16_t *p)
+{
+    uint16x8x2_t low = vld2q_u16(p), high = vld2q_u16(p + 16);
+    u16x16 even = {vget_low_u16(low.val[0]), vget_high_u16(low.val[0]), vget_low_u16(high.val[0]), vget_high_u16(high.val[0])};
+    u16x16 odd = {vget_low_u16(low.val[1]), vget_high_u16(low.val[1]), vget_low_u16(high.val[1]), vget_high_u16(high.val[1])};
+    return (f32x16_pair){f32x16_of_bf16(even), f32x16_of_bf16(odd)};
+}
+static inline void f32x16_pair_to_bf16(uint16_t *p, f32x16_pair v, int stream)
+{
+    u16x16 even = f32x16_to_bf16(v.even), odd = f32x16_to_bf16(v.odd);
+    (void)stream;
+    vst2q_u16(p, (uint16x8x2_t){{vcombine_u16(even.a, even.b), vcombine_u16(odd.a, odd.b)}});
+    vst2q_u16(p + 16, (uint16x8x2_t){{vcombine_u16(even.c, even.d), vcombine_u16(odd.c, odd.d)}});
+}
 
 static inline void fbn_prefetch(const void *p) { __builtin_prefetch(p, 0, 2); }
 static inline void fbn_prefetch_near(const void *p) { __builtin_prefetch(p, 0, 3); }

@@ -25,6 +25,9 @@
  *   u16x16     16 values of a half type as they lie in memory: load, load_part (others 0), store, store_part, stream
  *   of_f16, to_f16, of_bf16, to_bf16
  *              from u16x16, exactly, and to it: rounded to nearest even, subnormals kept, NaN stays NaN
+ *   pair_of_bf16, pair_to_bf16
+ *              32 bfloat16 values as the floats of the even and of the odd entries, a pair of vectors, and back: on most
+ *              machines in fewer instructions than in their order. Back perhaps past the caches: p aligned to 64 bytes
  *   FBN_MANY_REGISTERS  1 where 32 registers hold a whole vector each
  *   fbn_prefetch      asks for the cache line of p in the second-level cache; p need not exist
  *   fbn_prefetch_near the same in the first-level cache
