@@ -10,8 +10,8 @@ import os
 
 cimport cython
 cimport numpy as cnp
-from libc.math cimport INFINITY
-from libc.stdint cimport uint16_t
+from libc.math cimport INFINITY, sqrt
+from libc.stdint cimport uint16_t, uint64_t
 from libc.string cimport memcpy, memset
 
 cnp.import_array()
@@ -311,6 +311,7 @@ include "_plain.pxi"
 include "_saved.pxi"
 include "_plain_calls.pxi"
 include "_layer_base.pxi"
+include "_exchange.pxi"
 include "_activate.pxi"
 include "_xla.pxi"
 include "_fused.pxi"

@@ -84,11 +84,7 @@ cdef class LayerBase:
     cdef int update_running(self, Saved saved, int64_t count) except -1:
         cdef object seen = self.num_batches_tracked
         cdef double momentum = seen / (seen + 1) if self._momentum is None else self._momentum
-        cdef double var_scale = <double> count / <double> (count - self._ddof)
-        check(fastbn_update_running(self.num_features, saved.row(MEAN), saved.row(VAR), momentum, var_scale,
-                                    cnp.PyArray_DATA(<cnp.ndarray> self.mean_array),
-                                    cnp.PyArray_DATA(<cnp.ndarray> self.var_array),
-                                    dtype_of_kind(self.kind())))
+        step(saved, count, self._ddof, momentum, self.mean_array, self.var_array)
         self.num_batches_tracked = seen + 1
         return 0
 

@@ -43,6 +43,39 @@ def plain_inference(x, mean, var, gamma, beta, eps, axis, out, num_threads, act,
     return y
 
 
+cdef Saved saved_of_inference(const plain_call *call, cnp.ndarray x, object mean, object var, object gamma,
+                              object beta, cnp.ndarray y):
+    """For a backward in which mean and var are constants; all as can_infer wants them."""
+    cdef Saved saved = Saved.__new__(Saved)
+    cdef cnp.npy_intp i
+    saved.axis = call.axis
+    saved.take(x, call.shape.c, gamma, beta, True, is_same_memory(y, x))
+    saved.activation, saved.slope = call.activation, call.slope
+    widen(mean, saved.row(MEAN))
+    widen(var, saved.row(VAR))
+    for i in range(call.shape.c):
+        saved.row(RSTD)[i] = 1.0 / sqrt(saved.row(VAR)[i] + call.eps)
+    return saved
+
+
+@cython.binding(False)
+def plain_frozen(x, mean, var, gamma, beta, eps, axis, out, num_threads, act):
+    """(y, saved). act: as above."""
+    cdef plain_call call
+    cdef cnp.ndarray y
+    cdef Saved saved
+    if not read_call(x, axis, num_threads, &call) or not read_eps(eps, &call.eps):
+        return None
+    read_activation(act, &call)
+    if not can_infer(&call, <cnp.ndarray> x, mean, var, gamma, beta, out):
+        return None
+    y = target_of(out, <cnp.ndarray> x)
+    infer(&call, <cnp.ndarray> x, None, y, mean, var, gamma, beta)
+    saved = saved_of_inference(&call, <cnp.ndarray> x, mean, var, gamma, beta, y)
+    saved.extras = act
+    return y, saved
+
+
 cdef int read_activation(object act, plain_call *call) except -1:
     if act is not None:
         call.activation, call.slope = <fastbn_activation> <int> act.activation.code, act.activation.slope
@@ -86,6 +119,25 @@ def plain_training(x, gamma, beta, eps, axis, out, num_threads, act, residual):
     saved = train(&call, <cnp.ndarray> x, residual, gamma, beta, y)
     saved.extras = act
     return y, saved
+
+
+cdef bint can_step(object mean, object var, cnp.npy_intp c) noexcept:
+    """Whether two moving averages can be written to."""
+    cdef int kind
+    if not is_vector(mean, c) or mean is None or var is None:
+        return False
+    kind = cnp.PyArray_TYPE(<cnp.ndarray> mean)
+    return (is_vector_of(var, c, kind) and cnp.PyArray_ISWRITEABLE(<cnp.ndarray> mean)
+            and cnp.PyArray_ISWRITEABLE(<cnp.ndarray> var))
+
+
+cdef int step(Saved saved, int64_t count, int ddof, double momentum, object mean, object var) except -1:
+    """Of moving averages for which can_step holds; momentum is the weight of the old one."""
+    check(fastbn_update_running(cnp.PyArray_DIM(saved.rows, 1), saved.row(MEAN), saved.row(VAR), momentum,
+                                <double> count / <double> (count - ddof), cnp.PyArray_DATA(<cnp.ndarray> mean),
+                                cnp.PyArray_DATA(<cnp.ndarray> var),
+                                dtype_of_kind(cnp.PyArray_TYPE(<cnp.ndarray> mean))))
+    return 0
 
 
 cdef object for_gradient(Saved saved, int which, bint there, const void **data):

@@ -27,7 +27,7 @@ cdef class Saved:
     x (without copying it: keep x unchanged until backward) and holds copies of gamma and beta. After a forward call in
     place it refers to y instead, from which the normalized x comes back as (y - beta) / gamma.
     """
-    cdef readonly cnp.ndarray x
+    cdef public cnp.ndarray x  # whoever keeps x himself may take it out, and put it back for backward
     cdef readonly bint frozen, holds_y
     cdef cnp.ndarray rows    # (SAVED_ROWS, C), float64, in one allocation; a view of a row is made when asked for
     cdef bint has_gamma, has_beta

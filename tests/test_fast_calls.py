@@ -18,7 +18,7 @@ from fastbn import _core
 from oracle import read_only, unaligned
 
 FLOATS = (np.float32, np.float64)
-SHORT = ("plain_inference", "plain_training", "plain_backward", "plain_moments")
+SHORT = ("plain_inference", "plain_frozen", "plain_training", "plain_backward", "plain_moments")
 SHAPES = [((1, 64), 1), ((64, 64), 1), ((65, 64), -1), ((5, 3), 1), ((7, 1), 1), ((3, 2), 0), ((2, 3, 4, 5), 1),
           ((2, 4, 5, 3), -1), ((2, 3, 70), -2), ((2, 3, 4), 0), ((1, 1, 1), 2), ((40, 33, 30), 1)]
 
@@ -95,6 +95,7 @@ def test_functions_give_the_same_bytes(rng, shape, axis, dtype, param_dtype, pla
 
     for g, b in itertools.product((gamma, None), (beta, None)):
         calls = [lambda: run(fastbn.batch_norm_inference, given, mean, var, g, b, axis=axis, eps=1e-3),
+                 lambda: run(fastbn.batch_norm_inference, given, mean, var, g, b, axis=axis, eps=1e-3, return_saved=True),
                  lambda: run(fastbn.batch_norm_training, given, g, b, axis=axis, num_threads=1)]
         _, saved = in_general(lambda: fastbn.batch_norm_training(given, g, b, axis=axis))
         _, frozen = fastbn.batch_norm_inference(given, mean, var, g, b, axis=axis, return_saved=True)
@@ -247,6 +248,7 @@ def test_other_parameters_go_the_general_way(rng, kind):
         inference = lambda: fastbn.batch_norm_inference(x, mean, var, gamma, beta)
         training = lambda: fastbn.batch_norm_training(x, gamma, beta)
         assert _core.plain_inference(x, mean, var, gamma, beta, 1e-5, 1, None, None, None, None) is None
+        assert _core.plain_frozen(x, mean, var, gamma, beta, 1e-5, 1, None, None, None) is None
         assert outcome(inference) == outcome(lambda: in_general(inference))
         if i < 2:
             assert _core.plain_training(x, gamma, beta, 1e-5, 1, None, None, None, None) is None
