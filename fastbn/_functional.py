@@ -102,7 +102,7 @@ def batch_norm_inference(x, mean, var, gamma=None, beta=None, *, eps=1e-5, axis=
         y = _core.plain_inference(x, mean, var, gamma, beta, eps, axis, out, num_threads, act, residual)
         if y is not None:
             return y
-    elif return_saved is True and residual is None:
+    elif return_saved is True and residual is None and like is None:
         act = None if activation is None else _extras.alone(_activation.parse(activation))
         result = _core.plain_frozen(x, mean, var, gamma, beta, eps, axis, out, num_threads, act)
         if result is not None:
