@@ -2,6 +2,7 @@
 memory formats, half types, compiled and exported graphs, conversion of models, errors.
 """
 import copy
+import importlib
 import pickle
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from fastbn import _core
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 adapter = pytest.importorskip("fastbn.interop.torch", exc_type=ImportError)
+eager, operators, tensors = (importlib.import_module(f"fastbn.interop._torch_{name}")
+                             for name in ("eager", "operators", "tensors"))
 modules_of_torch = pytest.importorskip("torch.testing._internal.common_modules", exc_type=ImportError)
 
 from torch import nn  # noqa: E402
@@ -294,17 +297,17 @@ def test_third_derivatives_are_refused():
 @on_layouts
 def test_no_copies(dtype, layout):
     x = batch(layout, dtype).detach()
-    a = adapter._array(x)
+    a = tensors._array(x)
     assert a.__array_interface__["data"][0] == x.data_ptr() and a.shape == x.shape
     assert [stride // a.itemsize for stride in a.strides] == list(x.stride())
-    back = adapter._tensor(a, dtype)
+    back = tensors._tensor(a, dtype)
     assert back.data_ptr() == x.data_ptr() and torch.equal(back, x) and back.stride() == x.stride()
 
 
 def test_the_exchange_reads_where_the_tensor_lies():
     """Of a slice that begins in the middle of its storage, say."""
     whole = torch.randn(6, 5)
-    y, _ = adapter._exchange.training(whole[2:], None, None, None, None, 1e-5, 0.1, 1, None)
+    y, _ = eager._exchange.training(whole[2:], None, None, None, None, 1e-5, 0.1, 1, None)
     assert np.array_equal(y, fastbn.batch_norm_training(whole[2:].numpy())[0])
 
 
@@ -312,7 +315,7 @@ def test_the_exchange_reads_where_the_tensor_lies():
                                     torch.randn(4, 5, device="meta"), torch.randint(3, (4, 5)), torch.ones(1, 1),
                                     torch.randn(4, 5).to(torch.complex64), np.ones((4, 5)), None])
 def test_the_exchange_declines(tensor):
-    assert adapter._exchange.training(tensor, None, None, None, None, 1e-5, 0.1, 1, None) is None
+    assert eager._exchange.training(tensor, None, None, None, None, 1e-5, 0.1, 1, None) is None
 
 
 def test_a_changed_input_is_noticed():
@@ -586,10 +589,10 @@ def test_operators(layout, dtype):
     w, b = parameters(torch.float32)
     for given in ((w, b, None, None, None, 1e-5, "", 0.0), (w, None, z, None, None, 1e-5, "relu", 0.0),
                   (None, None, z, *statistics(torch.float32), 1e-5, "elu", 0.5)):
-        torch.library.opcheck(adapter._op, (x, *given))
-    _, found = adapter._op(x, w, b, None, None, None, 1e-5, "", 0.0)
+        torch.library.opcheck(operators._op, (x, *given))
+    _, found = operators._op(x, w, b, None, None, None, 1e-5, "", 0.0)
     with torch.no_grad():
-        torch.library.opcheck(adapter._backward_op, (torch.ones_like(x), x, w, b, None, found, False, "", 0.0, False))
+        torch.library.opcheck(operators._backward_op, (torch.ones_like(x), x, w, b, None, found, False, "", 0.0, False))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")

@@ -53,9 +53,13 @@ def can_build(compiler: str, folder: Path, *options: str) -> bool:
     return subprocess.run([*without_randomization(), str(program)], capture_output=True).returncode == 0
 
 
-def sources(machine: str) -> list[tuple[Path, list[str]]]:
-    """The C files of the core for a machine, each with the flags that it alone gets, and those of the test program."""
+def sources(machine: str, only: tuple[str, ...] | None = None) -> list[tuple[Path, list[str]]]:
+    """The C files of the core for a machine, each with the flags that it alone gets, and those of the test program.
+
+    only: the instruction sets; None: all that the machine has.
+    """
     isas = ISA_FLAGS.get(machine, {"generic": []})
+    isas = isas if only is None else {isa: isas[isa] for isa in only}
     common = [p for p in sorted(CSRC.glob("*.c")) if not p.name.startswith(("kernels_", "cache"))]
     kernels = [(CSRC / f"kernels_{isa}.c", flags) for isa, flags in isas.items()]
     have = [f"-DFBN_HAVE_{isa.upper()}" for isa in isas if isa != "generic"]
@@ -64,19 +68,25 @@ def sources(machine: str) -> list[tuple[Path, list[str]]]:
 
 
 def build_core_test(compiler: str, folder: Path, *, machine: str = MACHINE, options: tuple[str, ...] = ("-O2",),
-                    link: tuple[str, ...] = ()) -> Path:
-    """Compile the core and its test program into `folder`; `options` go to every file and to the link."""
+                    link: tuple[str, ...] = (), only: tuple[str, ...] | None = None,
+                    kernels: Path | None = None) -> Path:
+    """Compile the core and its test program into `folder`; `options` go to every file and to the link.
+
+    only: see sources(). kernels: a folder of an earlier build, whose kernels are taken as they are.
+    """
     folder.mkdir(parents=True, exist_ok=True)
 
     def compile_one(item: tuple[Path, list[str]]) -> Path:
         source, flags = item
+        if kernels is not None and source.name.startswith("kernels_"):
+            return kernels / f"{source.stem}.o"
         target = folder / f"{source.stem}.o"
         command = [compiler, *COMMON_FLAGS, *options, *flags, f"-I{CSRC}", "-c", str(source), "-o", str(target)]
         run(command, timeout=1200)  # kernels under a sanitizer on a busy machine
         return target
 
     with ThreadPoolExecutor(min(2, os.cpu_count() or 1)) as pool:
-        objects = list(pool.map(compile_one, sources(machine)))
+        objects = list(pool.map(compile_one, sources(machine, only)))
     program = folder / "core_test"
     run([compiler, "-fopenmp", *options, *map(str, objects), *link, "-lm", "-lpthread", "-o", str(program)])
     return program
