@@ -10,7 +10,7 @@ static char *element(const struct fbn_job *job, void *array, int64_t f) { return
 /* The parameter arrays from feature `first` on. */
 static void params_from(const struct fbn_job *job, int64_t first, void *par[FBN_MOST_PARAMS])
 {
-    for (int i = 0; i < FBN_MOST_PARAMS; i++)
+    for (int i = 0; i < fbn_params_of(job); i++)
         par[i] = element(job, job->par[i], first);
 }
 

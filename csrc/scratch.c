@@ -39,7 +39,7 @@ static void lay_out_features(struct fbn_job *job, const struct fbn_job *given, s
         take_doubles(arena, arrays[i], c, provided[i]);
     job->bad = take(arena, c, 1);
     job->pivot = take(arena, c, (size_t)job->lane_size);
-    for (int i = 0; i < FBN_MOST_PARAMS; i++)
+    for (int i = 0; i < fbn_params_of(job); i++)
         job->par[i] = take(arena, c, (size_t)job->lane_size);
 }
 
@@ -48,7 +48,7 @@ static void lay_out_columns(struct fbn_job *job, struct arena *arena)
     size_t size = (size_t)job->lane_size;
     job->pivot_columns = fbn_more_columns(&job->sums_plan) ? take(arena, job->sums_plan.width, size) : job->pivot;
     int64_t columns = fbn_param_columns(job);
-    for (int i = 0; i < FBN_MOST_PARAMS; i++)
+    for (int i = 0; i < fbn_params_of(job); i++)
         job->par_columns[i] = columns > 0 ? take(arena, columns, size) : job->par[i];
     job->partial = job->op->prepare ? take(arena, fbn_plan_partials(&job->sums_plan), sizeof(double)) : NULL;
 }
