@@ -7,12 +7,10 @@ import warnings
 import numpy as np
 
 from . import _activation, _checks, _core, _dlpack, _extras, _nan_policy, _state
-from ._calibration import calibrate
 from ._canonical import normalize_axes
-from ._drift import drift
 from ._functional import batch_norm_backward, batch_norm_inference, count_of, moments, normalize
-from ._moments import Moments, by_feature
 from ._options import Options
+from ._running import Running
 from ._saved import Composite
 from ._switches import Switches
 from ._variants import train
@@ -20,10 +18,9 @@ from .convert import Conversions
 
 # Attributes that the core's part of the layer keeps.
 _SLOTS = ("training", "num_batches_tracked", "dgamma", "dbeta", "_momentum", "_ddof")
-_UPDATE_RUNNING = {np.dtype(np.float32): _core.update_running_f32, np.dtype(np.float64): _core.update_running_f64}
 
 
-class BatchNorm(_core.LayerBase, Switches, Options, Conversions):
+class BatchNorm(_core.LayerBase, Running, Switches, Options, Conversions):
     """Batch normalization over a feature axis, with learned scale and shift.
 
     Training: y = (x - mean) / sqrt(var + eps) * gamma + beta with the mean and the biased variance of each feature over the
@@ -162,53 +159,6 @@ class BatchNorm(_core.LayerBase, Switches, Options, Conversions):
         triples = [("gamma", self.gamma, self.dgamma), ("beta", self.beta, self.dbeta)]
         return [triple for triple in triples if triple[1] is not None]
 
-    def reset_running_stats(self):
-        """Sets the moving averages back to mean 0 and variance 1, and the batch counter to 0."""
-        if self._tracks:
-            self.running_mean[:] = 0
-            self.running_var[:] = 1
-            self.num_batches_tracked = 0
-
-    @property
-    def batch_moments(self):
-        """The Moments of the last training forward call's batch, without a pass over it; None before the first.
-
-        update(bn.batch_moments) is the step that call took, or, with update=False, left out. Copies of a layer start
-        without. Merging those of several batches gives their union's.
-        """
-        batch = self._get_batch()
-        if isinstance(batch, tuple):
-            batch = Moments.of_variance(*batch)
-            batch = by_feature(batch) if self._nan_policy == "omit" else batch
-            self._set_batch(batch, batch.count)
-        return batch
-
-    calibrate, drift = calibrate, drift
-
-    def update(self, moments):
-        """One step of the moving averages with a batch's statistics, as a training forward call takes it, bit for bit.
-
-        moments: a Moments of C features: batch_moments after bn(x, update=False), say, or fastbn.moments(x). With
-        momentum, ddof and the counter as in forward; with a count of 0 or 1 nothing changes, as there. So that a batch
-        whose forward call runs twice (recomputation, "checkpointing") is counted once, pass update=False both times and
-        call this once. nan_policy holds here too. To replace the running statistics see calibrate.
-        Raises TypeError, ValueError (another number of features), RuntimeError (no running statistics).
-        """
-        self._check_moments(moments)
-        if self._nan_policy == "raise":
-            _nan_policy.refuse_moments(moments)
-        self._take_step(moments.mean, moments.biased_var(), moments.count)
-
-    def _check_moments(self, moments):
-        if not isinstance(moments, Moments):
-            raise TypeError(f"moments is a {type(moments).__name__}, expected fastbn.Moments")
-        if not self._tracks:
-            raise RuntimeError("this layer has no running statistics: it was made with track_running_stats=False")
-        if moments.mean.size != self.num_features:
-            raise ValueError(f"moments has {moments.mean.size} features and the layer {self.num_features}")
-
-    # ---- modes ----
-
     def train(self, mode=True):
         """Training mode, or with mode=False inference mode. Returns the layer."""
         self.training = bool(mode)
@@ -288,27 +238,6 @@ class BatchNorm(_core.LayerBase, Switches, Options, Conversions):
             for name, a in (("running_mean", self.running_mean), ("running_var", self.running_var)):
                 if a is not None and _checks.share_memory(out, a):
                     raise ValueError(f"out and {name} overlap: pass memory of its own")
-
-    def _after_training(self, mean, var, count, updates):
-        if np.all(np.equal(count, 1)) and not self._warned_single:
-            self._warned_single = True
-            y_is = "beta" if self._renorm is None else "gamma * d + beta"
-            warnings.warn(f"one value per feature: its variance is 0 and y is {y_is}; the moving averages stay as they "
-                          "are", UserWarning, stacklevel=4)
-        if updates:
-            self._take_step(mean, var, count)
-
-    def _take_step(self, mean, var, count):
-        if np.all(np.less_equal(count, 1)) or (self._nan_policy == "skip" and np.isnan(var).any()):
-            return
-        seen = self.num_batches_tracked
-        momentum = seen / (seen + 1) if self.momentum is None else self.momentum
-        update = _UPDATE_RUNNING[self.dtype]
-        if np.ndim(count):
-            _update_by_feature(update, mean, var, momentum, count, self.ddof, self.running_mean, self.running_var)
-        else:
-            update(mean, var, momentum, count / (count - self.ddof), self.running_mean, self.running_var)
-        self.num_batches_tracked = seen + 1
 
     def backward(self, dy, *, out=None, like=None):
         """The gradient dx of the last forward call; sets dgamma and dbeta (overwrites them).
@@ -437,16 +366,6 @@ class BatchNorm(_core.LayerBase, Switches, Options, Conversions):
         parts += [f"activation={self.activation!r}"] if self.activation else []
         parts += [f"dtype={self.dtype.name}", *self._options_text(), *self._switches_text()]
         return f"BatchNorm({', '.join(parts)})"
-
-
-def _update_by_feature(update, mean, var, momentum, count, ddof, running_mean, running_var):
-    """Of features with counts above 1; the others keep what they have."""
-    known = count > 1
-    scale = count[known] / (count[known] - ddof)
-    new_mean, new_var = running_mean[known], running_var[known]
-    with np.errstate(all="ignore"):
-        update(mean[known], var[known] * scale, momentum, 1.0, new_mean, new_var)
-    running_mean[known], running_var[known] = new_mean, new_var
 
 
 def _rebuild(cls, settings):

@@ -113,7 +113,7 @@ def test_wheel_has_what_others_compile_and_check_against(wheel):
         names = set(archive.namelist())
         assert archive.read("fastbn/include/fastbn.h") == (ROOT / "csrc/fastbn.h").read_bytes()
     expected = {"py.typed", "_core.pxd", "__init__.pxd", "_core.pyi", "__init__.py", "demo/__init__.py",
-                "convert/__init__.py"}
+                "convert/__init__.py", "interop/__init__.py"}
     assert {f"fastbn/{name}" for name in expected} <= names
     assert len([name for name in names if re.fullmatch(r"fastbn/_core\..*(so|pyd)", name)]) == 1
     assert {name.partition("/")[0] for name in names} == {"fastbn", f"fastbn-{VERSION}.dist-info"}
@@ -127,8 +127,10 @@ def test_wheel_metadata(wheel):
     metadata = HeaderParser().parsestr(text)
     requirements = metadata.get_all("Requires-Dist")
     assert [line for line in requirements if "extra ==" not in line] == ["numpy>=1.26"]
-    assert not [line for line in requirements if line.startswith("torch")]
-    assert set(metadata.get_all("Provides-Extra")) == {"demo", "test", "bench", "peers", "convert", "frameworks"}
+    assert [line for line in requirements if line.startswith("torch")] == ['torch==2.13.0; extra == "torch"']
+    adapters = {"onnx", "autograd", "keras", "thinc", "mygrad", "jax", "torch", "interop"}
+    extras = {"demo", "test", "bench", "peers", "convert", "frameworks"}
+    assert set(metadata.get_all("Provides-Extra")) == extras | adapters
     assert (metadata["Version"], metadata["Requires-Python"]) == (VERSION, ">=3.11")
     assert metadata["License-Expression"] == "BSD-3-Clause"
 

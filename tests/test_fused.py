@@ -333,3 +333,17 @@ def test_gradients_through_activations_of_arrays_beyond_the_caches(rng, activati
         dz = _core.activate_gradient(z, dy, *([activation] if isinstance(activation, str) else activation))
         for found, right in zip(fastbn.batch_norm_backward(dy, saved), fastbn.batch_norm_backward(dz, plain)):
             np.testing.assert_array_equal(found, right)
+
+
+@pytest.mark.parametrize("shape, axis", [((64, 28, 27), 1), ((28, 27, 64), -1), ((9000,), 1), ((1023,), 1), ((63,), 1), ((3,), 1),
+                                         ((9, 63, 60), 1)], ids=str)
+def test_activations_of_arrays_that_are_stored_past_the_caches(rng, shape, axis):
+    """After the plain map, in scratch memory: widths of less and of more than that holds, folded and not."""
+    n = _core.cache_bytes(3) // (2 * 4 * int(np.prod(shape))) + 1
+    x, mean, var, gamma, beta, r = with_special_values(rng, (n, *shape), axis, np.float32)
+    for residual in (None, r):
+        z = fastbn.batch_norm_inference(x, mean, var, gamma, beta, axis=axis, residual=residual)
+        room = np.empty(x.size + 5, np.float32)[5:].reshape(x.shape)
+        for out in (None, room):
+            y = fastbn.batch_norm_inference(x, mean, var, gamma, beta, axis=axis, activation="silu", residual=residual, out=out)
+            assert y.tobytes() == _core.activate(z, "silu").tobytes()

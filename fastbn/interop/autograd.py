@@ -133,7 +133,6 @@ def _normalize(call, x, gamma, beta, *statistics):
 
 
 def _normalize_vjp(argnums, y, args, kwargs):
-    call = args[0]
     needs = _ALL if argnums == (1, 2, 3) else tuple([_NAMES[argnum - 1] for argnum in argnums])
     nested = isbox(y)  # then some of args are boxes too
     return lambda dy: (_backward if nested or isbox(dy) else _gradients)(needs, dy, *args)

@@ -1,0 +1,102 @@
+"""The running statistics of a layer: the step that a batch takes, apart from forward too. Mixed into BatchNorm."""
+import warnings
+
+import numpy as np
+
+from . import _core, _nan_policy
+from ._calibration import calibrate
+from ._drift import drift
+from ._moments import Moments, by_feature
+
+_UPDATE_RUNNING = {np.dtype(np.float32): _core.update_running_f32, np.dtype(np.float64): _core.update_running_f64}
+
+
+class Running:
+    """Moving averages of mean and variance, new = momentum * old + (1 - momentum) * batch, of every batch or of those that
+    update() is called with; or the exact statistics of a data set, by calibrate().
+    """
+
+    __slots__ = ()
+
+    def reset_running_stats(self):
+        """Sets the moving averages back to mean 0 and variance 1, and the batch counter to 0."""
+        if self._tracks:
+            self.running_mean[:] = 0
+            self.running_var[:] = 1
+            self.num_batches_tracked = 0
+
+    @property
+    def batch_moments(self):
+        """The Moments of the last training forward call's batch, without a pass over it; None before the first.
+
+        update(bn.batch_moments) is the step that call took, or, with update=False, left out. Copies of a layer start
+        without. Merging those of several batches gives their union's.
+        """
+        batch = self._get_batch()
+        if isinstance(batch, tuple):
+            batch = Moments.of_variance(*batch)
+            batch = by_feature(batch) if self._nan_policy == "omit" else batch
+            self._set_batch(batch, batch.count)
+        return batch
+
+    calibrate, drift = calibrate, drift
+
+    def update(self, moments):
+        """One step of the moving averages with a batch's statistics, as a training forward call takes it, bit for bit.
+
+        moments: a Moments of C features: batch_moments after bn(x, update=False), say, or fastbn.moments(x). With
+        momentum, ddof and the counter as in forward; with a count of 0 or 1 nothing changes, as there. So that a batch
+        whose forward call runs twice (recomputation, "checkpointing") is counted once, pass update=False both times and
+        call this once. nan_policy holds here too. To replace the running statistics see calibrate.
+        Raises TypeError, ValueError (another number of features), RuntimeError (no running statistics).
+        """
+        self._check_moments(moments)
+        if self._nan_policy == "raise":
+            _nan_policy.refuse_moments(moments)
+        self._take_step(moments.mean, moments.biased_var(), moments.count)
+
+    def _check_moments(self, moments):
+        if not isinstance(moments, Moments):
+            raise TypeError(f"moments is a {type(moments).__name__}, expected fastbn.Moments")
+        if not self._tracks:
+            raise RuntimeError("this layer has no running statistics: it was made with track_running_stats=False")
+        if moments.mean.size != self.num_features:
+            raise ValueError(f"moments has {moments.mean.size} features and the layer {self.num_features}")
+
+    # ---- modes ----
+
+    def _after_training(self, mean, var, count, updates):
+        if _all(count == 1) and not self._warned_single:
+            self._warned_single = True
+            y_is = "beta" if self._renorm is None else "gamma * d + beta"
+            warnings.warn(f"one value per feature: its variance is 0 and y is {y_is}; the moving averages stay as they "
+                          "are", UserWarning, stacklevel=4)
+        if updates:
+            self._take_step(mean, var, count)
+
+    def _take_step(self, mean, var, count):
+        if _all(count <= 1) or (self._nan_policy == "skip" and np.isnan(var).any()):
+            return
+        seen = self.num_batches_tracked
+        momentum = seen / (seen + 1) if self.momentum is None else self.momentum
+        update = _UPDATE_RUNNING[self.dtype]
+        if np.ndim(count):
+            _update_by_feature(update, mean, var, momentum, count, self.ddof, self.running_mean, self.running_var)
+        else:
+            update(mean, var, momentum, count / (count - self.ddof), self.running_mean, self.running_var)
+        self.num_batches_tracked = seen + 1
+
+
+def _all(truth):
+    """Mostly of one count, else of one for each feature."""
+    return truth.all() if isinstance(truth, np.ndarray) else truth
+
+
+def _update_by_feature(update, mean, var, momentum, count, ddof, running_mean, running_var):
+    """Of features with counts above 1; the others keep what they have."""
+    known = count > 1
+    scale = count[known] / (count[known] - ddof)
+    new_mean, new_var = running_mean[known], running_var[known]
+    with np.errstate(all="ignore"):
+        update(mean[known], var[known] * scale, momentum, 1.0, new_mean, new_var)
+    running_mean[known], running_var[known] = new_mean, new_var
