@@ -112,7 +112,7 @@ static void fuse_forward(struct fbn_job *job, int acts)
 }
 
 /* From dy's side: relu alone is in the kernels of both passes. Otherwise dz, which is the residual's gradient, is stored
- * there or where dx will be, if that does not round it, and the rest is a plain backward of dz. */
+ * there or where dx will be, if that does not round it nor overwrite x, and the rest is a plain backward of dz. */
 static void fuse_backward(struct fbn_job *job, int acts)
 {
     int relu = job->activation == FASTBN_RELU;
@@ -121,7 +121,7 @@ static void fuse_backward(struct fbn_job *job, int acts)
     int alone = !job->residual.data && !job->dresidual.data && !job->written.data;
     const struct fbn_array place = job->dresidual.data ? job->dresidual : job->y;
     job->relu_gradient = relu && alone && plain_sums && (job->gradient || !job->y.data);
-    job->stores_dz = acts && !job->relu_gradient && plain_sums && exact && place.data;
+    job->stores_dz = acts && !job->relu_gradient && plain_sums && exact && place.data && place.data != job->x.data;
     job->dz = job->in = job->stores_dz ? place : job->dy;
     job->tiles_sums = job->tiles_out = job->weights || (acts && !job->relu_gradient && !job->stores_dz);
 }
@@ -173,6 +173,8 @@ static void plan_job(struct fbn_job *job, const fastbn_shape *shape)
     int sums = is_packed(shape, job->x) && is_packed(shape, job->dy) && is_packed(shape, job->dz);
     int out = is_packed(shape, job->in) && is_packed(shape, job->y) && (!job->gradient || sums);
     int more = is_packed(shape, job->residual) && is_packed(shape, job->dresidual) && is_packed(shape, job->written);
+    if (job->stores_dz) /* of all arrays, in the first pass */
+        sums = sums && more;
     if (job->dy.data && job->tiles_out) { /* z is computed in both passes, with the same columns */
         job->sums_plan = job->out_plan = fbn_plan_make(shape->n, shape->c, shape->s, sums && out && more);
     } else {
@@ -376,6 +378,7 @@ fastbn_status fastbn_backward(const fastbn_shape *shape, fastbn_input x, fastbn_
     struct call call = {.params = params, .dgamma = dgamma, .dbeta = dbeta, .threads = num_threads};
     int wants_dx = dx.data != NULL, wants_sums = dgamma || dbeta;
     int wants_dz = params && params->extra && params->extra->dresidual.data;
+    int has_written = params && params->extra && params->extra->written.data;
     RETURN_IF_ERROR(check_shape(shape));
     RETURN_IF_ERROR(check_params(params));
     RETURN_IF_ERROR(check_extra(shape, params->extra));
@@ -384,7 +387,7 @@ fastbn_status fastbn_backward(const fastbn_shape *shape, fastbn_input x, fastbn_
     RETURN_IF_ERROR(check_array(shape, fbn_input_array(dy)));
     if (wants_dx)
         RETURN_IF_ERROR(check_array(shape, fbn_output_array(dx)));
-    if (!frozen || dgamma)
+    if (!frozen || dgamma || (params->activation != FASTBN_IDENTITY && !has_written))
         RETURN_IF_ERROR(check_array(shape, fbn_input_array(x)));
     RETURN_IF_ERROR(open_job(&job, shape, backward_op(frozen, wants_dx || wants_dz, wants_sums)));
     if (fbn_is_empty(shape)) {

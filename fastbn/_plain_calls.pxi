@@ -166,6 +166,8 @@ cdef tuple gradients(Saved saved, object dy, object out, bint wants_dgamma, bint
         return None
     if call.shape.c != cnp.PyArray_DIM(saved.rows, 1) or not are_alike(saved.x, dy):
         return None
+    if acts and not saved.beta_has_gradient_kind:  # z is computed again, and may not differ
+        return None
     if not fits(out, saved.x) or not fits(out, <cnp.ndarray> dy):
         return None
     gamma = for_gradient(saved, GAMMA, saved.has_gamma, &params.gamma)

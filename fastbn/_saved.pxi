@@ -31,6 +31,7 @@ cdef class Saved:
     cdef readonly bint frozen, holds_y
     cdef cnp.ndarray rows    # (SAVED_ROWS, C), float64, in one allocation; a view of a row is made when asked for
     cdef bint has_gamma, has_beta
+    cdef bint beta_has_gradient_kind  # or there is none
     cdef public object extras  # what else the call had, an _extras.Extras; None: nothing
     cdef fastbn_activation activation  # where that is an activation alone, it: then the short way knows all
     cdef double slope
@@ -56,6 +57,7 @@ cdef class Saved:
         self.gradient_kind = cnp.PyArray_TYPE(<cnp.ndarray> gamma if gamma is not None else x)
         if not is_real(self.gradient_kind):
             self.gradient_kind = cnp.NPY_FLOAT32  # half data, which have float32 parameters
+        self.beta_has_gradient_kind = beta is None or cnp.PyArray_TYPE(<cnp.ndarray> beta) == self.gradient_kind
         widen(gamma, self.row(GAMMA))
         widen(beta, self.row(BETA))
         return 0

@@ -337,8 +337,8 @@ def test_gradients_through_activations_of_arrays_beyond_the_caches(rng, activati
 
 @pytest.mark.parametrize("shape, axis", [((64, 28, 27), 1), ((28, 27, 64), -1), ((9000,), 1), ((1023,), 1), ((63,), 1), ((3,), 1),
                                          ((9, 63, 60), 1)], ids=str)
-def test_activations_of_arrays_that_are_stored_past_the_caches(rng, shape, axis):
-    """After the plain map, in scratch memory: widths of less and of more than that holds, folded and not."""
+def test_activations_of_arrays_beyond_the_caches(rng, shape, axis):
+    """In blocks after the plain map: rows of less and of more entries than a block has, folded and not."""
     n = _core.cache_bytes(3) // (2 * 4 * int(np.prod(shape))) + 1
     x, mean, var, gamma, beta, r = with_special_values(rng, (n, *shape), axis, np.float32)
     for residual in (None, r):
@@ -347,3 +347,65 @@ def test_activations_of_arrays_that_are_stored_past_the_caches(rng, shape, axis)
         for out in (None, room):
             y = fastbn.batch_norm_inference(x, mean, var, gamma, beta, axis=axis, activation="silu", residual=residual, out=out)
             assert y.tobytes() == _core.activate(z, "silu").tobytes()
+
+
+@pytest.mark.parametrize("activation", ["relu", "silu", ("leaky_relu", 0.2)], ids=str)
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("shape, axis", [((64, 3), 1), ((20, 4, 50), 1), ((70, 64), 1), ((6, 9, 9, 5), -1)], ids=str)
+def test_dx_may_take_the_place_of_x_or_of_a_dy_that_is_x(rng, activation, frozen, shape, axis):
+    for dtype in (np.float32, np.float64, np.float16):
+        x, gamma, beta, _, dy = data(rng, shape, axis, np.float32)
+        x, dy, given = x.astype(dtype), dy.astype(dtype), (x.mean(), x.var())
+
+        def saved_of(x):
+            if not frozen:
+                return fastbn.batch_norm_training(x, gamma, beta, axis=axis, activation=activation)[1]
+            mean, var = (np.full(shape[axis], value, np.float32) for value in given)
+            more = {"axis": axis, "activation": activation, "return_saved": True}
+            return fastbn.batch_norm_inference(x, mean, var, gamma, beta, **more)[1]
+
+        for own in (False, True):
+            saved = saved_of(x)
+            expected = fastbn.batch_norm_backward(saved.x if own else dy, saved)
+            copied = x.copy()
+            saved = saved_of(copied)
+            found = fastbn.batch_norm_backward(copied if own else dy, saved, out=copied)
+            assert found[0] is copied
+            for a, b in zip(found, expected):
+                np.testing.assert_allclose(a, b, rtol=2e-3 if dtype == np.float16 else 1e-5, atol=1e-4)
+
+
+def test_beta_of_another_type_than_gamma_has_the_same_z_in_backward():
+    x = np.array([[-0.1 + 1e-10], [-0.1 - 1e-10], [1.0], [2.0]])
+    gamma = np.ones(1, np.float32)
+    _, plain = fastbn.batch_norm_training(x, gamma, None)
+    beta = -(x[0] - plain.mean) * plain.rstd + 1e-10  # so that z is just above 0 there
+    y, saved = fastbn.batch_norm_training(x, gamma, beta, activation="relu")
+    assert y[0, 0] > 0 and fastbn.batch_norm_backward(np.ones_like(x), saved)[2] == np.count_nonzero(y)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
+@pytest.mark.parametrize("shape", [(64, 3, 1), (64, 4, 8), (64, 128, 1), (64, 1, 5)], ids=str)
+@pytest.mark.parametrize("name", ["relu", "silu"])
+def test_the_core_takes_residuals_with_gaps(rng, name, shape, dtype):
+    n, c, s = shape
+    x, dy, residual = (rng.normal(size=shape).astype(dtype) for _ in range(3))
+    apart = np.zeros((n, c + 3, s), dtype)[:, :c]
+    apart[...] = residual
+    mean, gamma, beta = x.mean((0, 2), dtype=float), np.ones(c), np.zeros(c)
+    rstd = 1 / np.sqrt(x.var((0, 2), dtype=float) + 1e-5)
+    results = []
+    for r in (residual, apart):
+        dx, dresidual, dgamma, dbeta = np.empty_like(x), np.empty_like(x), np.empty(c), np.empty(c)
+        extra = _core.Extra(_core.activation_names().index(name), residual=r, dresidual=dresidual)
+        _core.fused_backward(x, dy, extra, gamma, beta, mean, rstd, False, dx, dgamma, dbeta, 1)
+        results.append((dx, dresidual, dgamma, dbeta))
+    for a, b in zip(*results):
+        np.testing.assert_allclose(a, b, rtol=2e-3 if dtype == np.float16 else 1e-5, atol=1e-4)
+
+
+def test_the_core_refuses_to_compute_z_without_x():
+    dy, c = np.ones((5, 3, 1), np.float32), 3
+    arguments = np.ones(c), np.zeros(c), np.zeros(c), np.ones(c), True
+    with pytest.raises((ValueError, RuntimeError)):
+        _core.fused_backward(None, dy, _core.Extra(1), *arguments, np.empty_like(dy), None, np.empty(c), 1)
