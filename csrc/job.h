@@ -57,6 +57,7 @@ struct fbn_job {
     double eps;
     int gradient;                        /* the second pass reads x and dy, not just `in` */
     enum fbn_way way;                    /* how it stores */
+    int reads_ahead;                     /* the first pass, of a table that the second-level caches do not hold */
     int64_t head;                        /* of a flat table, see apply.c; else -1 */
     int64_t offset[FBN_PIVOT_SAMPLES];
     int samples;
@@ -96,6 +97,8 @@ struct fbn_job {
 void fbn_sum_chunks(struct fbn_job *job, int64_t first, int64_t end, int64_t chunk, int64_t chunk_end, int again);
 void fbn_total_sums(struct fbn_job *job, int64_t first, int64_t end);
 void fbn_spread_pivots(struct fbn_job *job, int64_t first, int64_t end);
+/* The totals are the sums of the first chunk, to which the others are added, where each column is a feature. */
+void fbn_place_totals(struct fbn_job *job);
 void fbn_spread_z(struct fbn_job *job, int64_t first, int64_t end);
 
 /* Whether there is a second pass that writes something. */

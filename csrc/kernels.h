@@ -23,9 +23,10 @@
  * Planes: added to FBN_ACCUMULATORS of each feature, the first half of which are together u, the others v. */
 typedef void fbn_planes_sums(const void *x, int64_t x_stride, const void *dy, int64_t dy_stride, int64_t features,
                              int64_t len, const void *const par[3], double *accumulators);
-/* Rows: added to sum_u and sum_v. narrow: in bands of twice as many rows. */
+/* Rows: added to sum_u and sum_v, in bands of so many rows: 8 or 16, with dy 4, 8 or 16. ahead: ask for what comes later,
+ * since the second-level cache does not have it. */
 typedef void fbn_rows_sums(const void *x, int64_t x_stride, const void *dy, int64_t dy_stride, int64_t rows,
-                           int64_t width, const void *const par[3], double *sum_u, double *sum_v, int narrow);
+                           int64_t width, const void *const par[3], double *sum_u, double *sum_v, int band, int ahead);
 
 /* How the second pass walks and stores. */
 enum fbn_way {

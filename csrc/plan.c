@@ -4,18 +4,23 @@
 enum {
     LANES = 16,
     SMALL_S = 64,         /* planes smaller than this are columns of a table */
-    NARROW = 256,         /* columns of a table that is summed in higher bands */
+    NARROW = 256,         /* columns of a table that is summed in high bands */
+    CROWDED = 512,        /* of a multiple of so many columns a cache holds few rows at once */
+    NEAR = 524288,        /* entries of a table for which memory's order does not matter much */
     SMALL_S_ROWS = 8,     /* given at least this many rows */
     NARROW_ENOUGH = 64,   /* columns whose sums and parameters fit the registers */
     WIDE_ENOUGH = 256,    /* columns that a folded table should have, if it cannot be as narrow as that */
     TOO_WIDE = 512,       /* columns of a folded table beyond which whole vectors cost more than they save */
     NEVER_FOLD = 1024,    /* columns from which an odd width costs nothing */
     PIECE = 16384,        /* entries */
-    ROW_STEP = 16,        /* a chunk of a table is a multiple of so many rows */
-    TABLE_CHUNK = 32768,  /* and has at least so many entries, */
-    CHUNK_ROWS = 256,     /* and, unless it is narrow, so many rows, if that leaves */
-    SOME_CHUNKS = 8,      /* so many chunks: each costs 16 bytes a column to exchange between threads, */
+    ROW_STEP = 16,        /* a chunk of a narrow table is a multiple of so many rows */
+    TABLE_CHUNK = 32768,  /* and has at least so many entries */
+    WIDE_STEP = 8,        /* the same of others */
+    WIDE_CHUNK = 65536,
+    CHUNK_ROWS = 256,     /* which have so many rows, if that leaves */
+    SOME_CHUNKS = 4,      /* so many chunks: each costs 16 bytes a column to store, and to exchange between threads, */
     WIDE = 4096,          /* or the table is so wide that threads can share its columns */
+    FEW_CHUNKS = 8,       /* whose sizes are rounded to the nearest step, since threads share them out */
     CHUNK = 16384,        /* entries of a feature, at least */
     MOST_CHUNKS = 64,
     PARTIALS = 131072,    /* pairs of sums that a table may store */
@@ -66,16 +71,36 @@ static int is_table(int64_t n, int64_t c, int64_t s, int64_t small_s, int packed
     return packed && c > 1 && s < small_s && n >= SMALL_S_ROWS;
 }
 
-/* An even number of about equal chunks, which two threads share evenly. */
-static int64_t rows_of_chunk(const struct fbn_plan *plan)
+/* Rows of a chunk, at least. */
+static int64_t least_rows(const struct fbn_plan *plan)
 {
-    int64_t chunks = fbn_least(MOST_CHUNKS, fbn_most(1, PARTIALS / plan->width));
-    int64_t rows = fbn_most(divide_up(TABLE_CHUNK, plan->width), divide_up(plan->rows, chunks));
-    int64_t wide_rows = fbn_least(CHUNK_ROWS, plan->width >= WIDE ? plan->rows : plan->rows / SOME_CHUNKS);
-    rows = fbn_most(rows, plan->narrow ? 1 : wide_rows);
-    chunks = divide_up(plan->rows, rows);
-    chunks += chunks % 2 && chunks > 1;
-    return divide_up(fbn_most(1, divide_up(plan->rows, fbn_most(1, chunks))), ROW_STEP) * ROW_STEP;
+    int64_t most = fbn_least(MOST_CHUNKS, fbn_most(1, PARTIALS / plan->width)), share = divide_up(plan->rows, most);
+    if (plan->width <= NARROW)
+        return fbn_most(divide_up(TABLE_CHUNK, plan->width), share);
+    int64_t rows = fbn_least(CHUNK_ROWS, plan->width >= WIDE ? plan->rows : plan->rows / SOME_CHUNKS);
+    return fbn_most(fbn_most(divide_up(WIDE_CHUNK, plan->width), share), rows);
+}
+
+/* An even number of about equal chunks, which two threads share evenly. */
+static void cut_rows(struct fbn_plan *plan)
+{
+    int64_t step = plan->width <= NARROW ? ROW_STEP : WIDE_STEP, chunks = divide_up(plan->rows, least_rows(plan));
+    chunks = fbn_most(1, chunks + (chunks % 2 && chunks > 1));
+    if (chunks <= FEW_CHUNKS)
+        plan->chunk = fbn_most(1, (plan->rows / chunks + step / 2) / step) * step;
+    else
+        plan->chunk = divide_up(divide_up(plan->rows, chunks), step) * step;
+    plan->chunks = fbn_most(1, fbn_least(chunks, divide_up(plan->rows, plan->chunk)));
+}
+
+/* The higher, the fewer sums are added up in double; but rows of a band are read side by side, which costs where they
+ * come from memory, more so with dy, and where they compete for the same lines of the first-level cache. */
+static void choose_bands(struct fbn_plan *plan)
+{
+    const int narrow = plan->width <= NARROW, crowded = plan->width % CROWDED == 0;
+    const int near = !crowded && plan->rows <= NEAR / plan->width;
+    plan->band = narrow || near ? 16 : 8;
+    plan->band_dy = near ? 16 : narrow ? 8 : 4;
 }
 
 static void cut_table(struct fbn_plan *plan, int second, int packed)
@@ -84,11 +109,10 @@ static void cut_table(struct fbn_plan *plan, int second, int packed)
     plan->layout = FBN_ROWS;
     plan->fold = !packed ? 1 : second ? fold_of(plan->n, columns) : fold_of_sums(plan->n, columns);
     plan->width = plan->fold * columns;
-    plan->narrow = plan->width <= NARROW;
     plan->rows = plan->n / plan->fold;
     plan->rest = plan->n % plan->fold * columns;
-    plan->chunk = rows_of_chunk(plan);
-    plan->chunks = fbn_most(1, divide_up(plan->rows, plan->chunk));
+    choose_bands(plan);
+    cut_rows(plan);
     plan->unit = plan->fold > 1 ? plan->c : plan->s == 1 ? 4 * LANES : LANES;
 }
 

@@ -24,7 +24,7 @@ enum fbn_layout {
  *                the second pass it is then whole vectors; for sums it may end within one;
  *   small s      (n, c, s) with s below 64 is a table of c * s columns.
  * Column j belongs to feature (j % (c * s)) / s. Both need a packed array.
- * A chunk is `chunk` rows; `narrow` tables are summed in higher bands.
+ * A chunk is `chunk` rows, the last one those that are left, and is summed in bands of `band` rows, with dy of `band_dy`.
  *
  * Planes. A plane of s entries is cut into `pieces` pieces of `piece` entries. A chunk is `chunk` pieces, counted
  * through the planes of one feature.
@@ -35,7 +35,7 @@ struct fbn_plan {
     enum fbn_layout layout;
     int64_t n, c, s;
     int64_t fold, width, rows, rest;
-    int narrow;
+    int band, band_dy;
     int64_t piece, pieces;
     int64_t chunk, chunks;
     int64_t unit; /* features that only go together, counted from 0; c where all do */

@@ -271,12 +271,20 @@ static int64_t exchanged(const struct fbn_job *job)
     return job->op->prepare && job->sums_plan.layout == FBN_ROWS ? EXCHANGE * job->sums_plan.c : 0;
 }
 
+/* Bytes of x that the second-level caches hold well enough: beside dy, and what was in them before, they do not hold all
+ * of it, but asking for the rest costs more than it saves (measured). */
+static int reads_ahead(const struct fbn_job *job, int threads)
+{
+    return job->sums_plan.c * job->entries * job->size > threads * (fbn_level2_bytes() / 4 * 7);
+}
+
 void fbn_schedule(struct fbn_job *job, int num_threads)
 {
     int64_t arrays = (job->y.data != NULL) + (job->residual.data != NULL) + (job->dresidual.data != NULL);
     int64_t bytes = (bytes_of_feature(job) + arrays * job->entries * job->size) * job->sums_plan.c;
     int threads = fbn_team_for(num_threads, bytes, exchanged(job), tasks(job));
     job->way = way_of(job, bytes, threads);
+    job->reads_ahead = reads_ahead(job, threads);
     struct schedule schedule = {job, goes_by_features(job, threads), features_in_cache(job, threads)};
     fbn_run(threads, work, &schedule);
 }

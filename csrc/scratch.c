@@ -51,6 +51,7 @@ static void lay_out_columns(struct fbn_job *job, struct arena *arena)
     for (int i = 0; i < fbn_params_of(job); i++)
         job->par_columns[i] = columns > 0 ? take(arena, columns, size) : job->par[i];
     job->partial = job->op->prepare ? take(arena, fbn_plan_partials(&job->sums_plan), sizeof(double)) : NULL;
+    fbn_place_totals(job);
 }
 
 static int64_t columns_of_constants(const struct fbn_job *job)

@@ -45,6 +45,20 @@ static double *table_sums(const struct fbn_job *job, int64_t chunk)
     return job->partial + chunk * fbn_plan_chunk_sums(&job->sums_plan) + at % 8;
 }
 
+/* Whether the columns of a table are the features. */
+static int columns_are_features(const struct fbn_plan *plan)
+{
+    return plan->layout == FBN_ROWS && plan->width == plan->c;
+}
+
+void fbn_place_totals(struct fbn_job *job)
+{
+    if (!columns_are_features(&job->sums_plan) || !job->partial)
+        return;
+    job->sum_u = table_sums(job, 0);
+    job->sum_v = job->sum_u + fbn_plan_chunk_sums(&job->sums_plan) / 2;
+}
+
 /* A block of rows: of the table, or its short last one. */
 static void sum_rows(struct fbn_job *job, const struct fbn_block *block, double *u, double *v, int again)
 {
@@ -62,13 +76,13 @@ static void sum_rows(struct fbn_job *job, const struct fbn_block *block, double 
         fbn_tiles_dz(job, block);
     sums(fbn_at(job->x, job->size, block->n, 0, block->i), job->x.stride_n * plan->fold,
          fbn_at(job->dz, job->size, block->n, 0, block->i), job->dz.stride_n * plan->fold, block->runs, block->len, par, u,
-         v, plan->narrow);
+         v, job->dz.data ? plan->band_dy : plan->band, job->reads_ahead);
 }
 
 static void sum_table_chunk(struct fbn_job *job, int64_t first, int64_t end, int64_t chunk, int again)
 {
     const struct fbn_plan *plan = &job->sums_plan;
-    int64_t row = chunk * plan->chunk, last = fbn_least(row + plan->chunk, plan->rows);
+    int64_t row = chunk * plan->chunk, last = chunk == plan->chunks - 1 ? plan->rows : row + plan->chunk;
     int64_t column = plan->fold > 1 ? 0 : first * plan->s;
     int64_t width = plan->fold > 1 ? plan->width : (end - first) * plan->s;
     int64_t most = job->stores_dz ? fbn_most(1, NEAR / width / SUM_ROWS) * SUM_ROWS : fbn_most(1, last - row);
@@ -204,6 +218,10 @@ static void total_table(struct fbn_job *job, int64_t first, int64_t end)
 void fbn_total_sums(struct fbn_job *job, int64_t first, int64_t end)
 {
     const struct fbn_plan *plan = &job->sums_plan;
+    if (columns_are_features(plan)) {
+        add_chunks(job, first, end);
+        return;
+    }
     for (int64_t f = first; f < end; f++)
         job->sum_u[f] = job->sum_v[f] = 0;
     if (plan->layout == FBN_ROWS) {

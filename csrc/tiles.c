@@ -211,7 +211,8 @@ static void sum(struct fbn_job *job, const struct fbn_block *block, const struct
         kernel(d, len, t, len, tile->runs, len, par, sums->u + at * FBN_ACCUMULATORS);
     } else {
         fbn_rows_sums *kernel = sums->again ? job->lanes->rows_sums_wide : job->lanes->rows_sums;
-        kernel(d, len, t, len, tile->runs, len, par, sums->u + at, sums->v + at, job->sums_plan.narrow);
+        kernel(d, len, t, len, tile->runs, len, par, sums->u + at, sums->v + at,
+               job->sums_plan.band_dy, 0);
     }
 }
 
