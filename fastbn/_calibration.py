@@ -7,6 +7,7 @@ from . import _checks, _nan_policy
 from ._canonical import normalize_axes
 from ._functional import moments
 from ._moments import Moments
+from ._progress import tracked
 
 
 def calibrate(self, batches, *, progress=False):
@@ -71,7 +72,8 @@ def _over(layer, batches, progress):
     iterator, length = batches
     whole, seen = Moments.of_arrays(0, np.zeros(layer.num_features), np.zeros(layer.num_features)), 0
     number = -1
-    with contextlib.closing(_with_bar(iterator, length)) if progress else contextlib.nullcontext(iterator) as steps:
+    bar = contextlib.closing(tracked(iterator, "calibrating", length)) if progress else contextlib.nullcontext(iterator)
+    with bar as steps:
         for x in steps:
             found = _moments_of_batch(layer, x, number := number + 1)
             if layer.nan_policy != "skip" or not np.isnan(found.M2).any():
@@ -97,12 +99,3 @@ def layer_moments(layer, x):
     axes = normalize_axes(layer.axis, x.ndim)
     _checks.features(x, axes, layer.num_features)
     return moments(x, axis=layer.axis, nan_policy=layer._omission())
-
-
-def _with_bar(iterator, length):
-    try:
-        from rich.console import Console
-        from rich.progress import track
-    except ImportError as error:
-        raise ImportError("progress=True needs the package rich: pip install 'fastbn[demo]'") from error
-    return track(iterator, description="calibrating", total=length, console=Console(stderr=True))

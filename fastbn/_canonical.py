@@ -92,7 +92,7 @@ def normalize_axes(axis, ndim, name="x"):
     return tuple(sorted(result))
 
 
-def _memory_order(a):
+def memory_order(a):
     """Axes from the outermost in memory to the innermost. Repeated axes (stride 0) are outermost: they can only be walked."""
     def distance(i):
         return -abs(a.strides[i]) if a.strides[i] else -math.inf
@@ -103,7 +103,7 @@ def arrange(like, axes):
     """The arrangement that suits the memory of the array `like`; axes as from normalize_axes."""
     if like.flags.c_contiguous:
         return _arrange(like.shape, None, axes)
-    return _arrange(like.shape, tuple(_memory_order(like)), axes)
+    return _arrange(like.shape, tuple(memory_order(like)), axes)
 
 
 @functools.lru_cache(maxsize=256)

@@ -75,7 +75,7 @@ class Moments:
             raise TypeError(f"other is a {type(other).__name__}, expected Moments")
         if self.mean.shape != other.mean.shape:
             raise ValueError(f"other has {other.mean.size} features, expected {self.mean.size}")
-        return Moments(self.count + other.count, *_merged(self.count, self.mean, self.M2, other.count, other.mean, other.M2))
+        return Moments(self.count + other.count, *merged(self.count, self.mean, self.M2, other.count, other.mean, other.M2))
 
     @staticmethod
     def merge_all(parts):
@@ -84,7 +84,7 @@ class Moments:
         mean, M2 = np.stack([part.mean for part in parts]), np.stack([part.M2 for part in parts])
         while len(counts) > 1:
             a, b, rest = slice(0, len(counts) // 2 * 2, 2), slice(1, None, 2), slice(len(counts) // 2 * 2, None)
-            pairs = counts[a] + counts[b], *_merged(counts[a], mean[a], M2[a], counts[b], mean[b], M2[b])
+            pairs = counts[a] + counts[b], *merged(counts[a], mean[a], M2[a], counts[b], mean[b], M2[b])
             counts, mean, M2 = (np.concatenate([pair, one[rest]]) for pair, one in zip(pairs, (counts, mean, M2)))
         return Moments.of_arrays(sum(part.count for part in parts), mean[0], M2[0])
 
@@ -123,7 +123,7 @@ def _count(value):
     return int(value) if _checks.is_whole(value) else _checks.finite(value, "count")
 
 
-def _merged(count_a, mean_a, M2_a, count_b, mean_b, M2_b):
+def merged(count_a, mean_a, M2_a, count_b, mean_b, M2_b):
     """(mean, M2) of the union, by the formulas above; where one side has no entries, what the other has."""
     with np.errstate(all="ignore"):
         share = np.divide(count_b, np.add(count_a, count_b))

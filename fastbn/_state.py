@@ -1,11 +1,10 @@
 """The state of a layer in and out: dicts and .npz files."""
-import os
 import zipfile
 import zlib
 
 import numpy as np
 
-from . import _checks
+from . import _checks, _files
 
 # By the name under which the layer's base keeps it.
 PUBLIC_NAMES = {"gamma": "gamma", "beta": "beta", "mean": "running_mean", "var": "running_var"}
@@ -59,20 +58,9 @@ def fill(layer, state):
 
 
 def save(layer, path):
-    replace(path, lambda file: np.savez(file, **copies(layer)))
-
-
-def replace(path, write):
-    """write(file) into a file beside it, then renamed: a failure leaves the old file as it was."""
-    temporary = f"{path}.{os.getpid()}.part"
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-        os.replace(temporary, path)
-    except BaseException:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
-        raise
+    """A failure leaves the old file as it was."""
+    with _files.replacing(path) as file:
+        np.savez(file, **copies(layer))
 
 
 def read(path):

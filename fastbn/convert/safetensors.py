@@ -1,5 +1,5 @@
 """Entries of .safetensors files, through the package of that name, which is imported only when it is used."""
-from .. import _state
+from .. import _files
 
 
 def _package():
@@ -27,4 +27,5 @@ def read(path, choose):
 def write(path, arrays):
     """Raises OSError, ImportError; a failure leaves an older file as it was."""
     content = _package().numpy.save(arrays)
-    _state.replace(path, lambda file: file.write(content))
+    with _files.replacing(path) as file:
+        file.write(content)

@@ -1,0 +1,116 @@
+"""Files of NumPy's .npy format, read block by block into one buffer.
+
+Format: numpy.lib.format, versions 1.0 to 3.0.
+"""
+import math
+import os
+import stat
+
+import numpy as np
+
+from ._streaming import block_bytes, block_indices
+
+_SIZES = (2, 4, 8)  # of the float types
+
+
+class NpyFile:
+    """An open .npy file of floats: shape, dtype (native), nbytes. A context manager.
+
+    Raises OSError (missing, not to be read; IsADirectoryError), ValueError (no .npy file, truncated, more bytes than the
+    header says, no dimension), TypeError (not of float16, float32 or float64).
+    """
+
+    def __init__(self, path):
+        self.path = os.fspath(path)
+        kind = os.stat(self.path).st_mode
+        if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):  # opening a pipe would wait
+            raise ValueError(f"{self.path} is not a regular file: it is read twice, which a pipe or device cannot be")
+        self._file = open(self.path, "rb")
+        try:
+            self.shape, self.fortran_order, self._stored = self._header()
+            self.dtype = _checked(self._stored, self.path).newbyteorder("=")
+            self.nbytes = math.prod(self.shape) * self.dtype.itemsize
+            self._start = self._file.tell()
+            self._check_size()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self._file.close()
+
+    def _header(self):
+        """(shape, fortran_order, dtype as stored)"""
+        try:
+            version = np.lib.format.read_magic(self._file)
+            if version == (1, 0):
+                return np.lib.format.read_array_header_1_0(self._file)
+            if version in ((2, 0), (3, 0)):  # 3.0 is 2.0 in UTF-8, which only names of fields need
+                return np.lib.format.read_array_header_2_0(self._file)
+        except (ValueError, UnicodeError, SyntaxError, TypeError) as error:
+            raise ValueError(f"{self.path} is no .npy file, or its header is damaged ({error})") from None
+        raise ValueError(f"{self.path} has version {version[0]}.{version[1]} of the .npy format, expected 1.0, 2.0 or 3.0")
+
+    def _check_size(self):
+        if not self.shape:
+            raise ValueError(f"{self.path} holds a single number, without a dimension: expected a table or an array with a "
+                             "feature axis")
+        found, expected = os.fstat(self._file.fileno()).st_size - self._start, self.nbytes
+        if found < expected:
+            raise ValueError(f"{self.path} is truncated: by its header, {self.shape} of {self.dtype}, it has {expected} bytes "
+                             f"of data, and {found} are there: was it copied or downloaded to the end?")
+        if found > expected:
+            raise ValueError(f"{self.path} has {found - expected} bytes after its data, which by the header, {self.shape} of "
+                             f"{self.dtype}, take {expected}: was another array appended, or the header damaged?")
+
+    def blocks(self, shape, features):
+        """Yields (index, block) in the order of the file, with the blocks in native byte order and writable.
+
+        shape: the file's, or with axes of one entry after it. A block's memory is that of the next one.
+        Raises OSError, ValueError (the file has become shorter).
+        """
+        limit = block_bytes(features, self.dtype.itemsize)
+        order = list(range(len(shape)))
+        indices = block_indices(shape, order[::-1] if self.fortran_order else order, self.dtype.itemsize, limit)
+        buffer = np.empty(min(limit, self.nbytes) // self.dtype.itemsize, self.dtype)
+        self._file.seek(self._start)
+        for index in indices:
+            sizes = [one.stop - one.start for one in index]
+            flat = buffer[:math.prod(sizes)]
+            self._read(flat)
+            yield index, flat.reshape(sizes, order="F" if self.fortran_order else "C")
+
+    def _read(self, flat):
+        bytes_ = flat.view(np.uint8)
+        if self._file.readinto(bytes_) != bytes_.size:
+            raise ValueError(f"{self.path} has become shorter while it was read")
+        if hasattr(os, "posix_fadvise"):  # the next block is fetched while this one is computed on
+            os.posix_fadvise(self._file.fileno(), self._file.tell(), bytes_.size, os.POSIX_FADV_WILLNEED)
+        if not self._stored.isnative:
+            flat.byteswap(inplace=True)
+
+    def write_header(self, file):
+        """That of an array like this one, in native byte order, to another file."""
+        np.lib.format.write_array_header_1_0(file, {
+            "descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": self.fortran_order, "shape": self.shape})
+
+
+def _checked(dtype, path):
+    """Raises TypeError where the type is none of ours."""
+    if dtype.kind == "f" and dtype.itemsize in _SIZES:
+        return dtype
+    advice = ": convert it first, np.save(..., np.load(...).astype(np.float32))"
+    if dtype.hasobject:
+        advice = ": such files hold pickled Python objects, which are not read; save an array of numbers"
+    elif dtype.kind == "c":
+        advice = ": save .real and .imag as arrays of their own"
+    elif dtype.names is not None:
+        advice = ": save its fields as arrays of their own"
+    elif dtype.kind == "V":
+        advice = ": of a type that NumPy does not know, such as bfloat16: save it as float32"
+    elif dtype.kind in "iub":
+        advice = f", which has no fractions to standardize to{advice}"
+    raise TypeError(f"{path} has dtype {dtype}, expected float16, float32 or float64{advice}")

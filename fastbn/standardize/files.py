@@ -1,0 +1,111 @@
+"""Standardizes a .npy file into another, in two passes, or in one where the statistics are given."""
+import contextlib
+import errno
+import math
+import os
+import shutil
+from typing import NamedTuple
+
+import numpy as np
+
+from fastbn._files import replacing
+from fastbn._npy import NpyFile
+from fastbn._progress import counted_bytes
+from fastbn._standardizing import standardize_into
+from fastbn._streaming import moments_of_blocks, refuse_infinite
+from fastbn.standardize.statistics import Statistics, check_features, feature_axes, read_statistics
+
+
+class Outcome(NamedTuple):
+    """What standardize_file did: the array's shape and dtype, the bytes of its data, the Statistics, and whether these
+    are of the file itself.
+    """
+
+    shape: tuple
+    dtype: np.dtype
+    nbytes: int
+    statistics: Statistics
+    fitted: bool
+
+
+def standardize_file(source, target, *, axis=None, statistics=None, save_statistics=None, overwrite=False, progress=False):
+    """Writes (x - mean) / scale of each feature of a .npy file to another, in bounded memory. scale = sqrt(var).
+
+    source: path of a .npy file of float16, float32 or float64, in any version of the format, byte order and memory
+        order. NaN entries are missing values: they count in no statistic, and stay.
+    target: path of the result, of the same shape, dtype and memory order, in native byte order. It is written beside it
+        under another name and renamed at the end, so that it is never there in part; it may be the source (overwrite).
+    axis: the feature axis, or several; None: the last one, as in a table of shape (N, C). mean and var (biased) are taken
+        over all others. A one-dimensional array is one feature, without an axis.
+    statistics: path of a file that save_statistics wrote: its mean and scale are used (and its axis where axis is None),
+        for example those of training data for test data. None: those of the source.
+    save_statistics: path of an .npz file for count, mean, var, scale (float64, of shape (C,)) and axis.
+    overwrite: whether files that exist may be replaced.
+    progress: True shows a bar while stderr is a terminal and the package rich is there.
+
+    Memory: two blocks of 4 MiB, or where they need more a dozen times that of the statistics. A constant feature becomes
+    0: its scale is 1. The statistics are those of fastbn.moments; an entry is within 1e-6 of max(1, |y|) of the exact
+    quotient (float32).
+
+    Returns an Outcome. Raises OSError (missing file, no permission, FileExistsError, not enough space), TypeError (dtype),
+    ValueError (no .npy file, truncated, axis, no entries, an infinite entry, statistics of other features); then target
+    and save_statistics are as they were.
+    """
+    with NpyFile(source) as file:
+        given = None if statistics is None else read_statistics(statistics)
+        if given is not None and axis is None and len(file.shape) > 1:
+            axis = given.axis
+        shape, axes = feature_axes(axis, file.shape, file.path)
+        if given is not None:
+            check_features(given, axes, shape, file.path, statistics)
+        elif 0 in shape:
+            raise ValueError(f"{file.path} has shape {file.shape}, without an entry to take statistics of: those of other data "
+                             "can be given")
+        with contextlib.ExitStack() as stack:
+            out = stack.enter_context(_new_file(target, file.nbytes, overwrite))
+            saved = None if save_statistics is None else stack.enter_context(_new_file(save_statistics, 0, overwrite))
+            found = _statistics_of(file, shape, axes, progress) if given is None else given
+            _write(file, shape, axes, found, out, progress, given is not None)
+            if saved is not None:
+                found.write(saved)
+    return Outcome(file.shape, file.dtype, file.nbytes, found, given is None)
+
+
+def _new_file(path, nbytes, overwrite):
+    """replacing(path), once it is known that it may be there and that there is room."""
+    path = os.fspath(path)
+    if os.path.isdir(path):
+        raise IsADirectoryError(errno.EISDIR, "is a folder, expected the name of a file", path)
+    if os.path.lexists(path) and not overwrite:
+        raise FileExistsError(errno.EEXIST, "exists already, and is replaced only with --force (overwrite=True)", path)
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise ValueError(f"{path} is not a regular file: the result is renamed to its name at the end")
+    folder = os.path.dirname(os.path.realpath(path))
+    if os.path.isdir(folder) and (free := shutil.disk_usage(folder).free) < nbytes:
+        raise OSError(errno.ENOSPC, f"not enough space: the result takes {nbytes} bytes, and {free} are free", path)
+    return replacing(path, durable=True)
+
+
+def _statistics_of(file, shape, axes, progress):
+    blocks = file.blocks(shape, _features(shape, axes))
+    with counted_bytes("statistics", file.nbytes, progress) as advance:
+        return Statistics.of_moments(moments_of_blocks(blocks, shape, axes, name=file.path, advance=advance), axes)
+
+
+def _write(file, shape, axes, statistics, out, progress, is_new):
+    """is_new: whether nobody has looked for infinite entries yet."""
+    sizes = [shape[i] for i in axes]
+    mean, scale = statistics.mean.reshape(sizes), statistics.scale.reshape(sizes)
+    file.write_header(out)
+    with counted_bytes("standardizing", file.nbytes, progress) as advance:
+        for index, block in file.blocks(shape, _features(shape, axes)):
+            at = tuple(index[i] for i in axes)
+            if is_new:
+                refuse_infinite(block, axes, index, shape, file.path)
+            standardize_into(block, mean[at].ravel(), scale[at].ravel(), out=block, axis=axes)
+            out.write(block if block.flags.c_contiguous else block.T)
+            advance(block.nbytes)
+
+
+def _features(shape, axes):
+    return math.prod(shape[i] for i in axes)
