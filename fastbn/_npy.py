@@ -17,10 +17,10 @@ class NpyFile:
     """An open .npy file of floats: shape, dtype (native), nbytes. A context manager.
 
     Raises OSError (missing, not to be read; IsADirectoryError), ValueError (no .npy file, truncated, more bytes than the
-    header says, no dimension), TypeError (not of float16, float32 or float64).
+    header says, no dimension), TypeError (not of float16, float32 or float64; integers: also of whole numbers and bools).
     """
 
-    def __init__(self, path):
+    def __init__(self, path, integers=False):
         self.path = os.fspath(path)
         kind = os.stat(self.path).st_mode
         if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):  # opening a pipe would wait
@@ -28,7 +28,7 @@ class NpyFile:
         self._file = open(self.path, "rb")
         try:
             self.shape, self.fortran_order, self._stored = self._header()
-            self.dtype = _checked(self._stored, self.path).newbyteorder("=")
+            self.dtype = _checked(self._stored, self.path, integers).newbyteorder("=")
             self.nbytes = math.prod(self.shape) * self.dtype.itemsize
             self._start = self._file.tell()
             self._check_size()
@@ -98,9 +98,9 @@ class NpyFile:
             "descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": self.fortran_order, "shape": self.shape})
 
 
-def _checked(dtype, path):
+def _checked(dtype, path, integers):
     """Raises TypeError where the type is none of ours."""
-    if dtype.kind == "f" and dtype.itemsize in _SIZES:
+    if (dtype.kind == "f" and dtype.itemsize in _SIZES) or (integers and dtype.kind in "iub"):
         return dtype
     advice = ": convert it first, np.save(..., np.load(...).astype(np.float32))"
     if dtype.hasobject:

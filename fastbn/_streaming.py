@@ -103,6 +103,8 @@ def moments_of_block(block, axes, index, shape, *, weights=None, name="x", num_t
     policy = "propagate" if finite else "omit"
     found = by_feature(moments(block, axis=axis, weights=weights, nan_policy=policy, num_threads=num_threads))
     found.M2[found.count == 0] = 0
+    if weights is not None:
+        found.count = found.count.astype(np.float64)
     if not np.isfinite(found.M2).all():
         raise ValueError(f"{name} has entries whose squares overflow float64, from index {_first(index)} on: divide it by a "
                          "power of ten first")

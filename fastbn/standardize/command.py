@@ -54,7 +54,7 @@ def _ending_on_signals():
         yield
         return
     before = {number: signal.signal(number, _exit) for number in _SIGNALS
-              if signal.getsignal(number) is not signal.SIG_IGN}  # as nohup has it
+              if signal.getsignal(number) not in (signal.SIG_IGN, None)}  # as nohup has it; not ours
     try:
         yield
     finally:
