@@ -1,6 +1,7 @@
 """(x - mean) / scale with given statistics, as one call of the core."""
 import numpy as np
 
+from ._canonical import arrange, normalize_axes
 from ._functional import batch_norm_inference
 
 # With a variance of 1 that leaves 1 / sqrt(var + eps) exactly 1, so that gamma = 1 / scale is the whole factor.
@@ -31,7 +32,21 @@ def standardize_into(x, mean, scale, out=None, axis=-1, num_threads=None):
         if not _is_safe(scale, x.dtype):
             return _by_numpy(x, mean, scale, out, axis)
         factor = 1.0 / scale
-    return batch_norm_inference(x, mean, np.ones(c), factor, eps=_NO_EPS, axis=axis, out=out, num_threads=num_threads)
+    target = None if out is None or _has_gaps(out, axis) else out
+    y = batch_norm_inference(x, mean, np.ones(c), factor, eps=_NO_EPS, axis=axis, out=target, num_threads=num_threads)
+    return y if target is out else _stored(y, out)
+
+
+def _has_gaps(out, axis):
+    """Whether there is another axis between several feature axes: the core writes to no such array."""
+    if not isinstance(axis, tuple) or len(axis) == 1:
+        return False
+    return arrange(out, normalize_axes(axis, out.ndim)).view(out) is None
+
+
+def _stored(y, out):
+    out[...] = y
+    return out
 
 
 def _is_safe(scale, dtype):
@@ -42,12 +57,8 @@ def _is_safe(scale, dtype):
 
 def _by_numpy(x, mean, scale, out, axis):
     """The same in float64, with a division; slower, for scales that are next to the ends of the type's range."""
-    axes = axis if isinstance(axis, tuple) else (axis,)
-    axes = tuple(sorted(one % x.ndim for one in axes))
+    axes = normalize_axes(axis, x.ndim)
     shape = [x.shape[i] if i in axes else 1 for i in range(x.ndim)]
     with np.errstate(all="ignore"):
         y = ((x.astype(np.float64) - mean.reshape(shape)) / scale.reshape(shape)).astype(x.dtype)
-    if out is None:
-        return y
-    out[...] = y
-    return out
+    return y if out is None else _stored(y, out)

@@ -1,4 +1,5 @@
 """Dask arrays: lazily, chunk by chunk, with the same bits for every scheduler and any number of workers."""
+import functools
 import math
 import pickle
 
@@ -25,10 +26,11 @@ def bits(moments):
     return np.asarray(moments.count).tobytes() + moments.mean.tobytes() + moments.M2.tobytes()
 
 
-def assert_equal(found, whole, rtol=1e-12):
+def assert_equal(found, whole):
+    """As far as sums of float32 in another order go."""
     np.testing.assert_array_equal(found.count, whole.count)
-    np.testing.assert_allclose(found.mean, whole.mean, rtol=rtol)
-    np.testing.assert_allclose(found.M2, whole.M2, rtol=rtol)
+    np.testing.assert_allclose(found.mean, whole.mean, rtol=1e-7)
+    np.testing.assert_allclose(found.M2, whole.M2, rtol=1e-6)
 
 
 class Counting:
@@ -55,7 +57,7 @@ def clusters():
 
     def client(workers, threads):
         if (workers, threads) not in made:
-            cluster = distributed.LocalCluster(n_workers=workers, threads_per_worker=threads, dashboard_address=None)
+            cluster = distributed.LocalCluster(n_workers=workers, threads_per_worker=threads, dashboard_address=":0")
             made[workers, threads] = distributed.Client(cluster, set_as_default=False), cluster
         return made[workers, threads][0]
     yield client
@@ -71,7 +73,7 @@ def clusters():
 def test_moments_are_those_of_the_whole(x, rows, columns):
     source = _sources.recognize(da.from_array(x, (rows, columns)))
     found = source.moments()
-    assert_equal(found, fastbn.moments(x), 1e-9)
+    assert_equal(found, fastbn.moments(x))
     assert isinstance(found.count, int) and source.n_features == COLUMNS and source.dtype == np.float32
 
 
@@ -118,8 +120,7 @@ def test_same_bits_on_a_cluster(x, clusters, workers, threads):
     np.testing.assert_array_equal(client.compute(y).result(timeout=60), x * 2)
 
 
-def _doubled(chunk):
-    return chunk * 2
+_doubled = functools.partial(np.multiply, 2)  # which other processes need not import this file for
 
 
 def test_moments_can_be_pickled(x):
@@ -138,7 +139,7 @@ def test_the_tree_merges_at_most_eight_at_a_time(x):
 def test_missing_values(x, columns):
     x[::7, 2], x[:, 4], x[:4000, 5] = np.nan, np.nan, np.nan
     found = _sources.recognize(da.from_array(x, (170, columns))).moments()
-    assert_equal(found, fastbn.moments(x, nan_policy="omit"), 1e-9)
+    assert_equal(found, fastbn.moments(x, nan_policy="omit"))
     assert found.count.dtype == np.int64
 
 
@@ -180,7 +181,7 @@ def test_types(x, dtype):
     source = _sources.recognize(da.from_array(x, (170, 6)))
     expected = x.dtype if x.dtype.kind == "f" else np.float64
     assert source.dtype == expected
-    assert_equal(source.moments(), fastbn.moments(x.astype(expected)), 1e-5 if dtype is np.float16 else 1e-9)
+    assert_equal(source.moments(), fastbn.moments(x.astype(expected)))
     y = source.map(np.copy)
     assert y.dtype == expected and y.compute().dtype == expected
 
@@ -194,7 +195,7 @@ def test_chunks_of_unknown_rows(x, columns):
     some = array[array[:, 0] > 30]
     kept = x[x[:, 0] > 30]
     source = _sources.recognize(some)
-    assert_equal(source.moments(), fastbn.moments(kept), 1e-9)
+    assert_equal(source.moments(), fastbn.moments(kept))
     np.testing.assert_array_equal(source.map(_doubled).compute(), kept * 2)
     weights = da.from_array(x[:, 1] ** 2, 170)[array[:, 0] > 30]
     assert source.moments(weights).count[0] == pytest.approx(np.sum(kept[:, 1].astype(float) ** 2), rel=1e-5)
@@ -214,7 +215,7 @@ def test_what_is_no_table(shape, words):
 @pytest.mark.parametrize("dtype, error", [(complex, ValueError), ("U1", TypeError), (object, TypeError)])
 def test_what_is_no_number(dtype, error):
     with pytest.raises(error, match="Complex|expected numbers"):
-        _sources.recognize(da.from_array(np.ones((3, 2)).astype(dtype)))
+        _sources.recognize(da.from_array(np.ones((3, 2)).astype(dtype), 1))
 
 
 def test_data_frames(x):
@@ -223,7 +224,7 @@ def test_data_frames(x):
     names = list("abcdef")
     source = _sources.recognize(frames.from_pandas(pandas.DataFrame(x, columns=names), npartitions=4))
     assert source.feature_names.tolist() == names and source.dtype == np.float32
-    assert_equal(source.moments(), fastbn.moments(x), 1e-9)
+    assert_equal(source.moments(), fastbn.moments(x))
 
 
 # --- transform ----------------------------------------------------------------------------------------------------------
