@@ -1,10 +1,15 @@
-"""Files of NumPy's .npy format, read block by block into one buffer.
+"""Files of NumPy's .npy format, read block by block into two buffers: a thread fills one while the other is computed on.
+
+Even from the system's cache a thread reads no faster than one computes, so one of each is enough; and neither waits for
+the other by spinning, as OpenMP's threads do, for which a busy machine would pay at each of many blocks.
 
 Format: numpy.lib.format, versions 1.0 to 3.0.
 """
+import itertools
 import math
 import os
 import stat
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -60,37 +65,43 @@ class NpyFile:
                              "feature axis")
         found, expected = os.fstat(self._file.fileno()).st_size - self._start, self.nbytes
         if found < expected:
-            raise ValueError(f"{self.path} is truncated: by its header, {self.shape} of {self.dtype}, it has {expected} bytes "
-                             f"of data, and {found} are there: was it copied or downloaded to the end?")
+            raise ValueError(f"{self.path} is truncated: by its header, {self.shape} of {self.dtype}, it has {expected} "
+                             f"bytes of data, and {found} are there: was it copied or downloaded to the end?")
         if found > expected:
-            raise ValueError(f"{self.path} has {found - expected} bytes after its data, which by the header, {self.shape} of "
-                             f"{self.dtype}, take {expected}: was another array appended, or the header damaged?")
+            raise ValueError(f"{self.path} has {found - expected} bytes after its data, which by the header, {self.shape} "
+                             f"of {self.dtype}, take {expected}: was another array appended, or the header damaged?")
 
     def blocks(self, shape, features):
         """Yields (index, block) in the order of the file, with the blocks in native byte order and writable.
 
-        shape: the file's, or with axes of one entry after it. A block's memory is that of the next one.
-        Raises OSError, ValueError (the file has become shorter).
+        shape: the file's, or with axes of one entry after it. A block is valid until the next one was asked for. Raises
+        OSError, ValueError (the file has become shorter).
         """
         limit = block_bytes(features, self.dtype.itemsize)
         order = list(range(len(shape)))
         indices = block_indices(shape, order[::-1] if self.fortran_order else order, self.dtype.itemsize, limit)
-        buffer = np.empty(min(limit, self.nbytes) // self.dtype.itemsize, self.dtype)
+        entries = min(limit, self.nbytes) // self.dtype.itemsize
+        buffers = itertools.cycle([np.empty(entries, self.dtype) for _ in range(2)])
         self._file.seek(self._start)
-        for index in indices:
-            sizes = [one.stop - one.start for one in index]
-            flat = buffer[:math.prod(sizes)]
-            self._read(flat)
-            yield index, flat.reshape(sizes, order="F" if self.fortran_order else "C")
+        with ThreadPoolExecutor(1) as reader:
+            ready = None
+            for index, buffer in zip(indices, buffers):
+                coming = reader.submit(self._read, index, buffer)
+                if ready is not None:
+                    yield ready.result()
+                ready = coming
+            if ready is not None:
+                yield ready.result()
 
-    def _read(self, flat):
-        bytes_ = flat.view(np.uint8)
-        if self._file.readinto(bytes_) != bytes_.size:
+    def _read(self, index, buffer):
+        """(index, block), the next one of the file."""
+        sizes = [one.stop - one.start for one in index]
+        flat = buffer[:math.prod(sizes)]
+        if self._file.readinto(flat.view(np.uint8)) != flat.nbytes:
             raise ValueError(f"{self.path} has become shorter while it was read")
-        if hasattr(os, "posix_fadvise"):  # the next block is fetched while this one is computed on
-            os.posix_fadvise(self._file.fileno(), self._file.tell(), bytes_.size, os.POSIX_FADV_WILLNEED)
         if not self._stored.isnative:
             flat.byteswap(inplace=True)
+        return index, flat.reshape(sizes, order="F" if self.fortran_order else "C")
 
     def write_header(self, file):
         """That of an array like this one, in native byte order, to another file."""

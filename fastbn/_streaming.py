@@ -50,11 +50,12 @@ def blocks_of(a, features):
         yield index, a[index]
 
 
-def moments_of_blocks(blocks, shape, axes, *, weights=None, name="x", advance=lambda nbytes: None):
+def moments_of_blocks(blocks, shape, axes, *, weights=None, name="x", advance=lambda nbytes: None, num_threads=None):
     """The Moments of an array of this shape, of which `blocks` yields (index, block), each entry once.
 
     axes: its feature axes, ascending. weights: None, or for a table with its features on axis 1 an array of shape
     (N,), numbers of at least 0. name: of the array, for errors. advance: is given the bytes of each block when it is done.
+    num_threads: at most so many threads for each block.
 
     count is an int, or where NaN entries were left out an int64, with weights a float64 array of shape (C,).
     Raises ValueError (Inf, squares that overflow float64, weights).
@@ -62,7 +63,7 @@ def moments_of_blocks(blocks, shape, axes, *, weights=None, name="x", advance=la
     total = _Total(shape, axes, np.int64 if weights is None else np.float64)
     for index, block in blocks:
         some = None if weights is None else weights[index[0]]
-        total.add(index, moments_of_block(block, axes, index, shape, weights=some, name=name))
+        total.add(index, moments_of_block(block, axes, index, shape, weights=some, name=name, num_threads=num_threads))
         advance(block.nbytes)
     return total.moments(whole=weights is None)
 

@@ -283,8 +283,8 @@ def test_files_of_something_else(folder, capsys, x, words):
     assert not (folder / "out.npy").exists()
 
 
-@pytest.mark.parametrize("axis, words", [("2", "out of range"), ("-3", "out of range"), ("0 1", "all axes"), ("1 1", "twice"),
-                                         ("1 -1", "twice")])
+@pytest.mark.parametrize("axis, words", [("2", "out of range"), ("-3", "out of range"), ("0 1", "all axes"),
+                                         ("1 1", "twice"), ("1 -1", "twice")])
 def test_axes_that_are_none(rng, folder, capsys, axis, words):
     np.save(folder / "in.npy", table(rng))
     assert words in fail(capsys, folder / "in.npy", folder / "out.npy", "--axis", *axis.split())

@@ -43,7 +43,7 @@ def standardize_file(source, target, *, axis=None, statistics=None, save_statist
     overwrite: whether files that exist may be replaced.
     progress: True shows a bar while stderr is a terminal and the package rich is there.
 
-    Memory: two blocks of 4 MiB, or where they need more a dozen times that of the statistics. A constant feature becomes
+    Memory: two blocks of 4 MiB, or where that is more a few times that of the statistics. A constant feature becomes
     0: its scale is 1. The statistics are those of fastbn.moments; an entry is within 1e-6 of max(1, |y|) of the exact
     quotient (float32).
 
@@ -59,8 +59,8 @@ def standardize_file(source, target, *, axis=None, statistics=None, save_statist
         if given is not None:
             check_features(given, axes, shape, file.path, statistics)
         elif 0 in shape:
-            raise ValueError(f"{file.path} has shape {file.shape}, without an entry to take statistics of: those of other data "
-                             "can be given")
+            raise ValueError(f"{file.path} has shape {file.shape}, without an entry to take statistics of: those of other "
+                             "data can be given")
         with contextlib.ExitStack() as stack:
             out = stack.enter_context(_new_file(target, file.nbytes, overwrite))
             saved = None if save_statistics is None else stack.enter_context(_new_file(save_statistics, 0, overwrite))
@@ -89,7 +89,8 @@ def _new_file(path, nbytes, overwrite):
 def _statistics_of(file, shape, axes, progress):
     blocks = file.blocks(shape, _features(shape, axes))
     with counted_bytes("statistics", file.nbytes, progress) as advance:
-        return Statistics.of_moments(moments_of_blocks(blocks, shape, axes, name=file.path, advance=advance), axes)
+        found = moments_of_blocks(blocks, shape, axes, name=file.path, advance=advance, num_threads=1)
+    return Statistics.of_moments(found, axes)
 
 
 def _write(file, shape, axes, statistics, out, progress, is_new):
@@ -102,7 +103,8 @@ def _write(file, shape, axes, statistics, out, progress, is_new):
             at = tuple(index[i] for i in axes)
             if is_new:
                 refuse_infinite(block, axes, index, shape, file.path)
-            standardize_into(block, mean[at].ravel(), scale[at].ravel(), out=block, axis=axes)
+            standardize_into(block, mean[at].ravel(), scale[at].ravel(), out=block, axis=axes,
+                             num_threads=1)
             out.write(block if block.flags.c_contiguous else block.T)
             advance(block.nbytes)
 

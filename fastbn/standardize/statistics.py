@@ -54,12 +54,13 @@ def feature_axes(axis, shape, name):
     """
     if len(shape) == 1:
         if axis is not None:
-            raise ValueError(f"axis is {axis}, but {name} is one-dimensional, of shape {shape}: it is taken as the entries of "
-                             "a single feature, and axis has to be left out")
+            raise ValueError(f"axis is {axis}, but {name} is one-dimensional, of shape {shape}: it is taken as the entries "
+                             "of a single feature, and axis has to be left out")
         return (*shape, 1), (1,)
     axes = normalize_axes(-1 if axis is None else axis, len(shape), name)
     if len(axes) == len(shape):
-        raise ValueError(f"axis is {axis}, all axes of {name}, of shape {shape}: then each feature would have a single entry")
+        raise ValueError(f"axis is {axis}, all axes of {name}, of shape {shape}: then each feature would have a single "
+                         "entry")
     return shape, axes
 
 
@@ -67,5 +68,5 @@ def check_features(statistics, axes, shape, source, path):
     """Raises ValueError where the statistics are of another number of features."""
     c = math.prod(shape[i] for i in axes)
     if statistics.mean.size != c:
-        raise ValueError(f"{path} has the statistics of {statistics.mean.size} features, and {source}, of shape {shape}, has "
-                         f"{c} on axis {' '.join(map(str, axes))}: is it another data set, or another axis?")
+        raise ValueError(f"{path} has the statistics of {statistics.mean.size} features, and {source}, of shape {shape}, "
+                         f"has {c} on axis {' '.join(map(str, axes))}: is it another data set, or another axis?")
