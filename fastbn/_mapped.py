@@ -26,6 +26,13 @@ def mapped_blocks(a, features):
         pages.release(block)
 
 
+def read_only(a):
+    """A view that nobody writes to: of what is the file, or belongs to others."""
+    view = a.view(np.ndarray)
+    view.flags.writeable = False
+    return view
+
+
 class Pages:
     """The pages of a mapped array."""
 

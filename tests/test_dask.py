@@ -289,6 +289,14 @@ def test_the_scaler(x, scaler, columns):
     np.testing.assert_allclose(back.compute(), x, rtol=1e-5, atol=1e-4)
 
 
+def test_copy_false_leaves_the_chunks_alone(x, scaler):
+    before = x.copy()
+    fitted = scaler(copy=False).fit(da.from_array(x, (170, 6)))
+    y = fitted.transform(da.from_array(x, (170, 6)))
+    np.testing.assert_array_equal(y.compute(), y.compute())
+    np.testing.assert_array_equal(x, before)
+
+
 def test_what_the_scaler_returned_does_not_change_when_it_is_fitted_again(x, scaler):
     array = da.from_array(x, (170, 6))
     fitted = scaler().fit(array)

@@ -335,6 +335,16 @@ def test_the_scaler_takes_files_and_iterators(scaler, rng, tmp_path):
         np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
 
 
+def test_copy_false_leaves_a_file_alone(scaler, sources, monkeypatch, rng, tmp_path):
+    monkeypatch.setattr(sources, "MAPPED_BYTES", 0)
+    x = rng.normal(30, 20, (900, 5)).astype(np.float32)
+    np.save(tmp_path / "x.npy", x)
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r+")
+    y = scaler(copy=False).fit_transform(mapped)
+    np.testing.assert_array_equal(mapped, x)
+    assert not np.may_share_memory(y, mapped) and abs(y.mean()) < 1e-5
+
+
 def test_the_scaler_goes_on_with_chunks(scaler, rng):
     x = rng.normal(30, 20, (900, 5))
     fitted = scaler().partial_fit(x[:100]).partial_fit(chunks(x[100:], 300))

@@ -16,6 +16,7 @@ import dask.array
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
+from fastbn._mapped import read_only
 from fastbn._moments import Moments
 from fastbn._streaming import moments_of_block
 from fastbn.sklearn._sources import float_type, refuse_empty, refuse_shape, weights_for
@@ -70,7 +71,9 @@ class DaskSource:
         return parts[0] if len(parts) == 1 else _side_by_side(parts)
 
     def map(self, function):
-        """A Dask array of function(chunk), with the chunks of X where these have all columns."""
+        """A Dask array of function(chunk), with the chunks of X where these have all columns. function cannot write to a
+        chunk: it may be the memory of someone's array, and is computed on again by the next compute().
+        """
         whole = self.array
         if whole.numblocks[1] > 1:
             whole = _with_whole_rows(whole)
@@ -135,7 +138,7 @@ def _threads():
 
 def _transformed(function, dtype, chunk):
     with _threads().limit(limits=1, user_api="openmp"):
-        return function(np.asarray(chunk).astype(dtype, copy=False))
+        return function(read_only(np.asarray(chunk)).astype(dtype, copy=False))
 
 
 @dask.delayed

@@ -12,7 +12,7 @@ import sys
 
 import numpy as np
 
-from fastbn._mapped import Pages, mapped_blocks, mapping_of
+from fastbn._mapped import Pages, mapped_blocks, mapping_of, read_only
 from fastbn._moments import Moments
 from fastbn._npy import NpyFile
 from fastbn._progress import counted_bytes
@@ -96,14 +96,14 @@ class MappedSource:
             return moments_of_blocks(blocks, self.array.shape, (1,), weights=weights, name=self.name)
 
     def map(self, function):
-        """A new array of function(chunk) for chunks of rows."""
+        """A new array of function(chunk) for chunks of rows, which function cannot write to."""
         if not len(self.array):
-            return function(self._of_float(np.asarray(self.array)))
+            return function(self._of_float(read_only(self.array)))
         pages, result = Pages(self.array), None
         rows = max(1, BLOCK_BYTES // max(1, self.n_features * self.array.itemsize))
         with counted_bytes("standardizing", self.array.nbytes) as advance:
             for first in range(0, len(self.array), rows):
-                chunk = np.asarray(self.array[first:first + rows])
+                chunk = read_only(self.array[first:first + rows])
                 done = function(self._of_float(chunk))
                 if result is None:
                     result = np.empty(self.array.shape, done.dtype)
