@@ -1,7 +1,8 @@
 """Blocks of arrays that are mapped from files (numpy.memmap), with the pages let go of after use.
 
 A page that was looked at counts as the process's memory until the system takes it back. It is given back at once, so that
-memory stays bounded; what the array holds is in the file, or in the system's cache of it.
+memory stays bounded; what the array holds is in the file, or in the system's cache of it. One thread computes on a block:
+it is faster than any disk, and between so many blocks OpenMP's threads would spin.
 """
 import mmap
 

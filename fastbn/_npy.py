@@ -5,6 +5,7 @@ the other by spinning, as OpenMP's threads do, for which a busy machine would pa
 
 Format: numpy.lib.format, versions 1.0 to 3.0.
 """
+import errno
 import itertools
 import math
 import os
@@ -28,7 +29,9 @@ class NpyFile:
     def __init__(self, path, integers=False):
         self.path = os.fspath(path)
         kind = os.stat(self.path).st_mode
-        if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):  # opening a pipe would wait
+        if stat.S_ISDIR(kind):
+            raise IsADirectoryError(errno.EISDIR, "is a folder, expected a .npy file", self.path)
+        if not stat.S_ISREG(kind):  # opening a pipe would wait
             raise ValueError(f"{self.path} is not a regular file: it is read twice, which a pipe or device cannot be")
         self._file = open(self.path, "rb")
         try:
@@ -45,6 +48,9 @@ class NpyFile:
         return self
 
     def __exit__(self, *exception):
+        self.close()
+
+    def close(self):
         self._file.close()
 
     def _header(self):

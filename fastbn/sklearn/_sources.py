@@ -93,7 +93,7 @@ class MappedSource:
         with counted_bytes("statistics", self.array.nbytes) as advance:
             blocks = ((index, self._of_float(block)) for index, block in _counting(
                 mapped_blocks(self.array, self.n_features), advance))
-            return moments_of_blocks(blocks, self.array.shape, (1,), weights=weights, name=self.name)
+            return moments_of_blocks(blocks, self.array.shape, (1,), weights=weights, name=self.name, num_threads=1)
 
     def map(self, function):
         """A new array of function(chunk) for chunks of rows, which function cannot write to."""
@@ -152,11 +152,12 @@ class IteratorSource:
         return self._peek()[2]
 
     def moments(self, sample_weight=None):
-        """fastbn.Moments of all chunks. sample_weight: of shape (N,), of all rows one after the other."""
+        """fastbn.Moments of all chunks. sample_weight: of shape (N,), of all rows one after the other, or a number."""
         weights = None if sample_weight is None else np.asarray(sample_weight, np.float64)
-        if weights is not None and weights.ndim != 1:
+        if weights is not None and weights.ndim > 1:
             raise ValueError(f"sample_weight has shape {weights.shape}, expected one dimension: one for each sample")
         total, rows = None, 0
+        self._peek()  # an iterator with a bar of its own has begun it then
         with counted_bytes("statistics") as advance:
             for chunk in self._chunks():
                 found = self._moments_of(chunk, rows, weights)
@@ -177,11 +178,12 @@ class IteratorSource:
         c = chunk.shape[1]
         if not chunk.size:
             return Moments(0, np.zeros(c), np.zeros(c))
-        if weights is not None:
+        if weights is not None and weights.ndim:
             weights = weights[rows:rows + len(chunk)]
             if len(weights) < len(chunk):
                 raise ValueError(f"sample_weight has {rows + len(weights)} entries, and the chunks have more rows: expected "
                                  "one for each sample")
+        weights = weights_for(weights, len(chunk))
         place = slice(rows, rows + len(chunk)), slice(0, c)
         return moments_of_block(chunk, (1,), place, (rows + len(chunk), c), weights=weights, name="X")
 

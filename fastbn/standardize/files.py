@@ -68,6 +68,7 @@ def standardize_file(source, target, *, axis=None, statistics=None, save_statist
             _write(file, shape, axes, found, out, progress, given is not None)
             if saved is not None:
                 found.write(saved)
+            file.close()  # Windows replaces no file that is open
     return Outcome(file.shape, file.dtype, file.nbytes, found, given is None)
 
 
