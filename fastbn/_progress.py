@@ -17,8 +17,7 @@ def tracked(iterator, description, total=None):
 def counted_bytes(description, total=None, shown=True):
     """Gives a function that takes the bytes just done, and shows them as a bar, which is gone at the end.
 
-    total: all the bytes, or None where nobody knows. Nothing is shown where stderr is no terminal, where rich is missing,
-    or while another bar of rich is on the screen.
+    total: all the bytes, or None where nobody knows. Nothing is shown where stderr is no terminal or rich is missing.
     """
     bar = _bar_of_bytes() if shown and _is_terminal(sys.stderr) else None
     if bar is None:
@@ -34,21 +33,15 @@ def _is_terminal(stream):
 
 
 def _bar_of_bytes():
-    """A bar that can be started, or None."""
+    """None without rich."""
     try:
         from rich import progress
         from rich.console import Console
-        from rich.errors import LiveError
     except ImportError:
         return None
-    bar = progress.Progress(progress.TextColumn("{task.description}"), progress.BarColumn(), progress.DownloadColumn(),
-                            progress.TransferSpeedColumn(), progress.TimeRemainingColumn(),
-                            console=Console(stderr=True), transient=True)
-    try:
-        bar.start()
-    except LiveError:
-        return None
-    return bar
+    return progress.Progress(progress.TextColumn("{task.description}"), progress.BarColumn(), progress.DownloadColumn(),
+                             progress.TransferSpeedColumn(), progress.TimeRemainingColumn(),
+                             console=Console(stderr=True), transient=True)
 
 
 def _ignore(nbytes):

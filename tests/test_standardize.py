@@ -356,14 +356,25 @@ def test_too_little_space(rng, folder, capsys, monkeypatch):
     assert "not enough space" in message and "16800 bytes" in message and "16799" in message
 
 
-def test_a_disk_that_fills_up(rng, folder, capsys, monkeypatch):
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of POSIX")
+def test_a_disk_that_fills_up(rng, folder):
+    """Stood in for by a limit on the size of files."""
     np.save(folder / "in.npy", table(rng))
+    script = """
+        import resource, sys
+        from fastbn import _cli
+        resource.setrlimit(resource.RLIMIT_FSIZE, (9000, resource.RLIM_INFINITY))
+        sys.exit(_cli.main(["standardize", "in.npy", "out.npy"]))
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], cwd=folder, capture_output=True, text=True,
+                          timeout=60)
+    assert done.returncode == 2 and done.stderr.startswith("fastbn: error: ") and done.stderr.count("\n") == 1
+    assert "too large" in done.stderr and sorted(os.listdir(folder)) == ["in.npy"]
 
-    def full(x, *arguments, **keywords):
-        raise OSError(28, "No space left on device")
-    monkeypatch.setattr(files, "standardize_into", full)
-    assert "No space left" in fail(capsys, folder / "in.npy", folder / "out.npy")
-    assert not (folder / "out.npy").exists()
+
+def test_one_name_for_both_results(rng, folder, capsys):
+    np.save(folder / "in.npy", table(rng))
+    assert "expected two" in fail(capsys, folder / "in.npy", folder / "out.npy", "--stats", folder / "out.npy")
 
 
 def test_a_file_that_becomes_shorter(rng, folder, capsys, monkeypatch):

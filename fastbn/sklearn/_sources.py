@@ -157,7 +157,6 @@ class IteratorSource:
         if weights is not None and weights.ndim > 1:
             raise ValueError(f"sample_weight has shape {weights.shape}, expected one dimension: one for each sample")
         total, rows = None, 0
-        self._peek()  # an iterator with a bar of its own has begun it then
         with counted_bytes("statistics") as advance:
             for chunk in self._chunks():
                 found = self._moments_of(chunk, rows, weights)

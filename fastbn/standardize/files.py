@@ -61,6 +61,8 @@ def standardize_file(source, target, *, axis=None, statistics=None, save_statist
         elif 0 in shape:
             raise ValueError(f"{file.path} has shape {file.shape}, without an entry to take statistics of: those of other "
                              "data can be given")
+        if save_statistics is not None and os.path.realpath(save_statistics) == os.path.realpath(target):
+            raise ValueError(f"{os.fspath(target)} is the file for the result and for the statistics, expected two")
         with contextlib.ExitStack() as stack:
             out = stack.enter_context(_new_file(target, file.nbytes, overwrite))
             saved = None if save_statistics is None else stack.enter_context(_new_file(save_statistics, 0, overwrite))
