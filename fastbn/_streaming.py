@@ -12,6 +12,7 @@ import numpy as np
 
 from ._canonical import memory_order
 from ._functional import moments
+from ._missing import moments_of_present
 from ._moments import Moments, by_feature, merged
 
 BLOCK_BYTES = 1 << 22
@@ -101,11 +102,12 @@ def moments_of_block(block, axes, index, shape, *, weights=None, name="x", num_t
         return found
     if not finite:
         refuse_infinite(block, axes, index, shape, name)
-    policy = "propagate" if finite else "omit"
-    found = by_feature(moments(block, axis=axis, weights=weights, nan_policy=policy, num_threads=num_threads))
-    found.M2[found.count == 0] = 0
-    if weights is not None:
-        found.count = found.count.astype(np.float64)
+    if weights is None:
+        found = moments_of_present(block, axes, num_threads)
+    else:
+        policy = "propagate" if finite else "omit"
+        found = by_feature(moments(block, axis=axis, weights=weights, nan_policy=policy, num_threads=num_threads))
+        found.M2[found.count == 0], found.count = 0, found.count.astype(np.float64)
     if not np.isfinite(found.M2).all():
         raise ValueError(f"{name} has entries whose squares overflow float64, from index {_first(index)} on: divide it by a "
                          "power of ten first")

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fastbn
-from fastbn import _mapped, _streaming
+from fastbn import _mapped, _missing, _streaming
 
 SHAPES = [(50, 4), (7, 3, 5), (3, 400), (400, 3), (2, 3, 4, 50), (1, 1), (300,), (5, 0, 3), (0, 4)]
 
@@ -70,6 +70,32 @@ def test_missing_entries_count_by_feature(rng, monkeypatch, block_bytes):
     some = [0, 1, 3, 5]
     np.testing.assert_allclose(found.mean[some], np.nanmean(x[:, some], 0), rtol=1e-12)
     np.testing.assert_allclose(found.var()[some], np.nanvar(x[:, some], 0), rtol=1e-12)
+
+
+@given(seed=st.integers(0, 10**6), rate=st.sampled_from([0.01, 0.5, 0.99]), ratio=st.sampled_from([0, 1, 1e3, 1e6]),
+       dtype=st.sampled_from([np.float16, np.float32, np.float64]), order=st.sampled_from("CF"),
+       outlier=st.sampled_from([None, 1e3]))
+def test_moments_of_what_is_present(seed, rate, ratio, dtype, order, outlier):
+    """The first entry of a feature may be far from the others, or be the only one."""
+    rng = np.random.default_rng(seed)
+    x = np.asarray(rng.normal(ratio if dtype is not np.float16 else ratio ** 0.5, 1, (60, 5, 4)), dtype, order=order)
+    if outlier is not None:
+        x[0] += outlier
+    x[rng.random(x.shape) < rate] = np.nan
+    x[:, 3] = np.where(np.isnan(x[:, 3]), np.nan, dtype(0.1))
+    found = _missing.moments_of_present(x, (1,))
+    there = ~np.isnan(x)
+    np.testing.assert_array_equal(found.count, there.sum(axis=(0, 2)))
+    for f in range(5):
+        entries = x[:, f][there[:, f]].astype(np.longdouble)
+        if not entries.size:
+            assert found.mean[f] == 0 and found.M2[f] == 0
+            continue
+        mean, M2 = entries.mean(), ((entries - entries.mean()) ** 2).sum()
+        assert abs(found.mean[f] - mean) <= 2e-7 * max(abs(mean), np.sqrt(M2 / entries.size))
+        assert abs(found.M2[f] - M2) <= 4e-6 * M2 + 1e-25 * mean ** 2
+        if np.ptp(entries) == 0:
+            assert found.M2[f] == 0 and found.mean[f] == entries[0]
 
 
 def test_weights_of_blocks(rng, monkeypatch):
