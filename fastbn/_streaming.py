@@ -66,7 +66,9 @@ def moments_of_blocks(blocks, shape, axes, *, weights=None, name="x", advance=la
         some = None if weights is None else weights[index[0]]
         total.add(index, moments_of_block(block, axes, index, shape, weights=some, name=name, num_threads=num_threads))
         advance(block.nbytes)
-    return total.moments(whole=weights is None)
+    found = total.moments(whole=weights is None)
+    _refuse_overflow(found, name)
+    return found
 
 
 class _Total:
@@ -107,11 +109,17 @@ def moments_of_block(block, axes, index, shape, *, weights=None, name="x", num_t
     else:
         policy = "propagate" if finite else "omit"
         found = by_feature(moments(block, axis=axis, weights=weights, nan_policy=policy, num_threads=num_threads))
-        found.M2[found.count == 0], found.count = 0, found.count.astype(np.float64)
-    if not np.isfinite(found.M2).all():
-        raise ValueError(f"{name} has entries whose squares overflow float64, from index {_first(index)} on: divide it by a "
-                         "power of ten first")
+        found.count = found.count.astype(np.float64)
+        found.M2[found.count == 0] = 0
+    _refuse_overflow(found, name)
     return found
+
+
+def _refuse_overflow(found, name):
+    bad = np.flatnonzero(~np.isfinite(found.M2))
+    if bad.size:
+        raise ValueError(f"{name} has entries in feature {bad[0]} whose squares overflow float64: divide it by a power of "
+                         "ten first")
 
 
 def refuse_infinite(block, axes, index, shape, name):

@@ -312,9 +312,11 @@ def test_infinite_entries_are_named(rng, folder, capsys, order, given, value):
     assert not (folder / "out.npy").exists()
 
 
-def test_squares_that_overflow(folder, capsys):
-    np.save(folder / "in.npy", np.array([[1e200], [-1e200], [0]]))
-    assert "overflow" in fail(capsys, folder / "in.npy", folder / "out.npy")
+@pytest.mark.parametrize("x", [np.array([[1e200], [-1e200], [0]]), np.repeat([[1e200], [-1e200]], 1000, axis=0)])
+def test_squares_that_overflow(folder, capsys, x):
+    """In one block, or where blocks that are each constant are merged."""
+    np.save(folder / "in.npy", x)
+    assert "feature 0 whose squares overflow" in fail(capsys, folder / "in.npy", folder / "out.npy")
 
 
 def test_names_that_cannot_be_used(rng, folder, capsys):

@@ -1,9 +1,11 @@
 """Statistics block by block: how arrays are cut, what is merged, and the sources that StandardScaler takes."""
+import gc
 import math
 import os
 import subprocess
 import sys
 import textwrap
+import weakref
 
 import numpy as np
 import pytest
@@ -271,6 +273,23 @@ def test_iterators_are_asked_for_one_chunk_at_a_time(sources, rng):
     assert given_out == [0]
     next(results)
     assert given_out == [0, 1]
+
+
+def test_no_chunk_is_kept(sources, rng):
+    alive = []
+
+    def generator():
+        for _ in range(5):
+            gc.collect()
+            assert sum(one() is not None for one in alive) <= 1
+            chunk = rng.normal(size=(9, 2))
+            alive.append(weakref.ref(chunk))
+            yield chunk
+            del chunk
+    assert sources.recognize(generator()).moments().count == 45
+    for _ in sources.recognize(generator()).map(np.negative):
+        pass
+    assert len(alive) == 10
 
 
 def test_weights_and_missing_values_of_iterators(sources, rng):

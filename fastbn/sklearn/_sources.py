@@ -200,8 +200,8 @@ class IteratorSource:
 
     def _chunks(self):
         self._peek()
-        first, self._first = self._first, None
-        yield first
+        first, self._first = [self._first], None
+        yield first.pop()  # without a name, which would keep it
         for number, chunk in enumerate(self._iterator, 1):
             table = _table(chunk, number)
             if table.shape[1] != self.n_features:

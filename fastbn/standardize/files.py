@@ -106,8 +106,7 @@ def _write(file, shape, axes, statistics, out, progress, is_new):
             at = tuple(index[i] for i in axes)
             if is_new:
                 refuse_infinite(block, axes, index, shape, file.path)
-            standardize_into(block, mean[at].ravel(), scale[at].ravel(), out=block, axis=axes,
-                             num_threads=1)
+            standardize_into(block, mean[at].ravel(), scale[at].ravel(), out=block, axis=axes, num_threads=1)
             out.write(block if block.flags.c_contiguous else block.T)
             advance(block.nbytes)
 
