@@ -14,7 +14,8 @@ import sys
 
 import fastbn
 
-COMMANDS = {"demo": "fastbn.demo.command", "standardize": "fastbn.standardize.command"}
+COMMANDS = {"demo": "fastbn.demo.command", "parallel": "fastbn.demo.parallel",
+            "standardize": "fastbn.standardize.command"}
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 

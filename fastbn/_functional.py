@@ -304,28 +304,41 @@ def _gradients(dy, saved, out, needs, threads):
     extras.refuse_in_place(saved)
     wants_dgamma, wants_dbeta = "dgamma" in needs or "dvar" in needs, "dbeta" in needs or "dmean" in needs
     uses_x = wants_dgamma or not saved.frozen or extras.activation.name is not None
-    gamma, mean, rstd = about_input(saved) if uses_x else (saved.gamma, saved.mean, saved.rstd)
-    if extras.weights is not None and extras.weights.absent is not None:
-        rstd = np.where(extras.weights.absent, 0.0, rstd)  # a sum over nothing is 0, whatever its factor
+    factors = factors_of(saved, extras, uses_x)
     arrangement, dx, target = arrange(x, saved.axes), None, None
     if "dx" in needs:
         read = {"dy": dy, "x": x, "residual": extras.residual, "y": extras.written}
         arrangement, dx, target = target_for(out, x, saved.axes, read)
     dresidual, dresidual_target = arrangement.empty(x.dtype) if "dresidual" in needs else (None, None)
     new = np.empty if x.size else np.zeros
-    dgamma = new(mean.shape) if wants_dgamma else None
-    dbeta = new(mean.shape) if wants_dbeta else None
-    source = arrangement.readable(x) if uses_x else None
-    if x.size and needs and saved.extras is None:
-        _BACKWARD[x.dtype.name](for_core(source), for_core(arrangement.readable(dy)), gamma, mean, rstd, saved.frozen,
-                                for_core(target), dgamma, dbeta, threads)
-    elif x.size and needs:
-        core = extras.for_backward(arrangement, saved, dresidual_target)
-        _core.fused_backward(source, arrangement.readable(dy), core, gamma, saved.beta, mean, rstd, saved.frozen, target,
-                             dgamma, dbeta, threads)
+    dgamma = new(saved.mean.shape) if wants_dgamma else None
+    dbeta = new(saved.mean.shape) if wants_dbeta else None
+    if x.size and needs:
+        run_backward(x if uses_x else None, dy, saved, extras, factors, arrangement, target, dgamma, dbeta,
+                     dresidual_target, threads)
     of_features = {"dgamma": dgamma, "dbeta": dbeta} | _of_statistics(dgamma, dbeta, saved, needs)
     return (dx, *(as_parameter(gradient if name in needs else None, saved.rounds_gradients)
                   for name, gradient in of_features.items()), *([dresidual] if extras.has_residual else []))
+
+
+def factors_of(saved, extras, uses_x=True):
+    """(gamma, mean, rstd), by feature, of the gradient's formulas. Raises RuntimeError (x is needed and gone)."""
+    gamma, mean, rstd = about_input(saved) if uses_x else (saved.gamma, saved.mean, saved.rstd)
+    if extras.weights is not None and extras.weights.absent is not None:
+        rstd = np.where(extras.weights.absent, 0.0, rstd)  # a sum over nothing is 0, whatever its factor
+    return gamma, mean, rstd
+
+
+def run_backward(x, dy, saved, extras, factors, arrangement, dx, dgamma, dbeta, dresidual, threads):
+    """The core's backward; dx and dresidual as (n, c, s). None: x where nothing needs it, and what is not wanted."""
+    source, dy = None if x is None else arrangement.readable(x), arrangement.readable(dy)
+    gamma, mean, rstd = factors
+    if extras is _extras.NONE and dresidual is None:
+        _BACKWARD[dy.dtype.name](for_core(source), for_core(dy), gamma, mean, rstd, saved.frozen, for_core(dx), dgamma,
+                                 dbeta, threads)
+    else:
+        core = extras.for_backward(arrangement, saved, dresidual)
+        _core.fused_backward(source, dy, core, gamma, saved.beta, mean, rstd, saved.frozen, dx, dgamma, dbeta, threads)
 
 
 def _of_statistics(dgamma, dbeta, saved, needs):

@@ -206,9 +206,7 @@ class BatchNorm(_core.LayerBase, Running, Switches, Options, Conversions):
         return self._normalize_by_running(x, axes, out, self._updates(update), **more)
 
     def _normalize_by_batch(self, x, axes, out, updates, more):
-        variant, more = self._variant(), {"activation": self.activation, **more}
-        given = (x, axes, self.gamma, self.beta, self.eps, out, 0)
-        y, saved = normalize(*given, **more) if variant is None else train(*given, variant, more)
+        y, saved = self._train(x, axes, out, {"activation": self.activation, **more})
         count = saved.moments.count if isinstance(saved, Composite) else count_of(saved)
         if self.training or self._get_keeps_input():
             self._saved = saved
@@ -218,12 +216,15 @@ class BatchNorm(_core.LayerBase, Running, Switches, Options, Conversions):
             self._after_training(batch.mean, batch.var if batch is saved else batch.biased_var(), count, updates)
         return y
 
+    def _train(self, x, axes, out, more):
+        """(y by the batch's statistics, what backward needs)"""
+        variant, given = self._variant(), (x, axes, self.gamma, self.beta, self.eps, out, 0)
+        return normalize(*given, **more) if variant is None else train(*given, variant, more)
+
     def _normalize_by_running(self, x, axes, out, updates, residual, **weights):
         """By the statistics as they are before this batch's step."""
         keeps = self.training or self._get_keeps_input()
-        batch = moments(x, axis=axes, nan_policy=self._omission(), **weights) if updates else None
-        if updates and self._nan_policy == "raise":
-            _nan_policy.refuse(x, axes, batch.M2)
+        batch = self._moments_of(x, axes, weights) if updates else None
         y = batch_norm_inference(x, self.running_mean, self.running_var, self.gamma, self.beta, eps=self.eps, axis=axes,
                                  activation=self.activation, residual=residual, out=out, return_saved=keeps)
         if keeps:
@@ -232,6 +233,13 @@ class BatchNorm(_core.LayerBase, Running, Switches, Options, Conversions):
             self._set_batch(batch, batch.count)
             self._take_step(batch.mean, batch.biased_var(), batch.count)
         return y
+
+    def _moments_of(self, x, axes, weights):
+        """Of a batch that the running statistics alone see."""
+        batch = moments(x, axis=axes, nan_policy=self._omission(), **weights)
+        if self._nan_policy == "raise":
+            _nan_policy.refuse(x, axes, batch.M2)
+        return batch
 
     def _refuse_state_as(self, out):
         if isinstance(out, np.ndarray):

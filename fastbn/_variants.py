@@ -156,13 +156,13 @@ def _after_moments(x, axes, gamma, beta, y, slices, settings, variant, more):
     parts = []
     for (batch, extras), s in zip(found, slices):
         def compute(x, y):
-            return _normalize(x, axes, batch, gamma, beta, y, settings, variant, extras, more.act_of_slice(s))
+            return normalize_by_moments(x, axes, batch, gamma, beta, y, settings, variant, extras, more.act_of_slice(s))
         parts += _ghost.into(compute, x[s], y[s], axes)
     return parts
 
 
-def _normalize(x, axes, batch, gamma, beta, y, settings, variant, extras, act):
-    """(y by the batch's moments, what backward needs)"""
+def normalize_by_moments(x, axes, batch, gamma, beta, y, settings, variant, extras, act):
+    """(y by the batch's moments, what backward needs), where all is checked. act: activation and residual, by name."""
     gamma_r, beta_d = gamma, beta
     if variant.renorm is not None:
         r, d = _renorm.correction(batch, variant.running_mean, variant.running_var, settings["eps"], variant.renorm)

@@ -1,0 +1,128 @@
+"""Data-parallel training: each rank has a part of every mini-batch, and all have the same weights.
+
+A rank's loss is the sum over its images, divided by the images of the whole mini-batch, so that gradients summed over the
+ranks are those of one process. So are the batch norms', which see the whole mini-batch (fastbn.distributed). What is left
+are the roundings of sums in another order.
+"""
+
+import time
+
+import numpy as np
+from rich.console import Console
+from threadpoolctl import threadpool_limits
+
+import fastbn
+from fastbn._cli import FAILED, OK, CommandError
+from fastbn.demo.chart import save_chart
+from fastbn.demo.data import load_data
+from fastbn.demo.network import BEFORE, softmax_cross_entropy
+from fastbn.demo.report import describe_network, describe_training, print_results, say
+from fastbn.demo.training import History, Variant, batch_order, make_network, mini_batches, test_accuracy, train_variant
+from fastbn.distributed import SyncBatchNorm
+
+CHART_NAME = "parallel.png"
+TOLERANCE = 0.01  # of the largest loss, and of the test accuracy: float32 roundings grow as training goes on
+POLL_SECONDS = 0.02
+
+
+def run_over_ranks(comm, settings):
+    """Train over the ranks, then on rank 0 alone, compare, and return the exit status, the same on all ranks."""
+    fastbn.set_num_threads(settings.threads or 1)  # ranks share the machine's processors
+    data = load_data(settings.seed)
+    with threadpool_limits(limits=1, user_api="blas"):
+        together = History(Variant(f"{comm.size} rank{'s' if comm.size > 1 else ''}", BEFORE))
+        network = train_over_ranks(comm, data, settings, together)
+        equal = is_equal_everywhere(comm, network)
+        status = OK
+        if comm.rank == 0:
+            status = compare(data, settings, together, equal)
+        wait_for_all(comm)
+    return comm.bcast(status)
+
+
+def train_over_ranks(comm, data, settings, history):
+    """As train_variant, with a part of every mini-batch on each rank; the history is that of the whole, on all of them."""
+    network, optimizer = make_network(data, settings, history.variant.position, lambda c: SyncBatchNorm(c, comm=comm))
+    rng = batch_order(settings)
+    for _ in range(settings.epochs):
+        start = time.perf_counter()
+        losses = [parallel_step(comm, network, optimizer, *batch) for batch in mini_batches(data, settings.batch_size, rng)]
+        seconds = time.perf_counter() - start
+        history.diverged = not np.isfinite(losses).all()
+        if history.diverged:
+            break
+        history.add_epoch(float(np.mean(losses)), test_accuracy(network, data), seconds)
+    return network
+
+
+def parallel_step(comm, network, optimizer, images, labels):
+    """A step of training with this rank's part of a mini-batch; returns the loss of the whole."""
+    bounds = len(labels) * np.arange(comm.size + 1) // comm.size
+    mine = slice(bounds[comm.rank], bounds[comm.rank + 1])
+    logits, share = network.forward(images[mine]), len(labels[mine]) / len(labels)
+    loss, dlogits = softmax_cross_entropy(logits, labels[mine]) if share else (0.0, logits)
+    network.backward(dlogits * np.float32(share))
+    loss = sum_over_ranks(comm, [gradient for _, _, gradient in network.parameters()], loss * share)
+    optimizer.step()
+    return loss
+
+
+def sum_over_ranks(comm, arrays, number):
+    """Sums of float32 arrays, in place, and of a number, in one message and in the order of the ranks."""
+    mine = np.concatenate([*(a.ravel() for a in arrays), [number]]).astype(np.float64)
+    everyone = np.empty((comm.size, mine.size))
+    comm.Allgather(mine, everyone)
+    total, first = everyone.sum(axis=0), 0
+    for a in arrays:
+        a[...] = total[first : first + a.size].reshape(a.shape)
+        first += a.size
+    return float(total[-1])
+
+
+def is_equal_everywhere(comm, network):
+    """Whether all ranks have the same bits for parameters and moving averages."""
+    arrays = [value for _, value, _ in network.parameters()]
+    arrays += [a for norm in network.norms() for a in (norm.running_mean, norm.running_var)]
+    return len(set(comm.allgather(b"".join(a.tobytes() for a in arrays)))) == 1
+
+
+def compare(data, settings, together, equal):
+    """Train on this rank alone, print and draw both; the exit status."""
+    console = Console()
+    say(console, f"fastbn {fastbn.__version__}; network: {describe_network(settings, data)}, float32, batch norm before activation")
+    say(console, f"Training: {describe_training(settings)}")
+    alone = History(Variant("one process", BEFORE))
+    train_variant(data, settings, alone, lambda: None)
+    print_results(console, [together, alone], settings)
+    say(console, f"Parameters and moving averages: {'the same bits on all ranks' if equal else 'DIFFERENT between ranks'}")
+    loss, accuracy = largest_differences(together, alone)
+    passed = equal and loss <= TOLERANCE and accuracy <= TOLERANCE
+    say(console, f"Largest difference to one process after any epoch: {loss:.1e} of the largest training loss, {accuracy:.1%} of "
+                 f"test accuracy (allowed: {TOLERANCE:.0%}): {'ok' if passed else 'FAILED'}")
+    draw(console, settings, data, [together, alone])
+    return OK if passed else FAILED
+
+
+def largest_differences(a, b):
+    """(of the losses, relative to the largest; of the accuracies). Infinite where a run ended before the other."""
+    if len(a.losses) != len(b.losses) or not a.losses:
+        return np.inf, np.inf
+    losses, accuracies = (np.abs(np.subtract(x, y)).max() for x, y in ((a.losses, b.losses), (a.accuracies, b.accuracies)))
+    return losses / max(b.losses), accuracies
+
+
+def draw(console, settings, data, histories):
+    path = settings.output / CHART_NAME
+    title = f"Handwritten digits: {describe_network(settings, data)}, {describe_training(settings)}"
+    try:
+        save_chart(path, histories, title)
+    except OSError as error:
+        raise CommandError(f"argument --output: cannot write {str(path)!r}: {error.strerror}") from None
+    say(console, f"Chart: {path}")
+
+
+def wait_for_all(comm):
+    """A barrier without spinning: the processors are for whoever still computes."""
+    barrier = comm.Ibarrier()
+    while not barrier.Test():
+        time.sleep(POLL_SECONDS)

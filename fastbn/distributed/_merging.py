@@ -1,0 +1,102 @@
+"""Moments and sums of all ranks from those of each: records of doubles, sorted by value and merged as neighbours.
+
+Sorted, they are the same sequence whichever rank had which batch, and so have the same bits merged. On a tree they are
+merged as they come up, in an order that the ranks' numbers fix: every rank has the same bits in every run, but they
+depend on which rank had which batch.
+"""
+import numpy as np
+
+from fastbn._moments import Moments
+
+from ._communicator import TREE_FROM, Ranks, check_tree_from
+from ._handshake import REASON_BYTES, agree, reason_in, refuse_failed, write_reason
+
+_HEAD = REASON_BYTES + 8  # bytes before the sums: the reason, and the rank that has it
+
+
+def merge_moments(moments, comm, *, tree_from=TREE_FROM):
+    """The Moments of the entries of all ranks: each of them passes its own, and gets the same.
+
+    For the statistics of a data set of which every rank has a part:
+        bn.calibrate(merge_moments(sum(fastbn.moments(x) for x in batches), comm))
+
+    moments: a fastbn.Moments of C features, the count 0 included. comm, tree_from: as for SyncBatchNorm.
+    Merged exactly by count (fastbn.Moments), in double, as records sorted by value.
+    Raises TypeError, ValueError (this rank has another number of features than most), RuntimeError (another rank has; the
+    communicator failed).
+    """
+    ranks = None if comm is None else Ranks(comm, check_tree_from(tree_from))
+    failed = None if isinstance(moments, Moments) else TypeError(
+        f"moments is a {type(moments).__name__}, expected fastbn.Moments")
+    if ranks is not None and ranks.size > 1:
+        terms = {} if failed else {"num_features": moments.mean.size, "counts by feature": np.ndim(moments.count) > 0}
+        agree(ranks, terms, failed)
+    if failed is not None:
+        raise failed
+    return moments if ranks is None or ranks.size == 1 else merged(ranks, moments)
+
+
+def merged(ranks, local):
+    """The Moments of all ranks, once they agree on the number of features."""
+    record = np.empty((3, local.mean.size))
+    record[0], record[1], record[2] = local.count, local.mean + 0.0, local.M2  # -0 and 0 are equal, and to be the same bits
+    if ranks.tree:
+        whole = _of_records([ranks.combined(record, _merge_two)])
+    else:
+        records = ranks.gathered(record)
+        count, mean, M2 = records[:, 0], records[:, 1], records[:, 2]
+        order = np.lexsort((M2, mean, count), axis=0)
+        whole = _of_records(np.take_along_axis(records, order[:, None], axis=0))
+    count = whole.count if np.ndim(local.count) else whole.count[0]
+    return Moments.of_arrays(_whole_number(count), whole.mean, whole.M2)
+
+
+def _of_records(records):
+    return Moments.merge_all([Moments.of_arrays(*record) for record in records])
+
+
+def _merge_two(a, b):
+    whole = _of_records([a, b])
+    return np.stack([whole.count, whole.mean, whole.M2])
+
+
+def _whole_number(count):
+    """As a Moments has it: integers where they are."""
+    if np.any(count % 1):
+        return count if np.ndim(count) else float(count)
+    return count.astype(np.int64) if np.ndim(count) else int(count)
+
+
+def summed(ranks, sums, error=None):
+    """The sums over all ranks of an array of doubles that has the same shape on each, in one collective.
+
+    error: why this rank gives up, an exception, or None; with one nothing is raised here but by the communicator.
+    Raises RuntimeError (another rank gave up; the communicator failed).
+    """
+    message = np.zeros(_HEAD + sums.nbytes, np.uint8)
+    if error is not None:
+        write_reason(message, error)
+    message[REASON_BYTES:_HEAD].view(np.int64)[:] = ranks.rank
+    message[_HEAD:].view(np.float64)[:] = sums.ravel() + 0.0
+    whole = ranks.combined(message, _add_two) if ranks.tree else _add_all(ranks.gathered(message))
+    if error is None and (reason := reason_in(whole)):
+        refuse_failed(int(whole[REASON_BYTES:_HEAD].view(np.int64)[0]), reason)
+    return whole[_HEAD:].view(np.float64).reshape(sums.shape)
+
+
+def _add_all(messages):
+    """One message: the first that tells an error, or else one with the sums of the sorted records, added as neighbours."""
+    failed = np.flatnonzero(messages[:, 0])
+    whole = messages[failed[0] if failed.size else 0].copy()
+    records = np.sort(messages[:, _HEAD:].view(np.float64), axis=0)
+    while len(records) > 1:
+        even = len(records) // 2 * 2
+        records = np.concatenate([records[:even:2] + records[1:even:2], records[even:]])
+    whole[_HEAD:].view(np.float64)[:] = records[0]
+    return whole
+
+
+def _add_two(a, b):
+    whole = (b if b[0] and not a[0] else a).copy()
+    whole[_HEAD:].view(np.float64)[:] = a[_HEAD:].view(np.float64) + b[_HEAD:].view(np.float64)
+    return whole

@@ -1,0 +1,49 @@
+"""Forward in training: this rank's moments, those of all ranks, then y by them as by given statistics."""
+import numpy as np
+
+from fastbn import _extras, _nan_policy
+from fastbn._functional import moments_by, target_for
+from fastbn._renorm import RenormSaved
+from fastbn._variants import More, normalize_by_moments
+
+from ._gradient import SyncSaved
+
+
+def train(x, axes, gamma, beta, eps, out, variant, more, of_all_ranks):
+    """(y, what backward needs) once all but `out` and `more` is checked; these are, before of_all_ranks is called.
+
+    variant, more: as for _variants.train. of_all_ranks(moments): the Moments of the batches of all ranks, from this one's.
+    """
+    more = More(x, axes, **more)
+    more.act.refuse_overwriting(out)
+    inputs = {"x": x, "gamma": gamma, "beta": beta, "running_mean": variant.running_mean,
+              "running_var": variant.running_var, "residual": more.act.residual}
+    y = target_for(out, x, axes, inputs)[1]
+    local, extras = moments_by(x, axes, more.extras(x), 0, variant.nan_policy == "omit")
+    if variant.nan_policy == "raise":
+        _nan_policy.refuse(x, axes, local.M2)
+    whole = of_all_ranks(local)
+    narrow = (x if gamma is None else gamma).dtype != np.float64
+    gamma = np.ones(whole.mean.size) if gamma is None else gamma.astype(np.float64)  # so that sums to be sent are double
+    settings = {"eps": eps, "axis": axes if len(axes) > 1 else axes[0], "num_threads": None}
+    extras, act = _with_absent(extras, whole.count), more.act_of_slice(slice(None))
+    y, saved = normalize_by_moments(x, axes, whole, gamma, beta, y, settings, variant, extras, act)
+    if not isinstance(saved, RenormSaved):
+        return y, SyncSaved(saved, whole, narrow)
+    saved.core, saved.narrow = SyncSaved(saved.core, whole, False), narrow
+    return y, saved
+
+
+def check_before_moments(x, axes, out, activation, residual):
+    """What could be refused of a call through the running statistics."""
+    extras = _extras.extras_of(x, activation, residual)
+    extras.refuse_overwriting(out)
+    if out is not None:
+        target_for(out, x, axes, {"x": x, "residual": extras.residual})
+
+
+def _with_absent(extras, counts):
+    """Of what this rank lacks other ranks may have some: absent is what no rank has."""
+    if extras.weights is None or extras.weights.absent is None:
+        return extras
+    return extras._replace(weights=extras.weights._replace(absent=np.equal(counts, 0)))
