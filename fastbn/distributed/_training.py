@@ -4,7 +4,7 @@ import numpy as np
 from fastbn import _extras, _nan_policy
 from fastbn._functional import moments_by, target_for
 from fastbn._renorm import RenormSaved
-from fastbn._variants import More, normalize_by_moments
+from fastbn._variants import normalize_by_moments
 
 from ._gradient import SyncSaved
 
@@ -12,26 +12,33 @@ from ._gradient import SyncSaved
 def train(x, axes, gamma, beta, eps, out, variant, more, of_all_ranks):
     """(y, what backward needs) once all but `out` and `more` is checked; these are, before of_all_ranks is called.
 
-    variant, more: as for _variants.train. of_all_ranks(moments): the Moments of the batches of all ranks, from this one's.
+    variant: as for _variants.train. more: activation, residual, mask, weights, lengths, by name. of_all_ranks(moments): the
+    Moments of the batches of all ranks, from this one's.
     """
-    more = More(x, axes, **more)
-    more.act.refuse_overwriting(out)
-    inputs = {"x": x, "gamma": gamma, "beta": beta, "running_mean": variant.running_mean,
-              "running_var": variant.running_var, "residual": more.act.residual}
-    y = target_for(out, x, axes, inputs)[1]
-    local, extras = moments_by(x, axes, more.extras(x), 0, variant.nan_policy == "omit")
+    y, extras = _checked(x, axes, gamma, beta, out, variant, **more)
+    local, extras = moments_by(x, axes, extras, 0, variant.nan_policy == "omit")
     if variant.nan_policy == "raise":
         _nan_policy.refuse(x, axes, local.M2)
     whole = of_all_ranks(local)
     narrow = (x if gamma is None else gamma).dtype != np.float64
     gamma = np.ones(whole.mean.size) if gamma is None else gamma.astype(np.float64)  # so that sums to be sent are double
     settings = {"eps": eps, "axis": axes if len(axes) > 1 else axes[0], "num_threads": None}
-    extras, act = _with_absent(extras, whole.count), more.act_of_slice(slice(None))
+    act = {"activation": more["activation"], "residual": extras.residual}
+    extras = _with_absent(extras, whole.count)
     y, saved = normalize_by_moments(x, axes, whole, gamma, beta, y, settings, variant, extras, act)
     if not isinstance(saved, RenormSaved):
         return y, SyncSaved(saved, whole, narrow)
     saved.core, saved.narrow = SyncSaved(saved.core, whole, False), narrow
     return y, saved
+
+
+def _checked(x, axes, gamma, beta, out, variant, activation, residual, **weights):
+    """(array for y, extras)"""
+    extras = _extras.with_weights(_extras.extras_of(x, activation, residual), x, axes, **weights)
+    extras.refuse_overwriting(out)
+    inputs = {"x": x, "gamma": gamma, "beta": beta, "running_mean": variant.running_mean,
+              "running_var": variant.running_var, "residual": extras.residual}
+    return target_for(out, x, axes, inputs)[1], extras
 
 
 def check_before_moments(x, axes, out, activation, residual):
