@@ -102,7 +102,8 @@ def refusals(more):
     for settings, text in (({"eps": 0.5}, "eps is 0.5"), ({"num_features": C + 1}, f"num_features is {C + 1}")):
         settings = settings if RANK == last else {}
         odd = SyncBatchNorm(**{"num_features": C, "comm": COMM, **more, **settings})
-        raises(ValueError if settings else RuntimeError, lambda: odd(draw(4)[0][:, :1].repeat(odd.num_features, axis=1)), text)
+        fitting = x[:, :1].repeat(odd.num_features, axis=1)
+        raises(ValueError if settings else RuntimeError, lambda: odd(fitting), text)
     bn(x)
     as_on(dy[1:], bn.backward, ValueError, f"rank {last} gave up")
     bn.backward(dy)

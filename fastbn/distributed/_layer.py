@@ -26,28 +26,28 @@ class SyncBatchNorm(BatchNorm):
         over all ranks already, as one process has them.
     tree_from: from so many ranks on messages take a tree in place of a gather.
 
-    All ranks call forward and backward together, as often and in the same order; whoever has no data passes an empty batch.
-    Messages are sent by a forward call in training mode that takes the batch's statistics, for y or for the moving averages:
-    a fixed number of bytes, by which the ranks agree, and 3 * C doubles; and by its backward, 2 * C doubles and a
-    fixed number of bytes, in one collective. (And with reduce_parameter_gradients=True by a backward in training mode through
-    the running statistics.) In inference mode nothing is sent; a layer without running statistics takes there those of
-    the rank's own batch, and update_running_stats=True is refused.
+    All ranks call forward and backward together, as often and in the same order, from the same parameters (which are not
+    compared); whoever has no data passes an empty batch. In training mode a forward call that takes the batch's
+    statistics, for y or for the moving averages, sends a fixed number of bytes, by which the ranks agree, and 3 * C
+    doubles; its backward 2 * C doubles and a fixed number of bytes, in one collective (with
+    reduce_parameter_gradients=True one through the running statistics too). In inference mode nothing is sent: a layer
+    without running statistics takes there those of the rank's own batch, and update_running_stats=True is refused.
 
-        forward    count = sum(count_r), mean and M2 merged from the ranks' (count_r, mean_r, M2_r) in double (fastbn.Moments)
-        backward   dbeta = sum(dy), dgamma = sum(dy * (x - mean)) * rstd over all ranks, N the global count
+        forward    count = sum(count_r), mean and M2 merged from the ranks' (count_r, mean_r, M2_r) as by fastbn.Moments
+        backward   dbeta = sum(dy), dgamma = sum(dy * (x - mean)) * rstd over all ranks, N the count of all
                    dx = gamma * rstd * (dy - dbeta / N - (x - mean) * rstd * dgamma / N)
 
-    Statistics, y of equal x, and sums have the same bits on all ranks, and for every assignment of the same batches to ranks
-    (on a tree: for this one), whatever the order of messages.
-    batch_moments are those of the whole batch. update, calibrate and drift send nothing: pass what is equal on all ranks, see
-    fastbn.distributed.merge_moments. state_dict, save, load and the conversions are BatchNorm's. A copy has the same
+    Statistics and sums are double and have the same bits on all ranks, whatever the order of messages; and for every
+    assignment of the same batches to ranks, unless a tree is taken.
+    batch_moments are those of the whole batch. update, calibrate and drift send nothing: pass what is equal on all ranks,
+    see fastbn.distributed.merge_moments. state_dict, save, load and the conversions are BatchNorm's. A copy has the same
     communicator; an unpickled layer has none and must be given one, as its attribute comm, before it trains.
 
     Attributes beside BatchNorm's: comm, reduce_parameter_gradients, tree_from.
     Raises as BatchNorm does. What a call raises on one rank, out of its own arguments, is a RuntimeError on the others that
     names the rank and the reason; a rank whose num_features, dtype, eps or other settings are not those of most ranks
-    (of equally many, of the lowest rank) gets a ValueError. Errors of the communicator are a RuntimeError. After all of these
-    nothing has changed on any rank.
+    (of equally many, of the lowest rank) gets a ValueError. Errors of the communicator are a RuntimeError. After all of
+    these nothing has changed on any rank.
     Source: Ioffe and Szegedy 2015 (arXiv:1502.03167); merging: Chan, Golub and LeVeque 1979.
     """
 
@@ -96,8 +96,8 @@ class SyncBatchNorm(BatchNorm):
     @ghost_batch_size.setter
     def ghost_batch_size(self, value):
         if value is not None:
-            raise ValueError(f"ghost_batch_size is {value!r}, expected None: the slices of a batch have statistics of their own, "
-                             "of which other ranks need not know; fastbn.BatchNorm has them on each rank")
+            raise ValueError(f"ghost_batch_size is {value!r}, expected None: the slices of a batch have statistics of their "
+                             "own, of which other ranks need not know; fastbn.BatchNorm has them on each rank")
 
     # ---- forward and backward ----
 
@@ -110,20 +110,21 @@ class SyncBatchNorm(BatchNorm):
         given = {"residual": residual, "mask": mask, "weights": weights, "lengths": lengths, "out": out, "update": update,
                  "like": like}
         updates = self._updates(update)
-        if self._lacks_comm and self.training:
-            raise RuntimeError("this layer was unpickled, which leaves its communicator behind: set its attribute comm")
-        if self._ranks is None:
-            return super().forward(x, **given)
-        if not self.training:
-            self._refuse_update(updates)
-            return super().forward(x, **given)
-        if not self._normalizes_by_batch() and not updates:
+        if not self._sends_in_forward(updates):
             return super().forward(x, **given)
         try:
             with telling(Statistics(self._ranks, self._terms(updates))) as self._statistics:
                 return super().forward(x, **given)
         finally:
             self._statistics = None
+
+    def _sends_in_forward(self, updates):
+        if self.training and self._lacks_comm:
+            raise RuntimeError("this layer was unpickled, which leaves its communicator behind: set its attribute comm")
+        if self._ranks is not None and not self.training and updates:
+            raise RuntimeError("update_running_stats is True in inference mode, where ranks send each other nothing and "
+                               "their moving averages would come apart: call train(), or bn.update(merge_moments(...))")
+        return self._ranks is not None and self.training and (self._normalizes_by_batch() or updates)
 
     def _terms(self, updates):
         """What has to be the same on all ranks, beside the dtype of x."""
@@ -132,11 +133,6 @@ class SyncBatchNorm(BatchNorm):
                 "ddof": self.ddof, "activation": act.name, "the activation's parameter": act.slope, "scale": self._scale,
                 "center": self._center, "track_running_stats": self._tracks, "use_batch_stats": self._normalizes_by_batch(),
                 "update": updates, "nan_policy": self.nan_policy, "rmax": rmax, "dmax": dmax}
-
-    def _refuse_update(self, updates):
-        if updates:
-            raise RuntimeError("update_running_stats is True in inference mode, where ranks send each other nothing and their "
-                               "moving averages would come apart: call train(), or bn.update(merge_moments(...))")
 
     def _train(self, x, axes, out, more):
         if self._statistics is None:
