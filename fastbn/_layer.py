@@ -354,7 +354,11 @@ class BatchNorm(_core.LayerBase, Running, Switches, Options, Conversions):
 
     def _choose_way(self):
         plain = self._follows_the_mode() and self._trains_plainly()
-        self._enable_fast_path(type(self).forward is BatchNorm.forward and plain)
+        self._enable_fast_path(plain and self._forwards_plainly())
+
+    def _forwards_plainly(self):
+        """Whether forward is this class's, and not that of a subclass, of which the core's short way knows nothing."""
+        return type(self).forward is BatchNorm.forward
 
     def __copy__(self):
         """A layer of its own: it does not share arrays with this one."""

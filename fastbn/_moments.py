@@ -82,11 +82,7 @@ class Moments:
         """The moments of all the entries of several Moments: neighbours are merged, then theirs."""
         counts = np.stack([np.broadcast_to(np.asarray(part.count, float), part.mean.shape) for part in parts])
         mean, M2 = np.stack([part.mean for part in parts]), np.stack([part.M2 for part in parts])
-        while len(counts) > 1:
-            a, b, rest = slice(0, len(counts) // 2 * 2, 2), slice(1, None, 2), slice(len(counts) // 2 * 2, None)
-            pairs = counts[a] + counts[b], *merged(counts[a], mean[a], M2[a], counts[b], mean[b], M2[b])
-            counts, mean, M2 = (np.concatenate([pair, one[rest]]) for pair, one in zip(pairs, (counts, mean, M2)))
-        return Moments.of_arrays(sum(part.count for part in parts), mean[0], M2[0])
+        return Moments.of_arrays(sum(part.count for part in parts), *merge_rows(counts, mean, M2)[1:])
 
     def __add__(self, other):
         return self.merge(other) if isinstance(other, Moments) else NotImplemented
@@ -108,6 +104,18 @@ class Moments:
 
     def __repr__(self):
         return f"Moments(count={self.count!r}, mean={self.mean!r}, M2={self.M2!r})"
+
+
+def merge_rows(counts, mean, M2):
+    """(count, mean, M2), float64 arrays of shape (C,), of all the entries whose moments are the rows of (parts, C) arrays."""
+    while len(counts) > 1:
+        even = len(counts) // 2 * 2
+        a, b = slice(0, even, 2), slice(1, even, 2)
+        pairs = counts[a] + counts[b], *merged(counts[a], mean[a], M2[a], counts[b], mean[b], M2[b])
+        if even < len(counts):
+            pairs = (np.concatenate([pair, one[even:]]) for pair, one in zip(pairs, (counts, mean, M2)))
+        counts, mean, M2 = pairs
+    return counts[0], mean[0], M2[0]
 
 
 def by_feature(moments):

@@ -8,7 +8,8 @@ from collections import Counter
 
 import numpy as np
 
-REASON_BYTES, _TERMS_BYTES = 160, 320
+REASON_BYTES = 160
+MESSAGE_BYTES = REASON_BYTES + 320
 _DIFFER = 1  # in a flag before the message on a tree
 
 
@@ -46,10 +47,10 @@ def refuse_failed(rank, reason):
 
 
 def _message(terms, error):
-    message = np.zeros(REASON_BYTES + _TERMS_BYTES, np.uint8)
+    message = np.zeros(MESSAGE_BYTES, np.uint8)
     if error is not None:
         write_reason(message, error)
-    text = "\n".join(map(str, terms.values())).encode()[:_TERMS_BYTES]
+    text = "\n".join(map(str, terms.values())).encode()[:MESSAGE_BYTES - REASON_BYTES]
     message[REASON_BYTES:REASON_BYTES + len(text)] = np.frombuffer(text, np.uint8)
     return message
 

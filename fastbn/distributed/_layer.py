@@ -71,6 +71,7 @@ class SyncBatchNorm(BatchNorm):
     def comm(self, value):
         ranks = None if value is None else Ranks(value, self._tree_from)
         self._comm, self._ranks, self._lacks_comm = value, None if ranks is None or ranks.size == 1 else ranks, False
+        self._choose_way()
 
     @property
     def tree_from(self):
@@ -191,6 +192,10 @@ class SyncBatchNorm(BatchNorm):
         self.dgamma = None if self.dgamma is None else total[0].astype(self.dtype)
         self.dbeta = None if self.dbeta is None else total[1].astype(self.dtype)
 
+    def _forwards_plainly(self):
+        """Where this rank is alone."""
+        return type(self).forward is SyncBatchNorm.forward and self._ranks is None and not self._lacks_comm
+
     # ---- copies ----
 
     def __getstate__(self):
@@ -202,6 +207,7 @@ class SyncBatchNorm(BatchNorm):
     def __deepcopy__(self, memo):
         twin = super().__deepcopy__(memo)
         twin._comm, twin._ranks, twin._lacks_comm = self._comm, self._ranks, self._lacks_comm
+        twin._choose_way()
         return twin
 
     def __repr__(self):

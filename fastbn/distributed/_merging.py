@@ -1,12 +1,12 @@
-"""Moments and sums of all ranks from those of each: records of doubles, sorted by value and merged as neighbours.
+"""Moments and sums of all ranks from those of each: records of doubles, sorted and merged as neighbours.
 
-Sorted, they are the same sequence whichever rank had which batch, and so have the same bits merged. On a tree they are
-merged as they come up, in an order that the ranks' numbers fix: every rank has the same bits in every run, but they
-depend on which rank had which batch.
+Sorted by what is in them, they are the same sequence whichever rank had which batch, and so have the same bits merged. On
+a tree they are merged as they come up, in an order that the ranks' numbers fix: every rank has the same bits in every
+run, but they depend on which rank had which batch.
 """
 import numpy as np
 
-from fastbn._moments import Moments
+from fastbn._moments import Moments, merge_rows
 
 from ._communicator import TREE_FROM, Ranks, check_tree_from
 from ._handshake import REASON_BYTES, agree, reason_in, refuse_failed, write_reason
@@ -21,7 +21,7 @@ def merge_moments(moments, comm, *, tree_from=TREE_FROM):
         bn.calibrate(merge_moments(sum(fastbn.moments(x) for x in batches), comm))
 
     moments: a fastbn.Moments of C features, the count 0 included. comm, tree_from: as for SyncBatchNorm.
-    Merged exactly by count (fastbn.Moments), in double, as records sorted by value.
+    Merged exactly by count, in double, as by fastbn.Moments.
     Raises TypeError, ValueError (this rank has another number of features than most), RuntimeError (another rank has; the
     communicator failed).
     """
@@ -39,25 +39,22 @@ def merge_moments(moments, comm, *, tree_from=TREE_FROM):
 def merged(ranks, local):
     """The Moments of all ranks, once they agree on the number of features."""
     record = np.empty((3, local.mean.size))
-    record[0], record[1], record[2] = local.count, local.mean + 0.0, local.M2  # -0 and 0 are equal, and to be the same bits
+    record[0], record[1], record[2] = local.count, local.mean, local.M2
     if ranks.tree:
-        whole = _of_records([ranks.combined(record, _merge_two)])
+        count, mean, M2 = ranks.combined(record, _merge_two)
     else:
-        records = ranks.gathered(record)
-        count, mean, M2 = records[:, 0], records[:, 1], records[:, 2]
-        order = np.lexsort((M2, mean, count), axis=0)
-        whole = _of_records(np.take_along_axis(records, order[:, None], axis=0))
-    count = whole.count if np.ndim(local.count) else whole.count[0]
-    return Moments.of_arrays(_whole_number(count), whole.mean, whole.M2)
+        records = _sorted(ranks.gathered(record))
+        count, mean, M2 = merge_rows(records[:, 0], records[:, 1], records[:, 2])
+    return Moments.of_arrays(_whole_number(count if np.ndim(local.count) else count[0]), mean, M2)
 
 
-def _of_records(records):
-    return Moments.merge_all([Moments.of_arrays(*record) for record in records])
+def _sorted(records):
+    """By their bytes: any order will do that follows from the records alone."""
+    return records[sorted(range(len(records)), key=lambda rank: records[rank].tobytes())]
 
 
 def _merge_two(a, b):
-    whole = _of_records([a, b])
-    return np.stack([whole.count, whole.mean, whole.M2])
+    return np.stack(merge_rows(*(np.stack(rows) for rows in zip(a, b))))
 
 
 def _whole_number(count):
@@ -77,7 +74,7 @@ def summed(ranks, sums, error=None):
     if error is not None:
         write_reason(message, error)
     message[REASON_BYTES:_HEAD].view(np.int64)[:] = ranks.rank
-    message[_HEAD:].view(np.float64)[:] = sums.ravel() + 0.0
+    message[_HEAD:].view(np.float64)[:] = sums.ravel()
     whole = ranks.combined(message, _add_two) if ranks.tree else _add_all(ranks.gathered(message))
     if error is None and (reason := reason_in(whole)):
         refuse_failed(int(whole[REASON_BYTES:_HEAD].view(np.int64)[0]), reason)
@@ -88,7 +85,7 @@ def _add_all(messages):
     """One message: the first that tells an error, or else one with the sums of the sorted records, added as neighbours."""
     failed = np.flatnonzero(messages[:, 0])
     whole = messages[failed[0] if failed.size else 0].copy()
-    records = np.sort(messages[:, _HEAD:].view(np.float64), axis=0)
+    records = _sorted(messages[:, _HEAD:].view(np.float64))
     while len(records) > 1:
         even = len(records) // 2 * 2
         records = np.concatenate([records[:even:2] + records[1:even:2], records[even:]])
