@@ -8,6 +8,8 @@ from ranks import (C, OF_ENTRIES, SPLITS, assert_as_one_process, assert_close, b
                    step)
 from threads_communicator import on_all_ranks
 
+pytestmark = pytest.mark.filterwarnings("error")
+
 
 @by_split
 @by_tree

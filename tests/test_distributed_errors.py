@@ -7,6 +7,7 @@ from fastbn.distributed import SyncBatchNorm, merge_moments
 from ranks import C, by_tree, draw, make
 from threads_communicator import Group, Threads, on_all_ranks, on_ranks
 
+pytestmark = pytest.mark.filterwarnings("error")
 X = np.random.default_rng(1).normal(size=(6, C, 4)).astype(np.float32)
 GIVES_UP = "gave up this call"
 
@@ -58,6 +59,30 @@ def test_a_refused_argument_is_told_to_the_others(name, tree):
         assert type(found[rank]) is RuntimeError
         assert str(found[rank]).startswith("rank 2 ") and GIVES_UP in str(found[rank])
         assert f"{kind.__name__}: {str(found[2])[:60]}" in str(found[rank])
+
+
+@by_tree
+def test_a_residual_that_backward_needs_is_no_place_for_y(tree):
+    def one_call(bn, rank):
+        residual = X.copy()
+        bn(X, residual=residual, out=residual if rank == 1 else None)
+    found = outcomes(3, one_call, tree, {"activation": "gelu"})
+    assert type(found[1]) is ValueError and "out and residual overlap" in str(found[1])
+    assert all(type(found[rank]) is RuntimeError and "rank 1 " in str(found[rank]) for rank in (0, 2))
+
+
+@pytest.mark.parametrize("name", BAD_CALLS)
+def test_a_refused_argument_where_the_batch_reaches_moving_averages_alone(name):
+    bad, kind, text = BAD_CALLS[name]
+    def one_call(bn, rank):
+        bn.use_batch_stats, bn.update_running_stats = False, True
+        try:
+            bad(bn) if rank == 0 else bn(X)
+        finally:
+            bn.use_batch_stats = bn.update_running_stats = None
+    found = outcomes(2, one_call)
+    assert type(found[0]) is kind and text in str(found[0])
+    assert type(found[1]) is RuntimeError and GIVES_UP in str(found[1])
 
 
 def test_two_ranks_refuse(rng):

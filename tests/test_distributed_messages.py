@@ -10,6 +10,7 @@ from fastbn.distributed import SyncBatchNorm, merge_moments
 from ranks import C, by_tree, parts_of, step, make, on_parts, assert_close, assert_as_one_process, check, draw
 from threads_communicator import Group, Threads, on_all_ranks
 
+pytestmark = pytest.mark.filterwarnings("error")
 X = np.random.default_rng(1).normal(size=(6, C, 4)).astype(np.float32)
 
 
@@ -166,6 +167,23 @@ def test_parameter_gradients_are_local_unless_reduced(rng):
         assert not np.array_equal(local[0][i], local[1][i])
         np.testing.assert_array_equal(reduced[0][i], reduced[1][i])
         np.testing.assert_allclose(reduced[0][i], local[0][i] + local[1][i], rtol=1e-5, atol=1e-5)
+
+
+def test_sums_travel_in_double():
+    """2^-40 is left of them, which float32 would not have told."""
+    def work(comm):
+        bn = SyncBatchNorm(1, comm=comm, reduce_parameter_gradients=True)
+        bn(np.array([[1.0], [3.0 + comm.rank]]))
+        bn.backward(np.full((2, 1), -0.5 if comm.rank else 0.5 + 2.0**-41))
+        return bn.dbeta
+    assert all(dbeta == 2.0**-40 for dbeta in on_all_ranks(2, work))
+
+
+@pytest.mark.parametrize("settings", [{}, {"renorm": (2, 1)}], ids=str)
+def test_gradients_beyond_float32_are_infinite_without_a_warning(settings):
+    dy = np.full(X.shape, 3e38, np.float32)
+    for dbeta in on_all_ranks(2, lambda comm: step(make(SyncBatchNorm, settings, comm=comm), X, dy)["dbeta"]):
+        assert dbeta.dtype == np.float32 and np.isposinf(dbeta).all()
 
 
 def test_without_parameter_gradients(rng):

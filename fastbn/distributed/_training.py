@@ -24,7 +24,6 @@ def train(x, axes, gamma, beta, eps, out, variant, more, of_all_ranks):
     gamma = np.ones(whole.mean.size) if gamma is None else gamma.astype(np.float64)  # so that sums to be sent are double
     settings = {"eps": eps, "axis": axes if len(axes) > 1 else axes[0], "num_threads": None}
     act = {"activation": more["activation"], "residual": extras.residual}
-    extras = _with_absent(extras, whole.count)
     y, saved = normalize_by_moments(x, axes, whole, gamma, beta, y, settings, variant, extras, act)
     if not isinstance(saved, RenormSaved):
         return y, SyncSaved(saved, whole, narrow)
@@ -47,10 +46,3 @@ def check_before_moments(x, axes, out, activation, residual):
     extras.refuse_overwriting(out)
     if out is not None:
         target_for(out, x, axes, {"x": x, "residual": extras.residual})
-
-
-def _with_absent(extras, counts):
-    """Of what this rank lacks other ranks may have some: absent is what no rank has."""
-    if extras.weights is None or extras.weights.absent is None:
-        return extras
-    return extras._replace(weights=extras.weights._replace(absent=np.equal(counts, 0)))
