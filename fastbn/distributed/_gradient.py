@@ -23,17 +23,14 @@ _LEAST = 1e-300  # an eps that leaves 1 / sqrt(1 + eps) at 1
 class SyncSaved(Composite):
     """What a training call over ranks leaves for batch_norm_backward, mean, var and rstd being those of all ranks.
 
-    core: the Saved of this rank's batch, with these statistics and with gradients in float64. moments: those of all
-    ranks. narrow: whether dgamma and dbeta are to be float32. For the layer to set: ranks; before backward reduces, whether
-    dgamma and dbeta are sums over the ranks, and sum_over_ranks(sums).
+    core: the Saved of this rank's batch, with these statistics. moments: those of all ranks. For the layer to set: ranks;
+    before backward reduces, whether dgamma and dbeta are sums over the ranks, and sum_over_ranks(sums).
     """
 
-    __slots__ = ("core", "moments", "narrow", "ranks", "reduces", "sum_over_ranks")
+    __slots__ = ("core", "moments", "ranks", "reduces", "sum_over_ranks")
 
-    def __init__(self, core, moments, narrow):
-        self.core, self.moments, self.narrow = core, moments, narrow
-        self.ranks = self.sum_over_ranks = None
-        self.reduces = False
+    def __init__(self, core, moments):
+        self.core, self.moments, self.ranks, self.reduces, self.sum_over_ranks = core, moments, None, False, None
 
     x = property(lambda self: self.core.x)
     extras = property(lambda self: self.core.extras)
@@ -53,7 +50,8 @@ class SyncSaved(Composite):
         if dx is not None and x.size:
             local.write_dx(dx, dz, total, self.moments.count)
         of_features = zip(("dgamma", "dbeta"), total if self.reduces else sums)
-        gradients = [as_parameter(values if name in needs else None, self.narrow) for name, values in of_features]
+        rounds = self.core.rounds_gradients
+        gradients = [as_parameter(values if name in needs else None, rounds) for name, values in of_features]
         if not self.has_residual:
             return dx, *gradients
         return dx, *gradients, dz.astype(x.dtype, copy=False) if "dresidual" in needs else None

@@ -20,14 +20,12 @@ def train(x, axes, gamma, beta, eps, out, variant, more, of_all_ranks):
     if variant.nan_policy == "raise":
         _nan_policy.refuse(x, axes, local.M2)
     whole = of_all_ranks(local)
-    narrow = (x if gamma is None else gamma).dtype != np.float64
-    gamma = np.ones(whole.mean.size) if gamma is None else gamma.astype(np.float64)  # so that sums to be sent are double
     settings = {"eps": eps, "axis": axes if len(axes) > 1 else axes[0], "num_threads": None}
     act = {"activation": more["activation"], "residual": extras.residual}
     y, saved = normalize_by_moments(x, axes, whole, gamma, beta, y, settings, variant, extras, act)
     if not isinstance(saved, RenormSaved):
-        return y, SyncSaved(saved, whole, narrow)
-    saved.core, saved.narrow = SyncSaved(saved.core, whole, False), narrow
+        return y, SyncSaved(saved, whole)
+    saved.core, saved.narrow = SyncSaved(saved.core, whole), (x if gamma is None else gamma).dtype != np.float64
     return y, saved
 
 
