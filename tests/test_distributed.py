@@ -4,8 +4,8 @@ import pytest
 
 import fastbn
 from fastbn.distributed import SyncBatchNorm
-from ranks import (C, OF_ENTRIES, SPLITS, assert_as_one_process, assert_close, by_split, by_tree, check, draw, make, on_parts,
-                   step)
+from ranks import (C, OF_ENTRIES, SPLITS, assert_as_one_process, assert_close, by_split, by_tree, check, draw, make,
+                   on_parts, step)
 from threads_communicator import on_all_ranks
 
 pytestmark = pytest.mark.filterwarnings("error")

@@ -294,6 +294,14 @@ def test_repr():
     assert text.endswith("reduce_parameter_gradients=True, comm=<rank 2 of 4>)")
 
 
+def test_autograd_which_would_take_a_ranks_own_statistics_refuses_it():
+    autograd = pytest.importorskip("fastbn.interop.autograd", exc_type=ImportError,
+                                   reason="autograd is not installed: the extra 'autograd' has it")
+    with pytest.raises(ValueError, match="statistics over ranks are not offered here"):
+        autograd.batch_norm(X, None, None, SyncBatchNorm(C, comm=Threads(Group(2), 0)))
+    assert autograd.batch_norm(X, None, None, SyncBatchNorm(C)).shape == X.shape
+
+
 def test_conversions_make_a_layer_that_takes_a_communicator():
     state = {"weight": np.ones(C), "bias": np.zeros(C), "running_mean": np.zeros(C), "running_var": np.ones(C)}
     bn = SyncBatchNorm.from_torch({name: value.astype(np.float32) for name, value in state.items()})

@@ -6,7 +6,8 @@
 The first terms are those of a recursive doubling, and of a binomial tree up and back (Thakur, Rabenseifner and Gropp,
 "Optimization of collective communication operations in MPICH", 2005). a, in seconds, and b, in seconds a byte, are
 fitted, for each of both, to bare messages between ranks that had a processor each. Merging is measured as it is, on one
-rank, for as many records as there would be. On a network a and b are others: they are arguments.
+rank, for as many records as there would be, from MERGED on in proportion. On a network a and b are others: they are
+arguments.
 """
 import math
 from statistics import median
@@ -20,7 +21,7 @@ from fastbn.distributed._communicator import Ranks
 from fastbn.distributed._handshake import MESSAGE_BYTES
 from fastbn.distributed._merging import merged, summed
 
-MERGE_ROUNDS = 5
+MERGED, MERGE_ROUNDS = 128, 5
 
 
 class Costs(NamedTuple):
@@ -81,6 +82,8 @@ def take_part(ranks, features):
 
 def merging_seconds(ranks, features):
     """Of both merges of a step where so many records have been gathered, without what it takes to have them."""
+    if ranks > MERGED:
+        return merging_seconds(MERGED, features) * ranks / MERGED
     comm = Recorder(ranks, features)
     with_messages, messages = [], []
     for _ in range(MERGE_ROUNDS):

@@ -93,6 +93,8 @@ def _check_layer(bn, x):
         raise TypeError(f"bn is a {type(bn).__name__}, expected a fastbn.BatchNorm, which keeps the moving averages")
     if bn.ghost_batch_size is not None or bn.renorm is not None or bn.nan_policy == "omit":
         raise ValueError(f"bn is {bn!r}: ghost_batch_size, renorm and nan_policy='omit' are not offered here")
+    if getattr(bn, "comm", None) is not None:
+        raise ValueError(f"bn is {bn!r}: statistics over ranks are not offered here; call bn.forward and bn.backward")
     x = _checks.batch(x)
     _checks.features(x, normalize_axes(bn.axis, x.ndim), bn.num_features, "bn")
 
