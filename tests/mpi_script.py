@@ -110,11 +110,23 @@ def refusals(more):
     assert bn.num_batches_tracked == 1
 
 
+class Astray:
+    """Sends to a rank that there is not, for which MPI has an error."""
+
+    Get_rank, Get_size = COMM.Get_rank, COMM.Get_size
+
+    def Allgather(self, sendbuf, recvbuf):
+        COMM.Send(sendbuf, SIZE + 7)
+
+
 def errors_of_mpi():
-    freed = COMM.Dup()
-    bn = SyncBatchNorm(C, comm=freed)
-    freed.Free()
-    raises(RuntimeError, lambda: bn(draw(4)[0]), "the communicator failed in Allgather")
+    bn, x = SyncBatchNorm(C, comm=Astray()), draw(4)[0]
+    raises(RuntimeError, lambda: bn(x), "the communicator failed in Allgather")
+    try:
+        bn(x)
+    except RuntimeError as error:
+        assert isinstance(error.__cause__, MPI.Exception)
+    assert bn.num_batches_tracked == 0
 
 
 def data_set():

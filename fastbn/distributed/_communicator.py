@@ -57,7 +57,7 @@ class Ranks:
 
     def gathered(self, message):
         """The messages of all ranks, arrays of one shape and dtype, as an array with a row for each."""
-        everyone = np.empty((self.size, *message.shape), message.dtype)
+        everyone = np.zeros((self.size, *message.shape), message.dtype)
         with _failures_named("Allgather"):
             self.comm.Allgather(message, everyone)
         return everyone
@@ -90,8 +90,8 @@ def _failures_named(what):
     try:
         yield
     except Exception as error:
-        raise RuntimeError(f"the communicator failed in {what}: {error}; are all ranks in the same call of the same layer, "
-                           "in the same order?") from error
+        raise RuntimeError(f"the communicator failed in {what} ({' '.join(str(error).split())}): are all ranks in the same "
+                           "call of the same layer, in the same order?") from error
 
 
 def check_tree_from(value):
