@@ -5,14 +5,16 @@ ranks are those of one process. So are the batch norms', which see the whole min
 are the roundings of sums in another order.
 """
 
+import sys
 import time
+import traceback
 
 import numpy as np
 from rich.console import Console
 from threadpoolctl import threadpool_limits
 
 import fastbn
-from fastbn._cli import FAILED, OK, CommandError
+from fastbn._cli import FAILED, OK
 from fastbn.demo.chart import save_chart
 from fastbn.demo.data import load_data
 from fastbn.demo.network import BEFORE, softmax_cross_entropy
@@ -26,7 +28,19 @@ POLL_SECONDS = 0.02
 
 
 def run_over_ranks(comm, settings):
-    """Train over the ranks, then on rank 0 alone, compare, and return the exit status, the same on all ranks."""
+    """Train over the ranks, then on rank 0 alone, compare, and return the exit status, the same on all ranks.
+
+    An error on one of them ends all, which would wait for it.
+    """
+    try:
+        return train_and_compare(comm, settings)
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        comm.Abort(FAILED)
+
+
+def train_and_compare(comm, settings):
     fastbn.set_num_threads(settings.threads or 1)  # ranks share the machine's processors
     data = load_data(settings.seed)
     with threadpool_limits(limits=1, user_api="blas"):
@@ -100,8 +114,7 @@ def compare(data, settings, together, equal):
     passed = equal and loss <= TOLERANCE and accuracy <= TOLERANCE
     say(console, f"Largest difference to one process after any epoch (allowed: {TOLERANCE:g}): {loss:.1e} of the largest "
                  f"training loss, {accuracy:.1e} of test accuracy: {'ok' if passed else 'FAILED'}")
-    draw(console, settings, data, [together, alone])
-    return OK if passed else FAILED
+    return OK if draw(console, settings, data, [together, alone]) and passed else FAILED
 
 
 def largest_differences(a, b):
@@ -113,13 +126,16 @@ def largest_differences(a, b):
 
 
 def draw(console, settings, data, histories):
+    """Whether the chart could be written."""
     path = settings.output / CHART_NAME
     title = f"Handwritten digits: {describe_network(settings, data)}, {describe_training(settings)}"
     try:
         save_chart(path, histories, title)
     except OSError as error:
-        raise CommandError(f"argument --output: cannot write {str(path)!r}: {error.strerror}") from None
+        say(console, f"cannot write {str(path)!r}: {error.strerror}")
+        return False
     say(console, f"Chart: {path}")
+    return True
 
 
 def wait_for_all(comm):
