@@ -83,8 +83,9 @@ def test_the_verdict(data, monkeypatch, capsys, tmp_path, change, equal, verdict
 
 
 def test_a_chart_that_cannot_be_written(data, capsys, tmp_path):
-    histories = [History(Variant("x", BEFORE)) for _ in range(2)]
-    assert not ranks.draw(ranks.Console(), Settings(output=tmp_path / "nowhere"), data, histories)
+    history = History(Variant("x", BEFORE))
+    history.add_epoch(1.0, 1.0, 1.0)
+    assert not ranks.draw(ranks.Console(), Settings(output=tmp_path / "nowhere"), data, [history])
     assert "cannot write" in capsys.readouterr().out
 
 

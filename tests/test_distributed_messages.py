@@ -1,6 +1,7 @@
 """Batch norm over ranks: the same bits, what is sent and when, moving averages, parameters' gradients, state."""
 import copy
 import pickle
+import time
 
 import numpy as np
 import pytest
@@ -40,6 +41,29 @@ def test_order_would_matter_unsorted(rng):
     merges = {fastbn.Moments.merge_all([parts[i] for i in order]).M2.tobytes() for order in
               ([0, 1, 2, 3], [2, 3, 1, 0], [3, 0, 2, 1], [1, 3, 0, 2])}
     assert len(merges) > 1
+
+
+class Late(Threads):
+    """Keeps the others waiting, each time for another while."""
+
+    def __init__(self, group, rank, seed):
+        super().__init__(group, rank)
+        self.rng = np.random.default_rng([seed, rank])
+
+    def __getattribute__(self, name):
+        if name in ("Allgather", "Bcast", "Send", "Recv"):
+            time.sleep(self.rng.uniform(0, 0.003))
+        return super().__getattribute__(name)
+
+
+@by_tree
+def test_whatever_the_order_of_messages(rng, tree):
+    x, dy = draw(rng, (40, C), ratio=1e3)
+    def work(comm, seed):
+        mine = slice(comm.rank, None, 5)
+        bn = make(SyncBatchNorm, {}, comm=Late(comm.group, comm.rank, seed), **tree)
+        return b"".join(a.tobytes() for a in step(bn, x[mine], dy[mine]).values() if a is not None)
+    assert len({tuple(on_all_ranks(5, lambda comm: work(comm, seed))) for seed in range(6)}) == 1
 
 
 def test_zeros_of_either_sign_merge_alike():
