@@ -103,6 +103,15 @@ def test_half_types(rng, name, activation):
         assert np.abs(result["dx"].astype(float)).max() < 1e-4
 
 
+def test_a_half_gradient_beyond_its_type_is_infinite_without_a_warning():
+    x, dy = np.array([[0], [1e-3], [2e-3]], np.float16), np.array([[0], [6e4], [0]], np.float16)
+    def work(comm):
+        bn = SyncBatchNorm(1, comm=comm, eps=1e-12)
+        bn(x)
+        return bn.backward(dy)
+    assert all(np.isinf(dx).any() for dx in on_all_ranks(2, work))
+
+
 def test_statistics_are_those_of_double_arithmetic(rng):
     x, dy = draw(rng, (1000, C), ratio=1e4)
     for result in on_parts([100, 200, 300, 400], x, dy, {}):

@@ -1,4 +1,6 @@
 """Batch norm over ranks: an error on one reaches all, nobody waits, and nothing has changed."""
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -242,6 +244,10 @@ def test_arguments():
         bn.ghost_batch_size = 2
     with pytest.raises(TypeError, match="comm is a list without Get_rank, Get_size, Allgather"):
         SyncBatchNorm(C, comm=[])
+    plain = SimpleNamespace(Get_rank=lambda: 0, Get_size=lambda: 33, Allgather=print)
+    with pytest.raises(TypeError, match="without Bcast, Send, Recv"):
+        SyncBatchNorm(C, comm=plain)
+    assert SyncBatchNorm(C, comm=plain, tree_from=34).comm is plain
     with pytest.raises(TypeError, match="reduce_parameter_gradients is None"):
         SyncBatchNorm(C, reduce_parameter_gradients=None)
     with pytest.raises(ValueError, match="tree_from is 1"):

@@ -46,14 +46,13 @@ class Ranks:
     __slots__ = ("comm", "rank", "size", "tree")
 
     def __init__(self, comm, tree_from):
-        lacking = [name for name in ("Get_rank", "Get_size", "Allgather") if not callable(getattr(comm, name, None))]
-        if lacking:
-            raise TypeError(f"comm is a {type(comm).__name__} without {', '.join(lacking)}, expected a communicator such as "
-                            "mpi4py.MPI.COMM_WORLD, see fastbn.distributed.Communicator, or None")
+        _require(comm, "Get_rank", "Get_size", "Allgather")
         self.comm = comm
         with _failures_named("Get_rank"):
             self.rank, self.size = int(comm.Get_rank()), int(comm.Get_size())
         self.tree = self.size >= tree_from
+        if self.tree:
+            _require(comm, "Bcast", "Send", "Recv")
 
     def gathered(self, message):
         """The messages of all ranks, arrays of one shape and dtype, as an array with a row for each."""
@@ -82,6 +81,13 @@ class Ranks:
         with _failures_named("Bcast"):
             self.comm.Bcast(message, 0)
         return message
+
+
+def _require(comm, *names):
+    lacking = [name for name in names if not callable(getattr(comm, name, None))]
+    if lacking:
+        raise TypeError(f"comm is a {type(comm).__name__} without {', '.join(lacking)}, expected a communicator such as "
+                        "mpi4py.MPI.COMM_WORLD, see fastbn.distributed.Communicator, or None")
 
 
 @contextlib.contextmanager

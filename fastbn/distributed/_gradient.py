@@ -54,7 +54,8 @@ class SyncSaved(Composite):
         gradients = [as_parameter(values if name in needs else None, rounds) for name, values in of_features]
         if not self.has_residual:
             return dx, *gradients
-        return dx, *gradients, dz.astype(x.dtype, copy=False) if "dresidual" in needs else None
+        with np.errstate(all="ignore"):
+            return dx, *gradients, dz.astype(x.dtype, copy=False) if "dresidual" in needs else None
 
 
 class _Local:
@@ -97,7 +98,8 @@ class _Local:
         else:
             self._combine_weighted(dz, scale, slope, offset, view)
         if apart:
-            dx[...] = written
+            with np.errstate(all="ignore"):
+                dx[...] = written
 
     def _combine(self, dz, slope, offset, target):
         """target = scale * dz + slope * h + offset, without the first where dz is None."""
