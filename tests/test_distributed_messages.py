@@ -314,6 +314,7 @@ def test_copies_share_the_communicator_and_pickles_leave_it_behind():
 
 def test_repr():
     assert repr(SyncBatchNorm(3)) == f"Sync{repr(fastbn.BatchNorm(3))[:-1]}, comm=None)"
+    assert repr(SyncBatchNorm(3, comm=Threads(Group(1), 0))).endswith("comm=<rank 0 of 1>)")
     text = repr(SyncBatchNorm(3, comm=Threads(Group(4), 2), reduce_parameter_gradients=True))
     assert text.endswith("reduce_parameter_gradients=True, comm=<rank 2 of 4>)")
 

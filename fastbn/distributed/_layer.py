@@ -211,9 +211,10 @@ class SyncBatchNorm(BatchNorm):
         return twin
 
     def __repr__(self):
-        where = "comm=None" if self._ranks is None else f"comm=<rank {self._ranks.rank} of {self._ranks.size}>"
+        rank, size = (0, 1) if self._ranks is None else (self._ranks.rank, self._ranks.size)
         reduces = ", reduce_parameter_gradients=True" if self._reduces else ""
-        return f"Sync{super().__repr__()[:-1]}{reduces}, {where})"
+        comm = None if self._comm is None else f"<rank {rank} of {size}>"
+        return f"Sync{super().__repr__()[:-1]}{reduces}, comm={comm})"
 
 
 def _sync_part(saved):
