@@ -1,0 +1,88 @@
+"""What transform and inverse_transform compute: y = (x - mean) * gamma + beta of each feature, by the kernels of inference.
+
+These have gamma / sqrt(var + eps) for a factor. With var 0 and eps 1 that is gamma to the last bit, at any magnitude; a
+variance would be squared and rooted, and overflow. Parameters are float64, of which the core takes the mean in two
+parts: float32 data is centred by the whole mean, not by its rounding.
+"""
+from typing import NamedTuple
+
+import numpy as np
+
+import fastbn
+from fastbn._canonical import arrange
+
+from . import _inputs
+
+
+class Line(NamedTuple):
+    """Vectors of float64, one entry for each feature. gamma, beta: None stands for ones and for zeros."""
+
+    mean: np.ndarray
+    gamma: np.ndarray | None
+    beta: np.ndarray | None
+
+    def __call__(self, x, out=None):
+        var = np.zeros_like(self.mean)
+        return fastbn.batch_norm_inference(x, self.mean, var, self.gamma, self.beta, eps=1.0, out=out)
+
+
+def standardizing(scaler, c, dtype):
+    """y = (x - mean_) / scale_, or None where that is not to be had by a factor."""
+    mean, scale = _parameters(scaler)
+    if not (_fits(mean, c, dtype) and _fits(scale, c, dtype) and _has_reciprocal(scale, dtype)):
+        return None
+    return Line(np.zeros(c) if mean is None else mean, None if scale is None else 1.0 / scale, None)
+
+
+def restoring(scaler, c, dtype):
+    """y = x * scale_ + mean_, or None."""
+    mean, scale = _parameters(scaler)
+    return Line(np.zeros(c), scale, mean) if _fits(mean, c, dtype) and _fits(scale, c, dtype) else None
+
+
+def _parameters(scaler):
+    """(mean, scale), in float64; None for what the scaler does without."""
+    return (np.asarray(scaler.mean_, np.float64) if scaler.with_mean else None,
+            np.asarray(scaler.scale_, np.float64) if scaler.with_std else None)
+
+
+def _fits(values, c, dtype):
+    """Whether these are c numbers that do not overflow in dtype."""
+    if values is None:
+        return True
+    if values.shape != (c,):
+        return False
+    return dtype == np.float64 or not np.fmax.reduce(np.abs(values)) > np.finfo(dtype).max
+
+
+def _has_reciprocal(scale, dtype):
+    """Whether scale and 1 / scale are normal numbers of dtype; NaN is as good."""
+    if scale is None:
+        return True
+    least = 2.0**-126 if dtype == np.float32 else 2.0**-1022
+    return not np.fmin.reduce(scale) < least and not np.fmax.reduce(scale) > 1 / least
+
+
+def apply(line, x, out, checks):
+    """y, in `out` (x itself, or None: a new array). None, and nothing written to x, where x has an infinity.
+
+    checks: whether to look for one.
+    """
+    if out is not None:
+        return None if checks and _inputs.has_infinity(x) else _in_place(line, x)
+    if not checks or x.nbytes <= _inputs.BLOCK:
+        return None if checks and _inputs.block_has_infinity(x) else line(x)
+    y, _ = arrange(x, (1,)).empty(x.dtype)
+    for rows in _inputs.blocks_of(x):
+        if _inputs.block_has_infinity(x[rows]):
+            return None
+        line(x[rows], y[rows])
+    return y
+
+
+def _in_place(line, x):
+    if x.flags.aligned and arrange(x, (1,)).view(x) is not None:
+        return line(x, x)
+    for rows in _inputs.blocks_of(x):  # gaps between the entries of a row: a copy of some of them at a time
+        x[rows] = line(x[rows])
+    return x

@@ -1,0 +1,58 @@
+"""Which inputs fastbn computes, and scikit-learn's checks of them without what these cost.
+
+fastbn takes tables of float32 and float64, and NumPy arrays and data frames that scikit-learn makes such tables of.
+Everything else is left to scikit-learn's own methods, and so is whatever looks wrong: their errors are raised by them.
+
+Of scikit-learn's checks the one for infinities is left out, which reads all of the data once more with one thread. Here
+moments tell: a feature's are finite where all of its entries are. They are taken of a block of rows at a time, which the
+cache still holds when it is read again.
+"""
+import math
+
+import numpy as np
+from sklearn import get_config
+from sklearn.utils.validation import FLOAT_DTYPES
+
+import fastbn
+
+_DTYPES = np.dtype(np.float32), np.dtype(np.float64)
+_SMALL = 1 << 14  # entries, of which one thread takes the sum
+BLOCK = 1 << 22   # bytes: the last-level cache holds them, and as many that are written
+
+# For check_array and validate_data.
+CHECKS = {"accept_sparse": "csr", "dtype": FLOAT_DTYPES, "ensure_all_finite": False}
+
+
+def is_table(X):
+    """Whether X is a NumPy array that can be computed as it is."""
+    return type(X) is np.ndarray and X.ndim == 2 and X.dtype in _DTYPES and X.size > 0
+
+
+def is_dense(X):
+    """Whether scikit-learn makes a table of X, as far as can be seen without looking at what is in it."""
+    if get_config()["array_api_dispatch"]:
+        return False
+    if type(X) is np.ndarray:
+        return X.dtype.kind in "fiub"
+    return type(X).__name__ == "DataFrame" and type(X).__module__.partition(".")[0] in ("pandas", "polars")
+
+
+def blocks_of(x):
+    """Slices of the table's rows."""
+    step = max(1, BLOCK // (x.shape[1] * x.itemsize))
+    return [slice(first, first + step) for first in range(0, len(x), step)]
+
+
+def has_infinity(x):
+    """Whether an entry of the table x is infinite."""
+    return any(block_has_infinity(x[rows]) for rows in blocks_of(x))
+
+
+def block_has_infinity(block):
+    """The same; takes a bool for each entry where some are NaN."""
+    if block.size <= _SMALL:
+        with np.errstate(over="ignore", invalid="ignore"):
+            finite = math.isfinite(np.add.reduce(block, axis=None))
+    else:
+        finite = bool(np.isfinite(fastbn.moments(block).M2).all())
+    return not finite and bool(np.isinf(block).any())

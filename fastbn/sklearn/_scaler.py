@@ -1,0 +1,210 @@
+"""The class StandardScaler. It decides who computes: fastbn (_statistics.py, _affine.py), or scikit-learn's own method."""
+import copy as _copy
+import inspect
+from collections.abc import Iterator
+
+import numpy as np
+from sklearn import get_config, preprocessing
+from sklearn.base import _fit_context
+from sklearn.utils.validation import _check_sample_weight, check_array, check_is_fitted, validate_data
+
+from fastbn import Moments
+from fastbn._nan_policy import refuse_moments
+
+from . import _affine, _inputs, _sources, _statistics
+
+# scikit-learn's own methods, without the wrapper that makes data frames of their results.
+_TRANSFORM = inspect.unwrap(preprocessing.StandardScaler.transform)
+_INVERSE_TRANSFORM = preprocessing.StandardScaler.inverse_transform
+
+
+class StandardScaler(preprocessing.StandardScaler):
+    """scikit-learn's StandardScaler, with dense float32 and float64 data computed by fastbn, in threads.
+
+        transform          y = (x - mean_) / scale_        of each feature, in one pass
+        inverse_transform  y = x * scale_ + mean_
+
+    A subclass: parameters, attributes, feature names, clone, pipelines, set_output and metadata routing are
+    scikit-learn's, and its documentation is this class's too:
+    https://scikit-learn.org/stable/modules/generated/sklearn.preprocessing.StandardScaler.html
+
+    copy: False: transform and inverse_transform write to the memory of X where that is a float32 or float64 array.
+    with_mean, with_std: whether to subtract mean_, and to divide by scale_.
+
+    Attributes after fit, in scikit-learn's types: mean_, var_ (biased), scale_ (sqrt(var_); 1 for constant features),
+    float64 arrays of shape (n_features,) or None; n_samples_seen_, a number, or an array of shape (n_features,) where
+    features lack different numbers of values; n_features_in_, feature_names_in_.
+
+    What fastbn computes: NumPy arrays and data frames of pandas and polars of real numbers, in any layout; all but float32
+    become float64, as in scikit-learn. What scikit-learn's own code computes: sparse matrices, float16, lists and objects,
+    other libraries' arrays, anything under array_api_dispatch, with_mean and with_std both False, negative weights,
+    fits with callbacks; and infinite entries, which it refuses.
+
+    Differences, beside speed: results differ by rounding; with float32 data transform subtracts mean_, not its rounding to
+    float32; a feature that had no values yet takes part from its first one on (in scikit-learn its mean_ stays NaN).
+    Results have the same bits for any number of threads, fastbn.set_num_threads. fit holds no copy of the data.
+    """
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def partial_fit(self, X, y=None, sample_weight=None):
+        """Mean and variance of X and of all that was fitted before; fit is this from a new start.
+
+        X: array of shape (n_samples, n_features); NaN stand for missing values.
+        y: ignored. sample_weight: None, a number, or an array of shape (n_samples,):
+            mean_ = sum(w * x) / sum(w)        var_ = sum(w * (x - mean_)^2) / sum(w)        n_samples_seen_ = sum(w)
+
+        Returns the scaler. Raises ValueError, TypeError, as scikit-learn does.
+        Source: Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances", 1979.
+        """
+        source = _source_of(X)
+        if source is not None:
+            counted = sample_weight if self.with_mean or self.with_std else None  # as scikit-learn has it
+            return self._adopt(source.moments(sample_weight=counted), source.feature_names, sample_weight is not None)
+        if self._is_theirs(X):
+            return super().partial_fit(X, y, sample_weight)
+        first = self._is_new()
+        table = X if _inputs.is_table(X) else check_array(X, input_name="X", estimator=self, **_inputs.CHECKS)
+        if not first:
+            validate_data(self, X, reset=False, skip_check_array=True)
+        weights = None if sample_weight is None else _check_sample_weight(sample_weight, table, dtype=table.dtype)
+        found = _statistics.moments_of(table, weights) if _inputs.is_table(table) else None
+        if found is None:
+            return super().partial_fit(X, y, sample_weight)
+        if first:
+            validate_data(self, X, reset=True, skip_check_array=True)
+        return self._add(found, first, weights is not None)
+
+    def fit_moments(self, moments, feature_names=None):
+        """Fits the scaler to moments that are known, for example of parts that were looked at elsewhere, and added up:
+            scaler.fit_moments(sum(fastbn.moments(part) for part in parts))
+
+        moments: fastbn.Moments of a table's n_features features, without NaN.
+        feature_names: None, or n_features strings for feature_names_in_.
+
+        Returns the scaler. Raises TypeError, ValueError (NaN, no entries, as many names as features are not there); then
+        it is as it was.
+        """
+        if not isinstance(moments, Moments):
+            raise TypeError(f"moments is a {type(moments).__name__}, expected fastbn.Moments")
+        names = None if feature_names is None else np.asarray(feature_names, object)
+        _check_moments(moments, names)
+        self._validate_params()
+        self._reset()
+        return self._adopt(moments, names, np.asarray(moments.count).dtype.kind == "f")
+
+    def fit_transform(self, X, y=None, **fit_params):
+        """fit, then transform of the same X. Raises TypeError for an iterator, and what they raise."""
+        if isinstance(X, Iterator):
+            raise TypeError("X is an iterator, which fit uses up before transform sees it: call fit and transform with an "
+                            "iterator each")
+        return super().fit_transform(X, y, **fit_params)
+
+    def transform(self, X, copy=None):
+        """(X - mean_) / scale_, of shape (n_samples, n_features); float32 stays float32, all else is float64.
+
+        copy: False: in place where X is an array of these types that can be written to; None: the parameter copy.
+        NaN stays NaN. Raises ValueError (infinities, another number of features, other names), NotFittedError.
+        """
+        source = _source_of(X)
+        return self._standardized(X, copy) if source is None else self._mapped(source, "_standardized")
+
+    def inverse_transform(self, X, copy=None):
+        """X * scale_ + mean_. X, copy and errors as for transform; names are not looked at."""
+        source = _source_of(X)
+        return self._restored(X, copy) if source is None else self._mapped(source, "_restored")
+
+    def _standardized(self, X, copy=None):
+        """transform of what is in memory, as an array (or what scikit-learn makes of other input)."""
+        copy = self._ready(copy)
+        table = None
+        if _inputs.is_table(X) and self._expects(X.shape[1]):
+            table = X
+        elif _inputs.is_dense(X):
+            table = validate_data(self, X, reset=False, force_writeable=not copy, **_inputs.CHECKS)
+        y = self._computed(_affine.standardizing, X, table, copy)
+        return _TRANSFORM(self, X, copy) if y is None else y
+
+    def _expects(self, features):
+        """Whether validate_data would find nothing in a table of so many features without names."""
+        return features == getattr(self, "n_features_in_", 0) and not hasattr(self, "feature_names_in_")
+
+    def _restored(self, X, copy=None):
+        copy = self._ready(copy)
+        table = X if _inputs.is_table(X) else None
+        if table is None and _inputs.is_dense(X):
+            table = check_array(X, force_writeable=not copy, **_inputs.CHECKS)
+        y = self._computed(_affine.restoring, X, table, copy)
+        return _INVERSE_TRANSFORM(self, X, copy) if y is None else y
+
+    def _computed(self, line_of, X, table, copy):
+        """None where scikit-learn's own method has to answer. table: what its checks made of X, or None."""
+        config = get_config()
+        if config["array_api_dispatch"] or not (self.with_mean or self.with_std) or not _inputs.is_table(table):
+            return None
+        line = line_of(self, table.shape[1], table.dtype)
+        if line is None:
+            return None
+        converted = table is not X and isinstance(X, np.ndarray) and not np.may_share_memory(table, X)
+        writes = table.flags.writeable and (converted or not copy)
+        return _affine.apply(line, table, table if writes else None, checks=not config["assume_finite"])
+
+    def _mapped(self, source, method):
+        """The source transformed, perhaps later: by the scaler as it is now."""
+        check_is_fitted(self)
+        return source.map(getattr(_copy.copy(self), method))
+
+    def _ready(self, copy):
+        """The value of copy that holds. Raises NotFittedError."""
+        if self._is_new():
+            check_is_fitted(self)
+        return self.copy if copy is None else copy
+
+    def _is_new(self):
+        return not hasattr(self, "n_samples_seen_")
+
+    def _is_theirs(self, X):
+        """Whether scikit-learn's own partial_fit takes X."""
+        return (not (self.with_mean or self.with_std) or bool(getattr(self, "_skl_callbacks", None))
+                or not _inputs.is_dense(X) or self._lacks() is not None)
+
+    def _lacks(self):
+        """The name of a statistic that is needed, and was not when the scaler was fitted; or None."""
+        if self._is_new():
+            return None
+        needed = ["mean_"] * (self.with_mean or self.with_std) + ["var_"] * self.with_std
+        return next((name for name in needed if not isinstance(getattr(self, name), np.ndarray)), None)
+
+    def _adopt(self, moments, names, weighted):
+        """Takes moments in that come without a table. names: an array of str, or None."""
+        _check_moments(moments, names)
+        if (name := self._lacks()) is not None:
+            raise ValueError(f"{name} is {getattr(self, name)!r}, expected an array: with_mean or with_std was False when "
+                             "the scaler was fitted; call fit, which begins anew")
+        first, c = self._is_new(), moments.mean.size
+        if not first and names is not None and hasattr(self, "feature_names_in_"):
+            if list(names) != list(self.feature_names_in_):
+                raise ValueError("The feature names should match those that were passed during fit: "
+                                 f"{list(names)}, expected {list(self.feature_names_in_)}")
+        else:
+            validate_data(self, np.empty((1, c)), reset=first, skip_check_array=True)
+        if first and names is not None:
+            self.feature_names_in_ = names
+        return self._add(moments, first, weighted)
+
+    def _add(self, moments, first, weighted):
+        whole = moments if first else _statistics.moments_so_far(self) + moments
+        _statistics.take(self, whole, weighted)
+        return self
+
+
+def _source_of(X):
+    """None for a plain array, which takes no question."""
+    return None if type(X) is np.ndarray else _sources.recognize(X)
+
+
+def _check_moments(moments, names):
+    refuse_moments(moments)
+    if not np.all(np.greater_equal(moments.count, 0)) or not np.any(moments.count):
+        raise ValueError(f"moments has count {moments.count}, expected entries in at least one feature")
+    if names is not None and names.shape != moments.mean.shape:
+        raise ValueError(f"feature_names has shape {names.shape}, expected {moments.mean.shape}, a name for each feature")
