@@ -4,3 +4,8 @@ import sklearn.preprocessing
 from fastbn.sklearn import StandardScaler
 
 sklearn.preprocessing.StandardScaler = StandardScaler
+
+
+def pytest_collection_modifyitems(items):
+    """The tests have imported it by now."""
+    assert items and all(item.module.StandardScaler is StandardScaler for item in items)

@@ -2,6 +2,7 @@
 import copy
 import os
 import pickle
+import re
 import subprocess
 import sys
 import warnings
@@ -79,21 +80,32 @@ def small_blocks(monkeypatch):
 
 # As an estimator of scikit-learn
 
-# Without copy=False, whose scaler fails one check of scikit-learn 1.9 too: it compares with an input that is overwritten.
-@parametrize_with_checks([StandardScaler(**parameters) for parameters in PARAMETERS[:-1]])
+def expected_to_fail(scaler):
+    """What scikit-learn's own class fails too."""
+    failing = {}
+    if not scaler.copy:
+        failing["check_methods_sample_order_invariance"] = "it reads an input that was overwritten"
+    if sklearn.__version__.startswith("1.6.") and scaler.with_mean:
+        failing["check_sample_weight_equivalence_on_sparse_data"] = "it centers sparse data (scikit-learn #30139)"
+    return failing
+
+
+@parametrize_with_checks([StandardScaler(**parameters) for parameters in PARAMETERS],
+                         expected_failed_checks=expected_to_fail)
 def test_check_estimator(estimator, check):
     check(estimator)
 
 
+@pytest.mark.slow
 def test_scikit_learns_own_tests():
-    """Those of its own file that concern the class, or a scaler in general."""
+    """Those of its own file that concern scaling and centering, by whatever class: they are told by their names alone."""
     pytest.importorskip("sklearn.preprocessing.tests.test_data", reason="scikit-learn's tests are not installed")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)])}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "sklearn_plugin", "--pyargs",
-               "sklearn.preprocessing.tests.test_data", "-k", "scaler and not robust and not max or center or scale"]
+               "sklearn.preprocessing.tests.test_data", "-k", "scale or center"]
     done = subprocess.run(command, env=environment, cwd=TESTS.anchor, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-    assert "passed" in done.stdout and "failed" not in done.stdout
+    assert int(re.search(r"(\d+) passed", done.stdout)[1]) > 100
 
 
 def test_is_a_scaler_of_scikit_learn(rng):
@@ -137,7 +149,8 @@ def test_frames_of_polars(rng, no_fallback):
     x = draw(rng)
     scaler = StandardScaler().set_output(transform="polars").fit(polars.DataFrame(x, schema=list("abcd")))
     result = scaler.transform(polars.DataFrame(x, schema=list("abcd")))
-    assert isinstance(result, polars.DataFrame) and result.columns == list("abcd")
+    assert isinstance(result, polars.DataFrame) and result.columns == list(scaler.get_feature_names_out())
+    assert scaler.n_features_in_ == 4
     np.testing.assert_array_equal(result.to_numpy(), StandardScaler().fit_transform(x))
 
 

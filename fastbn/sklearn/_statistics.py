@@ -20,20 +20,32 @@ def moments_of(x, weights):
 
     None where scikit-learn's own code has to answer: infinite entries, sums that overflow, negative weights.
     """
-    if weights is None:
-        found = fastbn.moments(x)
-        if np.isfinite(found.M2).all():
-            return found
-    elif weights.min() < 0:
+    if weights is not None and (weights.min() < 0 or _inputs.has_infinity(x)):  # one of weight 0 would leave no trace
         return None
-    if _inputs.has_infinity(x):
+    found = fastbn.moments(x, weights=weights)
+    suspects = np.flatnonzero(~np.isfinite(found.M2))
+    return _without_missing(x, weights, suspects, found) if suspects.size else found
+
+
+def _without_missing(x, weights, suspects, found):
+    """moments_of where the features `suspects` have NaN or worse; found: the moments, useless for these.
+
+    They are looked at again, in a copy of these features alone, of a block of rows at a time.
+    """
+    parts = []
+    for rows in _inputs.blocks_of(x):
+        block = np.take(x[rows], suspects, axis=1)
+        if np.isinf(block).any():
+            return None
+        parts.append(fastbn.moments(block, weights=None if weights is None else weights[rows], nan_policy="omit"))
+    again = fastbn.Moments.merge_all(parts)
+    some = again.count > 0
+    if not np.isfinite(again.M2[some]).all():
         return None
-    if weights is not None:
-        found = fastbn.moments(x, weights=weights)
-        if np.isfinite(found.M2).all():
-            return found
-    found = fastbn.moments(x, weights=weights, nan_policy="omit")
-    return found if np.isfinite(found.M2[found.count > 0]).all() else None
+    counts = np.full(len(found.mean), found.count, np.result_type(np.asarray(found.count), again.count))
+    counts[suspects], found.mean[suspects] = again.count, again.mean
+    found.M2[suspects] = np.where(some, again.M2, 0.0)
+    return fastbn.Moments.of_arrays(counts, found.mean, found.M2)
 
 
 def moments_so_far(scaler):
