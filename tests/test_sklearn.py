@@ -22,7 +22,6 @@ from sklearn.exceptions import NotFittedError  # noqa: E402
 from sklearn.pipeline import make_pipeline  # noqa: E402
 from sklearn.utils.estimator_checks import parametrize_with_checks  # noqa: E402
 
-import fastbn  # noqa: E402
 from fastbn.sklearn import StandardScaler, _inputs, _scaler  # noqa: E402
 
 Theirs = preprocessing.StandardScaler

@@ -17,7 +17,7 @@ import fastbn
 
 _DTYPES = np.dtype(np.float32), np.dtype(np.float64)
 _SMALL = 1 << 14  # entries, of which one thread takes the sum
-BLOCK = 1 << 22   # bytes: the last-level cache holds them, and as many that are written
+BLOCK = 1 << 23   # bytes: the last-level cache holds them, and as many that are written
 
 # For check_array and validate_data.
 CHECKS = {"accept_sparse": "csr", "dtype": FLOAT_DTYPES, "ensure_all_finite": False}
