@@ -72,7 +72,7 @@ def no_fallback(monkeypatch):
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    """Many blocks in little data, and moments in each."""
+    """Many blocks in little data, and moments to tell of infinities."""
     monkeypatch.setattr(_inputs, "BLOCK", 256)
     monkeypatch.setattr(_inputs, "_SMALL", 8)
 

@@ -63,21 +63,11 @@ def _has_reciprocal(scale, dtype):
     return not np.fmin.reduce(scale) < least and not np.fmax.reduce(scale) > 1 / least
 
 
-def apply(line, x, out, checks):
-    """y, in `out` (x itself, or None: a new array). None, and nothing written to x, where x has an infinity.
-
-    checks: whether to look for one.
-    """
-    if out is not None:
-        return None if checks and _inputs.has_infinity(x) else _in_place(line, x)
-    if not checks or x.nbytes <= _inputs.BLOCK:
-        return None if checks and _inputs.block_has_infinity(x) else line(x)
-    y, _ = arrange(x, (1,)).empty(x.dtype)
-    for rows in _inputs.blocks_of(x):
-        if _inputs.block_has_infinity(x[rows]):
-            return None
-        line(x[rows], y[rows])
-    return y
+def apply(line, x, in_place, checks):
+    """y, in x or in a new array. None where x has an infinity, if `checks`; x is as it was then."""
+    if checks and _inputs.has_infinity(x):
+        return None
+    return _in_place(line, x) if in_place else line(x)
 
 
 def _in_place(line, x):

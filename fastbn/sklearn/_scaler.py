@@ -146,7 +146,7 @@ class StandardScaler(preprocessing.StandardScaler):
             return None
         converted = table is not X and isinstance(X, np.ndarray) and not np.may_share_memory(table, X)
         writes = table.flags.writeable and (converted or not copy)
-        return _affine.apply(line, table, table if writes else None, checks=not config["assume_finite"])
+        return _affine.apply(line, table, writes, checks=not config["assume_finite"])
 
     def _mapped(self, source, method):
         """The source transformed, perhaps later: by the scaler as it is now."""
