@@ -228,7 +228,7 @@ def test_constant_features_become_zero(rng):
 
 
 @pytest.mark.parametrize("dtype, magnitudes", [(np.float64, (1e-200, 1e-310, 1e-150, 1e150, 1e200, 1e307)),
-                                               (np.float32, (1e-30, 1e-38, 1e-44, 1e18, 1e30, 1e38))])
+                                               (np.float32, (1e-30, 1e-38, 1e-44, 1e18, 1e30, 1e38, 1e40))])
 def test_any_magnitude(dtype, magnitudes, rng):
     """Scales that have no reciprocal, and variances that overflow, are scikit-learn's."""
     for magnitude in magnitudes:

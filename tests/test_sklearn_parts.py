@@ -102,6 +102,8 @@ def test_chunks_stay_arrays_where_data_frames_are_asked_for(rng):
     source.map = lambda function: mapped.append(function) or np.zeros((2, 3))
     assert list(scaler.transform(source).columns) == ["x0", "x1", "x2"]
     assert type(mapped[0](x)) is type(mapped[0](x.tolist())) is np.ndarray
+    with pytest.raises(ValueError, match="the result is a generator"):
+        scaler.transform(in_parts(x))
 
 
 def test_names_and_numbers_of_a_sources_features(rng):

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 from sklearn import get_config, preprocessing
 from sklearn.base import _fit_context
+from sklearn.utils._set_output import _get_output_config
 from sklearn.utils.validation import _check_sample_weight, check_array, check_is_fitted, validate_data
 
 from fastbn import Moments
@@ -38,7 +39,7 @@ class StandardScaler(preprocessing.StandardScaler):
     What fastbn computes: NumPy arrays and data frames of pandas and polars of real numbers, in any layout; all but float32
     become float64, as in scikit-learn. What scikit-learn's own code computes: sparse matrices, float16, lists and objects,
     other libraries' arrays, anything under array_api_dispatch, with_mean and with_std both False, negative weights,
-    fits with callbacks; and infinite entries, which it refuses.
+    fits with callbacks (which fits to moments, and of data in parts, do not call); and infinite entries, which it refuses.
 
     Differences, beside speed: results differ by rounding; with float32 data transform subtracts mean_, not its rounding to
     float32; a feature that had no values yet takes part from its first one on (in scikit-learn its mean_ stays NaN).
@@ -106,7 +107,13 @@ class StandardScaler(preprocessing.StandardScaler):
         NaN stays NaN. Raises ValueError (infinities, another number of features, other names), NotFittedError.
         """
         source = _source_of(X)
-        return self._standardized(X, copy) if source is None else self._mapped(source, "_standardized")
+        if source is None:
+            return self._standardized(X, copy)
+        y, container = self._mapped(source, "_standardized"), _get_output_config("transform", self)["dense"]
+        if container != "default" and not isinstance(y, np.ndarray):
+            raise ValueError(f"set_output(transform={container!r}) needs a table in memory, and the result is a "
+                             f"{type(y).__name__}: call set_output(transform='default'), or transform chunk by chunk")
+        return y
 
     def inverse_transform(self, X, copy=None):
         """X * scale_ + mean_. X, copy and errors as for transform; names are not looked at."""
