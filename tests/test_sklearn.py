@@ -5,6 +5,7 @@ import pickle
 import re
 import subprocess
 import sys
+import tracemalloc
 import warnings
 from pathlib import Path
 
@@ -232,11 +233,11 @@ def test_constant_features_become_zero(rng):
 def test_any_magnitude(dtype, magnitudes, rng):
     """Scales that have no reciprocal, and variances that overflow, are scikit-learn's."""
     for magnitude in magnitudes:
-        ours, theirs = (kind().fit(rng.normal(size=(9, 2))) for kind in (StandardScaler, Theirs))
+        ours, theirs = (kind().fit(rng.normal(size=(9, 3))) for kind in (StandardScaler, Theirs))
         for scaler in (ours, theirs):
-            scaler.scale_, scaler.mean_ = np.array([1.0, magnitude]), np.array([0, magnitude / 8])
+            scaler.scale_, scaler.mean_ = np.array([1.0, magnitude, 1.0]), np.array([0, magnitude / 8, magnitude])
         entry = min(magnitude, 1e38)
-        x = np.array([[1, entry], [0, 0], [2, -entry / 4]], dtype)
+        x = np.array([[1, entry, 1], [0, 0, entry], [2, -entry / 4, 0]], dtype)
         with np.errstate(all="ignore"):
             assert_same(ours.transform(x), theirs.transform(x), RTOL[x.dtype])
             assert_same(ours.inverse_transform(x), theirs.inverse_transform(x), RTOL[x.dtype])
@@ -336,6 +337,16 @@ def test_copies_leave_the_input_alone(rng):
         y = scaler.transform(x, copy=not np.issubdtype(x.dtype, np.integer))
         scaler.inverse_transform(y)
         np.testing.assert_array_equal(x, kept)
+
+
+def test_converted_integers_are_transformed_in_the_memory_of_their_conversion(rng):
+    x = rng.integers(0, 9, (100_000, 4))
+    scaler = StandardScaler().fit(x)
+    tracemalloc.start()
+    scaler.transform(x)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert x.nbytes <= peak < 1.5 * x.nbytes
 
 
 # Errors

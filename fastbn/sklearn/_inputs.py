@@ -10,7 +10,6 @@ are read again, is up to a tenth faster with one thread, and slower with two, fo
 import math
 
 import numpy as np
-from sklearn import get_config
 from sklearn.utils.validation import FLOAT_DTYPES
 
 import fastbn
@@ -30,8 +29,6 @@ def is_table(X):
 
 def is_dense(X):
     """Whether scikit-learn makes a table of X, as far as can be seen without looking at what is in it."""
-    if get_config()["array_api_dispatch"]:
-        return False
     if type(X) is np.ndarray:
         return X.dtype.kind in "fiub"
     return type(X).__name__ == "DataFrame" and type(X).__module__.partition(".")[0] in ("pandas", "polars")

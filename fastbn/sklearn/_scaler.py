@@ -38,7 +38,7 @@ class StandardScaler(preprocessing.StandardScaler):
 
     What fastbn computes: NumPy arrays and data frames of pandas and polars of real numbers, in any layout; all but float32
     become float64, as in scikit-learn. What scikit-learn's own code computes: sparse matrices, float16, lists and objects,
-    other libraries' arrays, anything under array_api_dispatch, with_mean and with_std both False, negative weights,
+    other libraries' arrays (array_api_dispatch), with_mean and with_std both False, negative weights,
     fits with callbacks (which fits to moments, and of data in parts, do not call); and infinite entries, which it refuses.
 
     Differences, beside speed: results differ by rounding; with float32 data transform subtracts mean_, not its rounding to
@@ -145,15 +145,14 @@ class StandardScaler(preprocessing.StandardScaler):
 
     def _computed(self, line_of, X, table, copy):
         """None where scikit-learn's own method has to answer. table: what its checks made of X, or None."""
-        config = get_config()
-        if config["array_api_dispatch"] or not (self.with_mean or self.with_std) or not _inputs.is_table(table):
+        if not (self.with_mean or self.with_std) or not _inputs.is_table(table):
             return None
         line = line_of(self, table.shape[1], table.dtype)
         if line is None:
             return None
         converted = table is not X and isinstance(X, np.ndarray) and not np.may_share_memory(table, X)
         writes = table.flags.writeable and (converted or not copy)
-        return _affine.apply(line, table, writes, checks=not config["assume_finite"])
+        return _affine.apply(line, table, writes, checks=not get_config()["assume_finite"])
 
     def _mapped(self, source, method):
         """The source transformed, perhaps later: by the scaler as it is now."""

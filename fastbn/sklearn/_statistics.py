@@ -35,16 +35,12 @@ def _without_missing(x, weights, suspects, found):
     parts = []
     for rows in _inputs.blocks_of(x):
         block = np.take(x[rows], suspects, axis=1)
-        if np.isinf(block).any():
-            return None
         parts.append(fastbn.moments(block, weights=None if weights is None else weights[rows], nan_policy="omit"))
     again = fastbn.Moments.merge_all(parts)
-    some = again.count > 0
-    if not np.isfinite(again.M2[some]).all():
+    if not np.isfinite(again.M2).all():
         return None
     counts = np.full(len(found.mean), found.count, np.result_type(np.asarray(found.count), again.count))
-    counts[suspects], found.mean[suspects] = again.count, again.mean
-    found.M2[suspects] = np.where(some, again.M2, 0.0)
+    counts[suspects], found.mean[suspects], found.M2[suspects] = again.count, again.mean, again.M2
     return fastbn.Moments.of_arrays(counts, found.mean, found.M2)
 
 
