@@ -211,6 +211,10 @@ def test_state_that_scikit_learn_cannot_go_on_with(rng):
             kind(with_std=False).fit(x).set_params(with_std=True).partial_fit(x)
         errors.append((caught.type, str(caught.value)))
     assert errors[0] == errors[1]
+    scaler = StandardScaler(with_std=False).fit(x).set_params(with_std=True)
+    with pytest.raises(ValueError, match="var_ is None"):
+        scaler.partial_fit(in_parts(x))
+    assert scaler.n_samples_seen_ == 300
 
 
 # Memory, threads, the extra

@@ -210,7 +210,7 @@ def _source_of(X):
 
 def _check_moments(moments, names):
     refuse_moments(moments)
-    if not np.all(np.greater_equal(moments.count, 0)) or not np.any(moments.count):
+    if not np.any(moments.count):
         raise ValueError(f"moments has count {moments.count}, expected entries in at least one feature")
     if names is not None and names.shape != moments.mean.shape:
         raise ValueError(f"feature_names has shape {names.shape}, expected {moments.mean.shape}, a name for each feature")
