@@ -1,8 +1,8 @@
 """The moments of a table as StandardScaler counts them, and the attributes that it keeps of them.
 
 All state is in scikit-learn's attributes, from which the moments are made again for the next chunk: M2 = var_ * n, but
-for its last bit. So whatever changes them (scikit-learn's own partial_fit of a sparse chunk, an unpickled older scaler, a user)
-has changed the moments too.
+for its last bit. So whatever changes them (scikit-learn's own partial_fit of a sparse chunk, an unpickled older scaler, a
+user) has changed the moments too.
 """
 import functools
 
