@@ -4,10 +4,26 @@ import numpy as np
 from ._canonical import arrange, normalize_axes
 from ._functional import batch_norm_inference
 
-# With a variance of 1 that leaves 1 / sqrt(var + eps) exactly 1, so that gamma = 1 / scale is the whole factor.
-_NO_EPS = 5e-324
-# Of scale, by the type of the arithmetic: beyond it 1 / scale overflows, or loses bits.
-_SAFE = {np.dtype(np.float32): (2.0**-126, 2.0**126), np.dtype(np.float64): (2.0**-1022, 2.0**1022)}
+# Of scale, by the type of the arithmetic: below it 1 / scale overflows, or scale has lost bits; beyond its reciprocal that has.
+_LEAST = {np.dtype(np.float32): 2.0**-126, np.dtype(np.float64): 2.0**-1022}
+
+
+def linear(x, mean, gamma, beta=None, *, axis=1, out=None, num_threads=None):
+    """y = (x - mean) * gamma + beta of each feature, by the kernels of inference; None stands for ones and for zeros.
+
+    These have gamma / sqrt(var + eps) for a factor. With var 0 and eps 1 that is gamma to the last bit, at any magnitude; a
+    variance would be squared and rooted, and overflow. mean, gamma, beta: vectors of float64, of which the core takes the
+    mean in two parts: float32 data is centred by the whole mean, not by its rounding.
+    """
+    return batch_norm_inference(x, mean, np.zeros_like(mean), gamma, beta, eps=1.0, axis=axis, out=out,
+                                num_threads=num_threads)
+
+
+def has_reciprocal(scale, dtype):
+    """Whether scale and 1 / scale are normal numbers of the type that data of dtype are computed in; NaN is as good."""
+    least = _LEAST[np.dtype(np.float64 if dtype == np.float64 else np.float32)]
+    magnitude = np.abs(scale)
+    return not np.fmin.reduce(magnitude) < least and not np.fmax.reduce(magnitude) > 1 / least
 
 
 def standardize_into(x, mean, scale, out=None, axis=-1, num_threads=None):
@@ -29,11 +45,11 @@ def standardize_into(x, mean, scale, out=None, axis=-1, num_threads=None):
     factor = None
     if scale is not None:
         scale = np.asarray(scale, np.float64)
-        if not _is_safe(scale, x.dtype):
+        if not has_reciprocal(scale, x.dtype):
             return _by_numpy(x, mean, scale, out, axis)
         factor = 1.0 / scale
     target = None if out is None or _has_gaps(out, axis) else out
-    y = batch_norm_inference(x, mean, np.ones(c), factor, eps=_NO_EPS, axis=axis, out=target, num_threads=num_threads)
+    y = linear(x, mean, factor, axis=axis, out=target, num_threads=num_threads)
     return y if target is out else _stored(y, out)
 
 
@@ -47,12 +63,6 @@ def _has_gaps(out, axis):
 def _stored(y, out):
     out[...] = y
     return out
-
-
-def _is_safe(scale, dtype):
-    least, most = _SAFE[np.dtype(np.float64 if dtype == np.float64 else np.float32)]
-    magnitude = np.abs(scale)
-    return bool(np.all((magnitude >= least) & (magnitude <= most)))
 
 
 def _by_numpy(x, mean, scale, out, axis):

@@ -1,15 +1,10 @@
-"""What transform and inverse_transform compute: y = (x - mean) * gamma + beta of each feature, by the kernels of inference.
-
-These have gamma / sqrt(var + eps) for a factor. With var 0 and eps 1 that is gamma to the last bit, at any magnitude; a
-variance would be squared and rooted, and overflow. Parameters are float64, of which the core takes the mean in two
-parts: float32 data is centred by the whole mean, not by its rounding.
-"""
+"""What transform and inverse_transform compute: y = (x - mean) * gamma + beta of each feature."""
 from typing import NamedTuple
 
 import numpy as np
 
-import fastbn
 from fastbn._canonical import arrange
+from fastbn._standardizing import has_reciprocal, linear
 
 from . import _inputs
 
@@ -22,14 +17,13 @@ class Line(NamedTuple):
     beta: np.ndarray | None
 
     def __call__(self, x, out=None):
-        var = np.zeros_like(self.mean)
-        return fastbn.batch_norm_inference(x, self.mean, var, self.gamma, self.beta, eps=1.0, out=out)
+        return linear(x, self.mean, self.gamma, self.beta, out=out)
 
 
 def standardizing(scaler, c, dtype):
     """y = (x - mean_) / scale_, or None where that is not to be had by a factor."""
     mean, scale = _parameters(scaler)
-    if not (_fits(mean, c, dtype) and _fits(scale, c, dtype) and _has_reciprocal(scale, dtype)):
+    if not (_fits(mean, c, dtype) and _fits(scale, c, dtype) and (scale is None or has_reciprocal(scale, dtype))):
         return None
     return Line(np.zeros(c) if mean is None else mean, None if scale is None else 1.0 / scale, None)
 
@@ -53,14 +47,6 @@ def _fits(values, c, dtype):
     if values.shape != (c,):
         return False
     return dtype == np.float64 or not np.fmax.reduce(np.abs(values)) > np.finfo(dtype).max
-
-
-def _has_reciprocal(scale, dtype):
-    """Whether scale and 1 / scale are normal numbers of dtype; NaN is as good."""
-    if scale is None:
-        return True
-    least = 2.0**-126 if dtype == np.float32 else 2.0**-1022
-    return not np.fmin.reduce(scale) < least and not np.fmax.reduce(scale) > 1 / least
 
 
 def apply(line, x, in_place, checks):
