@@ -128,7 +128,8 @@ def test_wheel_metadata(wheel):
     requirements = metadata.get_all("Requires-Dist")
     assert [line for line in requirements if "extra ==" not in line] == ["numpy>=1.26"]
     assert [line for line in requirements if line.startswith("torch")] == ['torch==2.13.0; extra == "torch"']
-    adapters = {"onnx", "autograd", "keras", "thinc", "mygrad", "jax", "torch", "interop"}
+    adapters = {"onnx", "autograd", "keras", "thinc", "mygrad", "jax", "torch", "interop", "sklearn", "dask", "mpi",
+                "engines"}
     extras = {"demo", "test", "bench", "peers", "convert", "frameworks"}
     assert set(metadata.get_all("Provides-Extra")) == extras | adapters
     assert (metadata["Version"], metadata["Requires-Python"]) == (VERSION, ">=3.11")

@@ -51,7 +51,8 @@ def write_classifier(path):
 
 OPTIONAL = {"ml_dtypes": "ml_dtypes", "safetensors": "safetensors", "interop.onnx": "onnx",
             "interop.autograd": "autograd", "interop.torch": "torch", "interop.jax": "jax", "interop.keras": "keras",
-            "interop.thinc": "thinc", "interop.mygrad": "mygrad", "import torch": "torch"}  # by the words of an example, what it needs
+            "interop.thinc": "thinc", "interop.mygrad": "mygrad", "import torch": "torch",
+            "fastbn.sklearn": "sklearn", "dask.array": "dask", "mpi4py": "mpi4py"}  # by the words of an example, what it needs
 
 
 def cannot_run(code):
