@@ -5,7 +5,7 @@ enum {
     LANES = 16,
     SMALL_S = 64,         /* planes smaller than this are columns of a table */
     NARROW = 256,         /* columns of a table that is summed in high bands */
-    CROWDED = 512,        /* of a multiple of so many columns a cache holds few rows at once */
+    CROWDED = 512,        /* of a multiple of so many columns a cache holds few rows at once; of one array, of twice that */
     NEAR = 524288,        /* entries of a table for which memory's order does not matter much */
     SMALL_S_ROWS = 8,     /* given at least this many rows */
     NARROW_ENOUGH = 64,   /* columns whose sums and parameters fit the registers */
@@ -97,10 +97,9 @@ static void cut_rows(struct fbn_plan *plan)
  * come from memory, more so with dy, and where they compete for the same lines of the first-level cache. */
 static void choose_bands(struct fbn_plan *plan)
 {
-    const int narrow = plan->width <= NARROW, crowded = plan->width % CROWDED == 0;
-    const int near = !crowded && plan->rows <= NEAR / plan->width;
-    plan->band = narrow || near ? 16 : 8;
-    plan->band_dy = near ? 16 : narrow ? 8 : 4;
+    const int narrow = plan->width <= NARROW, near = plan->rows <= NEAR / plan->width;
+    plan->band = narrow || (near && plan->width % (2 * CROWDED) != 0) ? 16 : 8;
+    plan->band_dy = near && plan->width % CROWDED != 0 ? 16 : narrow ? 8 : 4;
 }
 
 static void cut_table(struct fbn_plan *plan, int second, int packed)
