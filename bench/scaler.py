@@ -6,8 +6,6 @@ one thread. Results are new arrays but for "in place" (copy=False). *: disturbed
 import argparse
 import copy
 import sys
-from contextlib import nullcontext
-from time import perf_counter
 
 import numpy as np
 import sklearn
@@ -18,7 +16,7 @@ from sklearn.preprocessing import StandardScaler
 import fastbn
 from bench import machine, report
 from bench.frameworks.compare import check
-from bench.timing import Entry, measure, ratio
+from bench.timing import entry_of, measure, ratio
 from fastbn.sklearn import StandardScaler as FastScaler
 
 SHAPES = ((1_000_000, 30), (200_000, 4))
@@ -75,21 +73,11 @@ OPERATIONS = {"fit": _fit, "partial_fit": _partial_fit, "fit, sample_weight": _w
               "transform": _transform, "transform in place": _in_place, "inverse_transform": _inverse_transform}
 
 
-def _timer(function):
-    def timer(number):
-        begin = perf_counter()
-        for _ in range(number):
-            function()
-        return perf_counter() - begin
-    return timer
-
-
 def measured(make, x, seconds):
     """(scikit-learn's seconds, fastbn's, speed-up, whether disturbed). Raises Disagreement."""
     theirs, ours = (make(kind, x) for kind in (StandardScaler, FastScaler))
     check(theirs(), ours())
-    entries = [Entry(name, "fresh", name, _timer(function), nullcontext, kept=True)
-               for name, function in (("scikit-learn", theirs), ("fastbn", ours))]
+    entries = [entry_of(name, function) for name, function in (("scikit-learn", theirs), ("fastbn", ours))]
     measure(entries, seconds)
     return entries[0].seconds, entries[1].seconds, *ratio(*entries)
 

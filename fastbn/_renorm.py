@@ -13,7 +13,7 @@ import numpy as np
 
 from . import _checks
 from ._functional import as_parameter, batch_norm_backward
-from ._saved import Composite
+from ._saved import OfCore
 
 
 def check(renorm):
@@ -41,23 +41,17 @@ def correction(batch, running_mean, running_var, eps, limits):
         return np.where(nothing, 1.0, np.clip(r, 1 / rmax, rmax)), np.where(nothing, 0.0, np.clip(d, -dmax, dmax))
 
 
-class RenormSaved(Composite):
+class RenormSaved(OfCore):
     """What a training call with renorm leaves for batch_norm_backward: mean, var, rstd of the batch, and r and d.
 
     core: the Saved of training with gamma * r and gamma * d + beta, whose gradients are float64.
     narrow: whether dgamma and dbeta are to be float32.
     """
 
-    __slots__ = ("core", "moments", "r", "d", "narrow")
+    __slots__ = ("moments", "r", "d", "narrow")
 
     def __init__(self, core, moments, r, d, narrow):
         self.core, self.moments, self.r, self.d, self.narrow = core, moments, r, d, narrow
-
-    x = property(lambda self: self.core.x)
-    extras = property(lambda self: self.core.extras)
-    mean = property(lambda self: self.core.mean)
-    var = property(lambda self: self.core.var)
-    rstd = property(lambda self: self.core.rstd)
 
     def backward(self, dy, out, needs, num_threads):
         both = (*needs, "dbeta") if "dgamma" in needs and "dbeta" not in needs else needs

@@ -3,7 +3,7 @@ import numpy as np
 
 from ._core import Saved
 
-__all__ = ["Composite", "Saved", "about_input"]
+__all__ = ["Composite", "OfCore", "Saved", "about_input"]
 
 
 class Composite:
@@ -19,6 +19,18 @@ class Composite:
     @property
     def has_residual(self):
         return self.extras is not None and self.extras.has_residual
+
+
+class OfCore(Composite):
+    """One that is made of one plain call's Saved, `core`, and has its statistics."""
+
+    __slots__ = ("core",)
+
+    x = property(lambda self: self.core.x)
+    extras = property(lambda self: self.core.extras)
+    mean = property(lambda self: self.core.mean)
+    var = property(lambda self: self.core.var)
+    rstd = property(lambda self: self.core.rstd)
 
 
 def about_input(saved):

@@ -3,7 +3,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import _checks, _dlpack
+from . import _dlpack
 
 
 class Weights(NamedTuple):

@@ -7,7 +7,7 @@ import pytest
 
 import fastbn
 from fastbn import _core
-from oracle import (FLOATS, GRAD_UNIT, WIDE, Y_UNIT, as_rows, assert_within, backward, from_rows, moving_average,
+from oracle import (FLOATS, GRAD_UNIT, WIDE, Y_UNIT, as_rows, assert_within, backward, moving_average,
                     parameters, reciprocal_std, sample, spacing, statistics, strided, unbiased, wide_parameters)
 
 pytestmark = pytest.mark.filterwarnings("error")

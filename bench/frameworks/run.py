@@ -2,9 +2,7 @@
 import importlib
 import json
 import pkgutil
-from contextlib import nullcontext
 from datetime import datetime
-from time import perf_counter
 
 import fastbn
 from bench import frameworks, machine, report
@@ -12,7 +10,7 @@ from bench.frameworks import table
 from bench.frameworks.cases import SHAPES, make_case
 from bench.frameworks.compare import check
 from bench.store import rounded
-from bench.timing import Entry, measure, ratio
+from bench.timing import entry_of, measure, ratio
 
 
 def key(name):
@@ -27,22 +25,11 @@ def discover():
     return {key(name): importlib.import_module(f"{frameworks.__name__}.{name}") for name in names}
 
 
-def _timer(function):
-    """As timeit's, with the garbage collector on: what a framework leaves to it is part of its price."""
-    def timer(number):
-        begin = perf_counter()
-        for _ in range(number):
-            function()
-        return perf_counter() - begin
-    return timer
-
-
 def measure_case(module, case, seconds):
     """Checked first. Raises what the framework raises, and Disagreement."""
     functions = dict(zip(("own", "fastbn"), module.pair(case), strict=True))
     check(functions["own"](), functions["fastbn"]())
-    entries = [Entry(name, "fresh", name, _timer(function), nullcontext, kept=True)
-               for name, function in functions.items()]
+    entries = [entry_of(name, function) for name, function in functions.items()]
     measure(entries, seconds)
     speedup, disturbed = ratio(*entries)
     return {"own_ms": 1e3 * entries[0].seconds, "fastbn_ms": 1e3 * entries[1].seconds, "speedup": speedup,

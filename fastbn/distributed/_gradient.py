@@ -14,29 +14,23 @@ import numpy as np
 from fastbn import _checks, _core, _extras
 from fastbn._canonical import arrange
 from fastbn._functional import as_parameter, factors_of, run_backward, target_for
-from fastbn._saved import Composite
+from fastbn._saved import OfCore
 
 _COMBINE = {np.dtype(np.float32): _core.double_backward_f32, np.dtype(np.float64): _core.double_backward_f64}
 _LEAST = 1e-300  # an eps that leaves 1 / sqrt(1 + eps) at 1
 
 
-class SyncSaved(Composite):
+class SyncSaved(OfCore):
     """What a training call over ranks leaves for batch_norm_backward, mean, var and rstd being those of all ranks.
 
     core: the Saved of this rank's batch, with these statistics. moments: those of all ranks. For the layer to set: ranks;
     before backward reduces, whether dgamma and dbeta are sums over the ranks, and sum_over_ranks(sums).
     """
 
-    __slots__ = ("core", "moments", "ranks", "reduces", "sum_over_ranks")
+    __slots__ = ("moments", "ranks", "reduces", "sum_over_ranks")
 
     def __init__(self, core, moments):
         self.core, self.moments, self.ranks, self.reduces, self.sum_over_ranks = core, moments, None, False, None
-
-    x = property(lambda self: self.core.x)
-    extras = property(lambda self: self.core.extras)
-    mean = property(lambda self: self.core.mean)
-    var = property(lambda self: self.core.var)
-    rstd = property(lambda self: self.core.rstd)
 
     def backward(self, dy, out, needs, num_threads):
         x, extras, dx = self.x, self.extras or _extras.NONE, None
