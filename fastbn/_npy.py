@@ -10,6 +10,7 @@ import itertools
 import math
 import os
 import stat
+import tokenize
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -61,7 +62,7 @@ class NpyFile:
                 return np.lib.format.read_array_header_1_0(self._file)
             if version in ((2, 0), (3, 0)):  # 3.0 is 2.0 in UTF-8, which only names of fields need
                 return np.lib.format.read_array_header_2_0(self._file)
-        except (ValueError, UnicodeError, SyntaxError, TypeError) as error:
+        except (ValueError, UnicodeError, SyntaxError, TypeError, RecursionError, MemoryError, tokenize.TokenError) as error:
             raise ValueError(f"{self.path} is no .npy file, or its header is damaged ({error})") from None
         raise ValueError(f"{self.path} has version {version[0]}.{version[1]} of the .npy format, expected 1.0, 2.0 or 3.0")
 
@@ -69,6 +70,8 @@ class NpyFile:
         if not self.shape:
             raise ValueError(f"{self.path} holds a single number, without a dimension: expected a table or an array with a "
                              "feature axis")
+        if min(self.shape) < 0:
+            raise ValueError(f"{self.path} is no .npy file, or its header is damaged (shape {self.shape})")
         found, expected = os.fstat(self._file.fileno()).st_size - self._start, self.nbytes
         if found < expected:
             raise ValueError(f"{self.path} is truncated: by its header, {self.shape} of {self.dtype}, it has {expected} "

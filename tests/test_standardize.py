@@ -1,4 +1,5 @@
 """`python -m fastbn standardize`: files in, files out, in bounded memory and in one piece or not at all."""
+import errno
 import os
 import signal
 import subprocess
@@ -260,6 +261,8 @@ def damaged(folder, change):
     (lambda content: b"PK" + content, "no .npy file"),
     (lambda content: content.replace(b"'shape'", b"'shapx'"), "no .npy file"),
     (lambda content: content.replace(b"\x01\x00", b"\x09\x00", 1), "version 9.0"),
+    (lambda content: content.replace(b"}", b" "), "header is damaged"),
+    (lambda content: content.replace(b"(300, 4)", b"(-300,-4)".ljust(8)), "header is damaged"),
 ])
 def test_damaged_files(folder, capsys, change, words):
     damaged(folder, change)
@@ -324,6 +327,9 @@ def test_names_that_cannot_be_used(rng, folder, capsys):
     assert "No such file" in fail(capsys, folder / "missing.npy", folder / "out.npy")
     assert "is a folder" in fail(capsys, folder, folder / "out.npy")
     assert "is a folder" in fail(capsys, folder / "in.npy", folder)
+    assert "is a folder" in fail(capsys, folder / "in.npy", f"{folder / 'out.npy'}/")
+    assert "an empty name" in fail(capsys, folder / "in.npy", "", "--stats", folder / "stats.npz", "--force")
+    assert not (folder / "stats.npz").exists()
     assert "No such file" in fail(capsys, folder / "in.npy", folder / "no" / "out.npy")
     assert "No such file" in fail(capsys, folder / "in.npy", folder / "out.npy", "--stats", folder / "no" / "stats.npz")
     assert not (folder / "out.npy").exists()
@@ -379,6 +385,38 @@ def test_one_name_for_both_results(rng, folder, capsys):
     assert "expected two" in fail(capsys, folder / "in.npy", folder / "out.npy", "--stats", folder / "out.npy")
 
 
+def test_the_data_are_not_lost_to_the_statistics(rng, folder, capsys):
+    x = table(rng)
+    np.save(folder / "in.npy", x)
+    os.link(folder / "in.npy", folder / "same.npy")
+    for name in ("in.npy", "same.npy"):
+        assert "would be lost" in fail(capsys, folder / "in.npy", folder / "out.npy", "--stats", folder / name, "--force")
+    assert np.array_equal(np.load(folder / "in.npy"), x) and not (folder / "out.npy").exists()
+
+
+def test_statistics_are_as_they_were_where_the_disk_is_full_at_the_end(rng, folder, capsys, monkeypatch):
+    """The last of the result is written when all else is done."""
+    np.save(folder / "in.npy", table(rng))
+    (folder / "stats.npz").write_bytes(b"old")
+
+    def fsync(descriptor):
+        if os.fstat(descriptor).st_size > 10000:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    monkeypatch.setattr(os, "fsync", fsync)
+    message = fail(capsys, folder / "in.npy", folder / "out.npy", "--stats", folder / "stats.npz", "--force")
+    assert os.strerror(errno.ENOSPC) in message
+    assert (folder / "stats.npz").read_bytes() == b"old" and not (folder / "out.npy").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of any bytes are Linux's")
+def test_a_name_that_the_summary_cannot_show(rng, folder):
+    np.save(folder / "in.npy", table(rng))
+    done = subprocess.run([sys.executable, "-m", "fastbn", "standardize", "in.npy", b"\xff\xc3\xa9.npy"], cwd=folder,
+                          capture_output=True, env=os.environ | {"PYTHONIOENCODING": "ascii:strict"}, timeout=60)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.startswith(rb"\udcff\xe9.npy: 700 x 6 float32") and (folder / os.fsdecode(b"\xff\xc3\xa9.npy")).exists()
+
+
 def test_a_file_that_becomes_shorter(rng, folder, capsys, monkeypatch):
     np.save(folder / "in.npy", table(rng))
 
@@ -390,9 +428,10 @@ def test_a_file_that_becomes_shorter(rng, folder, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("change, words", [
-    ({"mean": np.zeros(5), "count": np.ones(5), "var": np.ones(5), "scale": np.ones(5)}, "5 features"),
+    ({"mean": np.zeros(5), "count": np.full(5, 9), "var": np.ones(5), "scale": np.ones(5)}, "5 features"),
     ({"scale": np.zeros(6)}, "above 0"), ({"mean": np.full(6, np.nan)}, "finite"), ({"mean": np.zeros(5)}, "one shape"),
-    ({"scale": None}, "lacks scale"),
+    ({"scale": None}, "lacks scale"), ({"mean": np.full(6, "a")}, "mean of dtype"), ({"mean": np.zeros(6, complex)}, "of dtype"),
+    ({"count": np.full(6, np.nan)}, "count of dtype float64, expected integers"), ({"axis": np.array([1.0])}, "axis of dtype"),
 ])
 def test_statistics_that_do_not_fit(rng, folder, capsys, change, words):
     np.save(folder / "in.npy", table(rng))

@@ -43,7 +43,7 @@ def run(arguments):
         except (TypeError, ValueError) as error:
             raise CommandError(error) from None
     if not arguments.quiet:
-        print(_summary(arguments.target, outcome, time.perf_counter() - start))
+        print(_printable(_summary(arguments.target, outcome, time.perf_counter() - start)))
     return OK
 
 
@@ -64,6 +64,12 @@ def _ending_on_signals():
 
 def _exit(number, frame):
     sys.exit(128 + number)
+
+
+def _printable(text):
+    """With escapes for what stdout cannot show: a name may have any bytes, and the file is there by now."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def _summary(target, outcome, seconds):

@@ -61,8 +61,8 @@ def standardize_file(source, target, *, axis=None, statistics=None, save_statist
         elif 0 in shape:
             raise ValueError(f"{file.path} has shape {file.shape}, without an entry to take statistics of: those of other "
                              "data can be given")
-        if save_statistics is not None and os.path.realpath(save_statistics) == os.path.realpath(target):
-            raise ValueError(f"{os.fspath(target)} is the file for the result and for the statistics, expected two")
+        if save_statistics is not None:
+            _check_save_statistics(save_statistics, source, target)
         with contextlib.ExitStack() as stack:
             out = stack.enter_context(_new_file(target, file.nbytes, overwrite))
             saved = None if save_statistics is None else stack.enter_context(_new_file(save_statistics, 0, overwrite))
@@ -70,14 +70,30 @@ def standardize_file(source, target, *, axis=None, statistics=None, save_statist
             _write(file, shape, axes, found, out, progress, given is not None)
             if saved is not None:
                 found.write(saved)
+                _make_durable(out)  # the disk may be full: before the first of the two files takes its name
             file.close()  # Windows replaces no file that is open
     return Outcome(file.shape, file.dtype, file.nbytes, found, given is None)
+
+
+def _check_save_statistics(path, source, target):
+    """Raises ValueError where that is a file of the data."""
+    if os.path.realpath(path) == os.path.realpath(target):
+        raise ValueError(f"{os.fspath(target)} is the file for the result and for the statistics, expected two")
+    if os.path.exists(path) and os.path.samefile(path, source):
+        raise ValueError(f"{os.fspath(path)} is the file with the data, and would be lost to the statistics, expected two")
+
+
+def _make_durable(file):
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _new_file(path, nbytes, overwrite):
     """replacing(path), once it is known that it may be there and that there is room."""
     path = os.fspath(path)
-    if os.path.isdir(path):
+    if not path:
+        raise FileNotFoundError(errno.ENOENT, "an empty name, expected that of a file", "''")
+    if os.path.isdir(path) or not os.path.basename(path):
         raise IsADirectoryError(errno.EISDIR, "is a folder, expected the name of a file", path)
     if os.path.lexists(path) and not overwrite:
         raise FileExistsError(errno.EEXIST, "exists already, and is replaced only with --force (overwrite=True)", path)

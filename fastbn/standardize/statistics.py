@@ -37,9 +37,13 @@ def read_statistics(path):
     missing = [name for name in _NAMES if name not in found]
     if missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}: expected a file that --stats or save_statistics wrote")
+    odd = [name for name in _NAMES if found[name].dtype.kind not in ("iu" if name in ("count", "axis") else "fiu")]
+    if odd:
+        raise ValueError(f"{path} has {odd[0]} of dtype {found[odd[0]].dtype}, expected "
+                         f"{'integers' if odd[0] in ('count', 'axis') else 'numbers'}")
     axis, arrays = found["axis"], [np.asarray(found[name], np.int64 if name == "count" else np.float64)
                                    for name in _NAMES[:-1]]
-    if any(a.ndim != 1 or a.shape != arrays[0].shape for a in arrays) or axis.ndim != 1 or axis.dtype.kind != "i":
+    if any(a.ndim != 1 or a.shape != arrays[0].shape for a in arrays) or axis.ndim != 1:
         raise ValueError(f"{path} has arrays of shapes {', '.join(str(a.shape) for a in arrays)}, expected one shape (C,)")
     _, mean, _, scale = arrays
     if not np.isfinite(mean).all() or not np.isfinite(scale).all() or not (scale > 0).all():
