@@ -2,6 +2,7 @@
 import functools
 import math
 import pickle
+import warnings
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ pytest.importorskip("sklearn", reason="fastbn.sklearn is for scikit-learn")
 dask = pytest.importorskip("dask")
 da = pytest.importorskip("dask.array")
 
-from fastbn.sklearn import _dask, _sources  # noqa: E402
+from fastbn.sklearn import StandardScaler, _dask, _sources  # noqa: E402
 
 ROWS, COLUMNS = 5000, 6
 
@@ -236,6 +237,31 @@ def test_map_keeps_the_chunks(x):
     assert isinstance(y, da.Array) and y.chunks == array.chunks and y.dtype == np.float32
     for scheduler in ("threads", "processes"):
         np.testing.assert_array_equal(y.compute(scheduler=scheduler, num_workers=2), x * 2)
+
+
+def test_chunks_that_a_filter_left_without_rows(x):
+    array = da.from_array(x, (500, 6))
+    kept = array[da.arange(ROWS, chunks=500) % 1000 < 500]
+    scaler = StandardScaler().fit(kept)
+    y = scaler.transform(kept).compute()
+    assert y.dtype == np.float32
+    np.testing.assert_array_equal(scaler.inverse_transform(scaler.transform(kept)).compute(), scaler.inverse_transform(y))
+    assert y.shape == (ROWS // 2, COLUMNS)
+
+
+def test_names_of_data_frames(x):
+    pandas = pytest.importorskip("pandas")
+    frames = pytest.importorskip("dask.dataframe")
+    frame = frames.from_pandas(pandas.DataFrame(x, columns=list("abcdef")), npartitions=4)
+    scaler = StandardScaler().fit(frame)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        y = scaler.transform(frame).compute(scheduler="sync")
+    np.testing.assert_allclose(y, StandardScaler().fit(x).transform(x), rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="feature names should match"):
+        scaler.transform(frame[list("fedcba")])
+    with pytest.raises(ValueError, match="feature names should match|5 features"):
+        scaler.transform(frame[list("abcde")])
 
 
 def test_cut_columns_are_joined_without_larger_chunks(x):

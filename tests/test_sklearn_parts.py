@@ -3,6 +3,7 @@ import os
 import pickle
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ class Parts:
     """A source as _sources.recognize makes them: a table that comes in chunks."""
 
     def __init__(self, chunks, feature_names=None):
-        self.chunks, self.feature_names = chunks, feature_names
+        self.chunks, self.feature_names, self.n_features = chunks, feature_names, chunks[0].shape[1]
 
     def moments(self, sample_weight=None):
         sizes = np.cumsum([len(chunk) for chunk in self.chunks])[:-1]
@@ -118,6 +119,44 @@ def test_names_and_numbers_of_a_sources_features(rng):
         scaler.partial_fit(in_parts(x[:, :2]))
     assert scaler.n_samples_seen_ == 600
     assert not hasattr(scaler.fit(in_parts(x)), "feature_names_in_")
+
+
+def test_names_of_what_is_transformed(rng):
+    x, names = draw(rng), np.array(["a", "b", "c"], object)
+    scaler = StandardScaler().fit(in_parts(x, names))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        parts = list(scaler.transform(in_parts(x, names)))
+    np.testing.assert_allclose(np.concatenate(parts), preprocessing.StandardScaler().fit_transform(x), atol=1e-12)
+    with pytest.raises(ValueError, match="feature names should match"):
+        scaler.transform(in_parts(x, names[::-1]))
+    with pytest.warns(UserWarning, match="valid feature names") as told:
+        list(scaler.transform(in_parts(x)))
+    assert len(told) == 1 and list(scaler.feature_names_in_) == list("abc")
+    assert next(scaler.inverse_transform(in_parts(x, names[::-1]))).shape == (75, 3)
+
+
+def test_chunks_of_an_iterator_that_differ_in_their_names(rng):
+    pandas = pytest.importorskip("pandas")
+    x = draw(rng)
+    a, b = pandas.DataFrame(x, columns=list("abc")), pandas.DataFrame(x, columns=list("cba"))
+    scaler = StandardScaler().fit(iter([a, a, x]))
+    assert scaler.n_samples_seen_ == 900
+    for use in (scaler.partial_fit, lambda frames: list(scaler.transform(frames))):
+        with pytest.raises(ValueError, match=r"chunk 1 of X .* \['c', 'b', 'a'\], expected \['a', 'b', 'c'\]"):
+            use(iter([a, b]))
+    with pytest.raises(ValueError, match="feature names should match"):
+        scaler.transform(iter([b]))
+    assert scaler.n_samples_seen_ == 900
+
+
+def test_chunks_without_rows_among_others(rng):
+    x = draw(rng, dtype=np.float32)
+    scaler = StandardScaler().fit(iter([x[:0], x, x[:0]]))
+    for method in (scaler.transform, scaler.inverse_transform):
+        parts = list(method(iter([x[:0], x, x[:0].astype(int)])))
+        assert [part.shape for part in parts] == [(0, 3), (300, 3), (0, 3)]
+        assert [part.dtype for part in parts] == [np.float32, np.float32, np.float64]
 
 
 def test_a_source_without_mean_and_std(rng):

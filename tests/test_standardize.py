@@ -414,7 +414,8 @@ def test_a_name_that_the_summary_cannot_show(rng, folder):
     done = subprocess.run([sys.executable, "-m", "fastbn", "standardize", "in.npy", b"\xff\xc3\xa9.npy"], cwd=folder,
                           capture_output=True, env=os.environ | {"PYTHONIOENCODING": "ascii:strict"}, timeout=60)
     assert (done.returncode, done.stderr) == (0, b"")
-    assert done.stdout.startswith(rb"\udcff\xe9.npy: 700 x 6 float32") and (folder / os.fsdecode(b"\xff\xc3\xa9.npy")).exists()
+    assert done.stdout.startswith(rb"\udcff\xe9.npy: 700 x 6 float32")
+    assert (folder / os.fsdecode(b"\xff\xc3\xa9.npy")).exists()
 
 
 def test_a_file_that_becomes_shorter(rng, folder, capsys, monkeypatch):
@@ -430,8 +431,9 @@ def test_a_file_that_becomes_shorter(rng, folder, capsys, monkeypatch):
 @pytest.mark.parametrize("change, words", [
     ({"mean": np.zeros(5), "count": np.full(5, 9), "var": np.ones(5), "scale": np.ones(5)}, "5 features"),
     ({"scale": np.zeros(6)}, "above 0"), ({"mean": np.full(6, np.nan)}, "finite"), ({"mean": np.zeros(5)}, "one shape"),
-    ({"scale": None}, "lacks scale"), ({"mean": np.full(6, "a")}, "mean of dtype"), ({"mean": np.zeros(6, complex)}, "of dtype"),
-    ({"count": np.full(6, np.nan)}, "count of dtype float64, expected integers"), ({"axis": np.array([1.0])}, "axis of dtype"),
+    ({"scale": None}, "lacks scale"), ({"mean": np.full(6, "a")}, "mean of dtype"),
+    ({"mean": np.zeros(6, complex)}, "mean of dtype"), ({"axis": np.array([1.0])}, "axis of dtype"),
+    ({"count": np.full(6, np.nan)}, "count of dtype float64, expected integers"),
 ])
 def test_statistics_that_do_not_fit(rng, folder, capsys, change, words):
     np.save(folder / "in.npy", table(rng))

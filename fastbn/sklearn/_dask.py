@@ -137,8 +137,11 @@ def _threads():
 
 
 def _transformed(function, dtype, chunk):
+    chunk = np.asarray(chunk)
+    if not len(chunk):  # what a filter left, perhaps; function may refuse that
+        return chunk.astype(dtype)
     with _threads().limit(limits=1, user_api="openmp"):
-        return function(read_only(np.asarray(chunk)).astype(dtype, copy=False))
+        return function(read_only(chunk).astype(dtype, copy=False))
 
 
 @dask.delayed

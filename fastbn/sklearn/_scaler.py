@@ -157,7 +157,11 @@ class StandardScaler(preprocessing.StandardScaler):
     def _mapped(self, source, method):
         """The source transformed, perhaps later: by the scaler as it is now."""
         check_is_fitted(self)
-        return source.map(getattr(_copy.copy(self), method))
+        scaler = _copy.copy(self)
+        if method == "_standardized":
+            self._check_features(source.n_features, source.feature_names, reset=False)
+            vars(scaler).pop("feature_names_in_", None)  # the chunks have no names, which is no news any more
+        return source.map(getattr(scaler, method))
 
     def _ready(self, copy):
         """The value of copy that holds. Raises NotFittedError."""
@@ -186,16 +190,19 @@ class StandardScaler(preprocessing.StandardScaler):
         if (name := self._lacks()) is not None:
             raise ValueError(f"{name} is {getattr(self, name)!r}, expected an array: with_mean or with_std was False when "
                              "the scaler was fitted; call fit, which begins anew")
-        first, c = self._is_new(), moments.mean.size
-        if not first and names is not None and hasattr(self, "feature_names_in_"):
-            if list(names) != list(self.feature_names_in_):
-                raise ValueError("The feature names should match those that were passed during fit: "
-                                 f"{list(names)}, expected {list(self.feature_names_in_)}")
-        else:
-            validate_data(self, np.empty((1, c)), reset=first, skip_check_array=True)
+        first = self._is_new()
+        self._check_features(moments.mean.size, names, reset=first)
         if first and names is not None:
             self.feature_names_in_ = names
         return self._add(moments, first, weighted)
+
+    def _check_features(self, c, names, reset):
+        """validate_data of c features and their names, an array of str or None, without a table."""
+        if reset or names is None or not hasattr(self, "feature_names_in_"):
+            validate_data(self, np.empty((1, c)), reset=reset, skip_check_array=True)
+        elif list(names) != list(self.feature_names_in_):
+            raise ValueError("The feature names should match those that were passed during fit: "
+                             f"{list(names)}, expected {list(self.feature_names_in_)}")
 
     def _add(self, moments, first, weighted):
         whole = moments if first else _statistics.moments_so_far(self) + moments

@@ -169,9 +169,9 @@ class IteratorSource:
         return total
 
     def map(self, function):
-        """Yields function(chunk)."""
+        """Yields function(chunk), and what has no rows as it is: function may refuse that."""
         for chunk in self._chunks():
-            yield function(chunk)
+            yield function(chunk) if len(chunk) else chunk.copy()
 
     def _moments_of(self, chunk, rows, weights):
         c = chunk.shape[1]
@@ -207,7 +207,13 @@ class IteratorSource:
             if table.shape[1] != self.n_features:
                 raise ValueError(f"chunk {number} of X (counted from 0) has {table.shape[1]} features, expected "
                                  f"{self.n_features}, as the first one has")
+            self._check_names(_names_of(chunk), number)
             yield table
+
+    def _check_names(self, names, number):
+        if names is not None and self.feature_names is not None and list(names) != list(self.feature_names):
+            raise ValueError(f"chunk {number} of X (counted from 0) has the features {list(names)}, expected "
+                             f"{list(self.feature_names)}, as the first one has")
 
 
 def _table(chunk, number):
