@@ -6,6 +6,9 @@ import pytest
 
 import fastbn
 from fastbn.distributed import SyncBatchNorm, merge_moments
+from fastbn.distributed._handshake import REASON_BYTES, reason_in
+from fastbn.distributed._merging import _HEAD as HEAD
+from fastbn.distributed._merging import _add_two
 from ranks import C, by_tree, draw, make
 from threads_communicator import Group, Threads, on_all_ranks, on_ranks
 
@@ -85,6 +88,23 @@ def test_a_refused_argument_where_the_batch_reaches_moving_averages_alone(name):
     found = outcomes(2, one_call)
     assert type(found[0]) is kind and text in str(found[0])
     assert type(found[1]) is RuntimeError and GIVES_UP in str(found[1])
+
+
+@by_tree
+def test_gamma_is_no_place_for_y_where_the_batch_reaches_moving_averages_alone(tree):
+    def one_call(bn, rank):
+        out = np.zeros((4, 5), np.float32)
+        if rank == 1:
+            bn.gamma = out[0]
+        bn.use_batch_stats, bn.update_running_stats = False, True
+        before = bn.running_mean.copy()
+        try:
+            bn(np.ones((4, 5), np.float32), out=out)
+        finally:
+            assert np.array_equal(bn.running_mean, before)
+    found = on_ranks(2, lambda comm: one_call(SyncBatchNorm(5, comm=comm, **tree), comm.rank))
+    assert type(found[0]) is RuntimeError and GIVES_UP in str(found[0])
+    assert type(found[1]) is ValueError and "out and gamma overlap" in str(found[1])
 
 
 def test_two_ranks_refuse(rng):
@@ -196,6 +216,49 @@ def test_refused_gradients_of_frozen_statistics():
         return bn.dbeta
     for dbeta in on_all_ranks(2, work):
         np.testing.assert_allclose(dbeta, 2 * X.sum(axis=(0, 2)), rtol=1e-5)
+
+
+class Lenient(Threads):
+    """Takes messages that are shorter than expected, and refuses longer ones, as MPI does."""
+
+    def Allgather(self, sendbuf, recvbuf):
+        self.group.slots[self.rank] = sendbuf.view(np.uint8).ravel()
+        self.group.barrier.wait()
+        found = list(self.group.slots)
+        self.group.barrier.wait()
+        for row, other in zip(recvbuf.reshape(self.group.size, -1).view(np.uint8), found):
+            if other.size > row.size:
+                raise ConnectionError("message truncated")
+            row[:other.size] = other
+
+
+@pytest.mark.parametrize("features", [(5, 5), (30, 30), (5, 8)], ids=str)
+def test_ranks_in_different_calls(features):
+    """Forward and backward, of which one or the other sends more; backward of two layers."""
+    def work(comm):
+        comm = Lenient(comm.group, comm.rank)
+        layers = [SyncBatchNorm(c, comm=comm) for c in sorted(set(features))]
+        batches = [np.ones((4, bn.num_features), np.float32) for bn in layers]
+        for bn, x in zip(layers, batches):
+            bn(x)
+        bn, x = layers[-comm.rank], batches[-comm.rank]
+        before = fingerprint(bn)
+        with pytest.raises(RuntimeError, match="another call|message truncated"):
+            bn(x) if comm.rank and len(layers) == 1 else bn.backward(x)
+        assert fingerprint(bn) == before
+    on_all_ranks(2, work)
+
+
+def test_ranks_in_different_calls_on_a_tree():
+    """Where the messages have one size."""
+    a, b = (_merging_message(size) for size in (10, 16))
+    assert reason_in(_add_two(a, a)) == "" and "different calls" in reason_in(_add_two(a, b))
+
+
+def _merging_message(size):
+    message = np.zeros(HEAD + 128, np.uint8)
+    message[REASON_BYTES:HEAD].view(np.int32)[:] = -size, 0
+    return message
 
 
 class Broken(Threads):

@@ -3,6 +3,9 @@
 A message has a fixed number of bytes, whatever the layer, so that ranks which disagree on everything can still read each
 other's: the reason why this rank gives up (empty: it does not), then the terms as text, by which differences are named.
 Where a tree takes the gather's place, it only finds out whether all messages are the same; if not, they are gathered.
+
+Messages of sums (_merging.py) have a number below 0 after the reason, which is no text: so a rank that is in forward while
+another is in backward finds that out, where MPI does not mind messages of different sizes.
 """
 from collections import Counter
 
@@ -26,6 +29,7 @@ def agree(ranks, terms, error=None):
         return
     everyone = ranks.gathered(message)
     if error is None and (everyone != message).any():
+        refuse_other_calls(ranks.rank, [rank for rank, found in enumerate(everyone) if call_of(found) < 0])
         _refuse(ranks.rank, everyone, tuple(terms))
 
 
@@ -44,6 +48,18 @@ def refuse_failed(rank, reason):
     """Raises RuntimeError for the error that another rank has told of."""
     raise RuntimeError(f"rank {rank} gave up this call, so that nothing has changed on this rank either. There it was "
                        f"{reason}")
+
+
+def call_of(message):
+    """What stands after the reason: below 0 in messages of sums, that many of them."""
+    return int(message[REASON_BYTES:REASON_BYTES + 4].view(np.int32)[0])
+
+
+def refuse_other_calls(own, others):
+    """Raises RuntimeError where there are such ranks."""
+    if others:
+        raise RuntimeError(f"ranks {others} are in another call than rank {own}, or in that of another layer: forward and "
+                           "backward of all layers have to come in the same order on all ranks")
 
 
 def _message(terms, error):

@@ -145,7 +145,7 @@ class SyncBatchNorm(BatchNorm):
 
     def _normalize_by_running(self, x, axes, out, updates, residual, **weights):
         if self._statistics is not None:
-            check_before_moments(x, axes, out, self.activation, residual)
+            check_before_moments(x, axes, out, self.activation, residual, gamma=self.gamma, beta=self.beta)
         return super()._normalize_by_running(x, axes, out, updates, residual, **weights)
 
     def _moments_of(self, x, axes, weights):
@@ -155,6 +155,7 @@ class SyncBatchNorm(BatchNorm):
     def backward(self, dy, *, out=None, like=None):
         """As BatchNorm.backward, with sums over all ranks; dgamma and dbeta see reduce_parameter_gradients.
 
+        Where another rank gave up, nothing has changed, but an `out` after a forward call through constant statistics.
         Raises RuntimeError too (another rank raised; the communicator failed).
         """
         sync = _sync_part(self._saved)

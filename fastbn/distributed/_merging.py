@@ -9,9 +9,9 @@ import numpy as np
 from fastbn._moments import Moments, merge_rows
 
 from ._communicator import TREE_FROM, Ranks, check_tree_from
-from ._handshake import REASON_BYTES, agree, reason_in, refuse_failed, write_reason
+from ._handshake import REASON_BYTES, agree, call_of, reason_in, refuse_failed, refuse_other_calls, write_reason
 
-_HEAD = REASON_BYTES + 8  # bytes before the sums: the reason, and the rank that has it
+_HEAD = REASON_BYTES + 8  # bytes before the sums: the reason, how many sums, below 0, and the rank that has the reason
 
 
 def merge_moments(moments, comm, *, tree_from=TREE_FROM):
@@ -73,11 +73,16 @@ def summed(ranks, sums, error=None):
     message = np.zeros(_HEAD + sums.nbytes, np.uint8)
     if error is not None:
         write_reason(message, error)
-    message[REASON_BYTES:_HEAD].view(np.int64)[:] = ranks.rank
+    message[REASON_BYTES:_HEAD].view(np.int32)[:] = -sums.size, ranks.rank
     message[_HEAD:].view(np.float64)[:] = sums.ravel()
-    whole = ranks.combined(message, _add_two) if ranks.tree else _add_all(ranks.gathered(message))
+    if ranks.tree:
+        whole = ranks.combined(message, _add_two)
+    else:
+        everyone = ranks.gathered(message)
+        refuse_other_calls(ranks.rank, [rank for rank, found in enumerate(everyone) if call_of(found) != -sums.size])
+        whole = _add_all(everyone)
     if error is None and (reason := reason_in(whole)):
-        refuse_failed(int(whole[REASON_BYTES:_HEAD].view(np.int64)[0]), reason)
+        refuse_failed(int(whole[REASON_BYTES:_HEAD].view(np.int32)[1]), reason)
     return whole[_HEAD:].view(np.float64).reshape(sums.shape)
 
 
@@ -95,5 +100,7 @@ def _add_all(messages):
 
 def _add_two(a, b):
     whole = (b if b[0] and not a[0] else a).copy()
+    if call_of(a) != call_of(b):
+        write_reason(whole, RuntimeError("the ranks are in different calls, or in those of different layers"))
     whole[_HEAD:].view(np.float64)[:] = a[_HEAD:].view(np.float64) + b[_HEAD:].view(np.float64)
     return whole

@@ -38,9 +38,9 @@ def _checked(x, axes, gamma, beta, out, variant, activation, residual, **weights
     return target_for(out, x, axes, inputs)[1], extras
 
 
-def check_before_moments(x, axes, out, activation, residual):
-    """What could be refused of a call through the running statistics."""
+def check_before_moments(x, axes, out, activation, residual, **parameters):
+    """What could be refused of a call through the running statistics. parameters: arrays by name, or None."""
     extras = _extras.extras_of(x, activation, residual)
     extras.refuse_overwriting(out)
     if out is not None:
-        target_for(out, x, axes, {"x": x, "residual": extras.residual})
+        target_for(out, x, axes, {"x": x, "residual": extras.residual, **parameters})
