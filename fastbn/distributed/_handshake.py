@@ -56,9 +56,10 @@ def call_of(message):
 
 
 def refuse_other_calls(own, others):
-    """Raises RuntimeError where there are such ranks."""
+    """Raises RuntimeError where there are such ranks. (One's own is among them where messages ran into each other.)"""
     if others:
-        raise RuntimeError(f"ranks {others} are in another call than rank {own}, or in that of another layer: forward and "
+        ranks = [rank for rank in others if rank != own] or "unknown"
+        raise RuntimeError(f"ranks {ranks} are in another call than rank {own}, or in that of another layer: forward and "
                            "backward of all layers have to come in the same order on all ranks")
 
 
