@@ -5,7 +5,7 @@ import pytest
 import fastbn
 from fastbn.distributed import SyncBatchNorm
 from ranks import (C, OF_ENTRIES, SPLITS, assert_as_one_process, assert_close, by_split, by_tree, check, draw, make,
-                   on_parts, step)
+                   on_parts, parts_of, step)
 from threads_communicator import on_all_ranks
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -66,6 +66,27 @@ def test_weights(rng, split, tree, activation, kind):
         x[~there] = np.nan
         dy[~there] = 0
     check(split, x, dy, {"axis": -1, "activation": activation}, {kind: values}, tree)
+
+
+@by_split
+@pytest.mark.parametrize("in_place", [False, True])
+def test_missing_entries_have_no_gradient_where_nothing_counts(rng, split, in_place):
+    """A feature without entries, in place; and missing entries beside others of weight 0."""
+    x, dy = draw(rng)
+    x[:, 2], mask = np.nan, np.full((12, 4), in_place)
+    if not in_place:
+        x[::2, 1] = np.nan
+
+    def gradient(cls, x, dy, mask, **more):
+        bn, x = make(cls, {"nan_policy": "omit"}, **more), x.copy()
+        bn(x, mask=mask, out=x if in_place else None)
+        return bn.backward(dy)
+    whole = gradient(fastbn.BatchNorm, x, dy, mask)
+    xs, dys, masks = (parts_of(a, split) for a in (x, dy, mask))
+    dx = on_all_ranks(len(split), lambda comm: gradient(SyncBatchNorm, xs[comm.rank], dys[comm.rank], masks[comm.rank],
+                                                        comm=comm))
+    assert not whole[:, 2].any()
+    assert_close(np.concatenate(dx), whole, "dx")
 
 
 def test_a_rank_without_weights_among_others(rng):

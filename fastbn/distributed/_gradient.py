@@ -111,11 +111,11 @@ class _Local:
         with np.errstate(all="ignore"):
             shared *= by_entry
         np.copyto(shared, 0.0, where=by_entry == 0)
-        if weights.counts is not None:
-            np.copyto(shared, 0.0, where=np.isnan(self.x))
         extra = _extras.Extras(residual=shared).for_core(self.arrangement)
         _core.fused_inference(self.arrangement.readable(dz), extra, np.zeros(scale.size), np.ones(scale.size), scale, None,
                               _LEAST, target, self.threads)
+        if weights.counts is not None:  # where nothing counts, the factors are NaN
+            np.copyto(target, 0.0, where=np.isnan(self.arrangement.readable(self.x)))
 
     def _normalized(self):
         """The array of which h is an affine map: x, or in its place z, where y of leaky_relu was written to x."""
