@@ -264,6 +264,17 @@ def test_names_of_data_frames(x):
         scaler.transform(frame[list("abcde")])
 
 
+def test_weights_in_a_column_of_the_data_frame(x):
+    pandas = pytest.importorskip("pandas")
+    frames = pytest.importorskip("dask.dataframe")
+    table = pandas.DataFrame(x, columns=list("abcdef")).assign(w=np.arange(ROWS) % 3)
+    frame = frames.from_pandas(table, npartitions=4)
+    found = _sources.recognize(frame[list("abcdef")]).moments(frame.w)
+    assert_equal(found, fastbn.moments(x, weights=np.arange(ROWS) % 3))
+    with pytest.raises(ValueError, match=r"to_dask_array\(lengths=True\)"):
+        _sources.recognize(frame).moments(np.ones(ROWS))
+
+
 def test_cut_columns_are_joined_without_larger_chunks(x):
     array = da.from_array(x, (1000, 2))
     y = _sources.recognize(array).map(_doubled)

@@ -150,6 +150,19 @@ def test_chunks_of_an_iterator_that_differ_in_their_names(rng):
     assert scaler.n_samples_seen_ == 900
 
 
+def test_chunks_of_missing_values_alone(rng):
+    """As a table of them is taken: they add nothing."""
+    x = draw(rng)
+    for parts in ([x, np.full((2, 3), np.nan)], [np.full((2, 3), np.nan), x]):
+        ours, tables = StandardScaler(), StandardScaler()
+        for part in parts:
+            np.testing.assert_array_equal(ours.partial_fit(iter([part])).mean_, tables.partial_fit(part).mean_)
+        assert_same_state(ours, tables)
+    with pytest.raises(ValueError, match="sample_weight is 0 for every value"):
+        ours.partial_fit(iter([x]), sample_weight=np.zeros(300))
+    assert_same_state(ours, tables)
+
+
 def test_chunks_without_rows_among_others(rng):
     x = draw(rng, dtype=np.float32)
     scaler = StandardScaler().fit(iter([x[:0], x, x[:0]]))

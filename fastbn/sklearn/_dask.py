@@ -86,10 +86,13 @@ class DaskSource:
         are_unknown = any(map(math.isnan, rows))
         if sample_weight is None:
             return [None] * len(rows)
+        if hasattr(sample_weight, "to_dask_array"):  # a column of a data frame
+            sample_weight = sample_weight.to_dask_array()
         if not dask.is_dask_collection(sample_weight):
             if are_unknown:
                 raise ValueError("sample_weight is in memory, and the rows of X's chunks are unknown: call "
-                                 "X.compute_chunk_sizes() first, or pass a Dask array with the same chunks")
+                                 "X.compute_chunk_sizes() first (of a data frame, X.to_dask_array(lengths=True)), or pass a "
+                                 "Dask array with the same chunks")
             sample_weight = dask.array.from_array(weights_for(sample_weight, sum(rows)), chunks=(rows,))
         fits = len(sample_weight.chunks[0]) == len(rows) if are_unknown else sample_weight.shape == self.array.shape[:1]
         if sample_weight.ndim != 1 or not fits:

@@ -60,7 +60,10 @@ class StandardScaler(preprocessing.StandardScaler):
         source = _source_of(X)
         if source is not None:
             counted = sample_weight if self.with_mean or self.with_std else None  # as scikit-learn has it
-            return self._adopt(source.moments(sample_weight=counted), source.feature_names, sample_weight is not None)
+            found = source.moments(sample_weight=counted)
+            if counted is not None and not np.any(found.count):
+                raise ValueError("sample_weight is 0 for every value of X, expected some above 0")
+            return self._adopt(found, source.feature_names, sample_weight is not None)
         if self._is_theirs(X):
             return super().partial_fit(X, y, sample_weight)
         first = self._is_new()
@@ -186,7 +189,6 @@ class StandardScaler(preprocessing.StandardScaler):
 
     def _adopt(self, moments, names, weighted):
         """Takes moments in that come without a table. names: an array of str, or None."""
-        _check_moments(moments, names)
         if (name := self._lacks()) is not None:
             raise ValueError(f"{name} is {getattr(self, name)!r}, expected an array: with_mean or with_std was False when "
                              "the scaler was fitted; call fit, which begins anew")
