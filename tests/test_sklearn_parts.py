@@ -163,6 +163,15 @@ def test_chunks_of_missing_values_alone(rng):
     assert_same_state(ours, tables)
 
 
+def test_with_std_left_out_for_a_while(rng):
+    x = draw(rng)
+    ours, theirs = StandardScaler(), preprocessing.StandardScaler()
+    for scaler in (ours, theirs):
+        for with_std, part in zip((True, False, True), np.array_split(x, 3)):
+            scaler.set_params(with_std=with_std).partial_fit(part)
+    assert_same_state(ours, theirs)
+
+
 def test_chunks_without_rows_among_others(rng):
     x = draw(rng, dtype=np.float32)
     scaler = StandardScaler().fit(iter([x[:0], x, x[:0]]))

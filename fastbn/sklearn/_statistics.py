@@ -63,7 +63,8 @@ def take(scaler, moments, weighted):
         count = count[0]
     scaler.n_samples_seen_ = count if count.ndim else count[()]
     scaler.mean_ = None if neither else np.where(count > 0, moments.mean, np.nan)
-    scaler.var_ = moments.var() if scaler.with_std else None
+    keeps_var = scaler.with_std or isinstance(getattr(scaler, "var_", None), np.ndarray)  # with_std was True before
+    scaler.var_ = moments.var() if keeps_var else None
     scaler.scale_ = _scale(scaler.var_, scaler.mean_, scaler.n_samples_seen_) if scaler.with_std else None
 
 
