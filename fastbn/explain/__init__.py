@@ -1,0 +1,4 @@
+"""Batch norm explained by pictures, every one of them from a live run: ``python -m fastbn explain`` writes them as a page.
+
+The modules of the page's sections can be used alone: under each picture of the page stand the lines that made it.
+"""
