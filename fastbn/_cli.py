@@ -8,16 +8,21 @@ Exit status: 0 success, 1 a check of the command failed, 2 wrong use (a single l
 """
 
 import argparse
+import contextlib
 import importlib
 import os
+import signal
 import sys
+import threading
 
 import fastbn
 
-COMMANDS = {"demo": "fastbn.demo.command", "parallel": "fastbn.demo.parallel",
+COMMANDS = {"demo": "fastbn.demo.command", "explain": "fastbn.explain.command", "parallel": "fastbn.demo.parallel",
             "standardize": "fastbn.standardize.command"}
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+_ENDING_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 class CommandError(Exception):
@@ -77,3 +82,22 @@ def main(argv=None):
     except BrokenPipeError:  # the reader of the output went away, as in `python -m fastbn | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
+
+
+@contextlib.contextmanager
+def ending_on_signals():
+    """SIGTERM and SIGHUP end the block as Ctrl-C does, so that no temporary file stays; exit status 128 + the signal."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, _exit) for number in _ENDING_SIGNALS
+              if signal.getsignal(number) not in (signal.SIG_IGN, None)}  # as nohup has it; not ours
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _exit(number, frame):
+    sys.exit(128 + number)

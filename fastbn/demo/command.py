@@ -7,7 +7,7 @@ import tempfile
 from dataclasses import fields
 from pathlib import Path
 
-from fastbn._cli import CommandError
+from fastbn._cli import INTERRUPTED, CommandError
 from fastbn.demo.settings import LEARNING_RATES, Settings
 
 HELP = "train a small network on handwritten digits, with and without batch norm"
@@ -41,6 +41,12 @@ def positive_number(text):
 
 
 def add_arguments(parser):
+    add_training_arguments(parser)
+    parser.add_argument("--report", type=Path, metavar="FILE",
+                        help="then explain batch norm: write the page of the command explain, with the same seed and threads")
+
+
+def add_training_arguments(parser):
     rates = ", ".join(f"{rate} for {name}" for name, rate in LEARNING_RATES.items())
     add = parser.add_argument
     add("--epochs", type=whole_number(1, 100_000), default=Settings.epochs, metavar="N",
@@ -60,19 +66,28 @@ def add_arguments(parser):
 
 
 def run(arguments):
+    from fastbn.explain import command as explain
+
     settings = Settings(**{field.name: getattr(arguments, field.name) for field in fields(Settings)})
     check_packages()
+    if arguments.report is not None:
+        explain.check_packages()
     prepare_folder(settings.output)
+    if arguments.report is not None:
+        explain.check_target(arguments.report, "--report")
     from fastbn.demo.main import run_demo
 
-    return run_demo(settings)
+    status = run_demo(settings)
+    if arguments.report is not None and status != INTERRUPTED:
+        explain.write(arguments.report, explain.Settings(seed=settings.seed), settings.threads, "--report")
+    return status
 
 
-def check_packages():
+def check_packages(needing="the demo", required=REQUIRED):
     """CommandError if a package of the extra is missing. One that is there but broken shows its own error."""
-    missing = [name for module, name in REQUIRED.items() if importlib.util.find_spec(module) is None]
+    missing = [name for module, name in required.items() if importlib.util.find_spec(module) is None]
     if missing:
-        raise CommandError(f"the demo needs {', '.join(missing)}: pip install 'fastbn[demo]'")
+        raise CommandError(f"{needing} needs {', '.join(missing)}: pip install 'fastbn[demo]'")
 
 
 def prepare_folder(folder):

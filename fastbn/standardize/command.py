@@ -1,18 +1,12 @@
-"""The command `python -m fastbn standardize`: its flags, what it prints, and a clean end on signals."""
-import contextlib
-import signal
-import sys
-import threading
+"""The command `python -m fastbn standardize`: its flags, and what it prints."""
 import time
 
 import numpy as np
 
-from fastbn._cli import OK, CommandError
+from fastbn._cli import OK, CommandError, ending_on_signals
 from fastbn.standardize.files import standardize_file
 
 HELP = "standardize a .npy file of any size: (x - mean) / std of each feature"
-
-_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 def add_arguments(parser):
@@ -33,7 +27,7 @@ def add_arguments(parser):
 def run(arguments):
     start = time.perf_counter()
     axis = None if arguments.axis is None else tuple(arguments.axis)
-    with _ending_on_signals():
+    with ending_on_signals():
         try:
             outcome = standardize_file(arguments.source, arguments.target, axis=axis, statistics=arguments.use_stats,
                                        save_statistics=arguments.stats, overwrite=arguments.force,
@@ -45,25 +39,6 @@ def run(arguments):
     if not arguments.quiet:
         print(_printable(_summary(arguments.target, outcome, time.perf_counter() - start)))
     return OK
-
-
-@contextlib.contextmanager
-def _ending_on_signals():
-    """SIGTERM and SIGHUP end the block as Ctrl-C does, so that no temporary file stays; exit status 128 + the signal."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, _exit) for number in _SIGNALS
-              if signal.getsignal(number) not in (signal.SIG_IGN, None)}  # as nohup has it; not ours
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _exit(number, frame):
-    sys.exit(128 + number)
 
 
 def _printable(text):
