@@ -43,7 +43,7 @@ def positive_number(text):
 def add_arguments(parser):
     add_training_arguments(parser)
     parser.add_argument("--report", type=Path, metavar="FILE",
-                        help="then explain batch norm: write the page of the command explain, with the same seed and threads")
+                        help="then write the page of the command explain, with the same seed and threads")
 
 
 def add_training_arguments(parser):

@@ -37,7 +37,8 @@ def check_target(path, flag):
     """CommandError where the page could not be written, so that a long run does not end in an error."""
     path = path.resolve()
     if path.is_dir():
-        raise CommandError(f"argument {flag}: {str(path)!r} is a folder, expected a file such as {str(path / 'report.html')!r}")
+        example = str(path / "report.html")
+        raise CommandError(f"argument {flag}: {str(path)!r} is a folder, expected a file such as {example!r}")
     try:
         with tempfile.TemporaryFile(dir=path.parent):
             pass

@@ -104,7 +104,7 @@ class Jumps:
         return self._share(away)
 
     def steps_to(self, target):
-        """The first step after which the share is at most `target`; None beyond 2^50. For stable rates: the loss only falls."""
+        """The first step after which the share is at most `target`; None beyond 2^50. For stable rates, whose loss only falls."""
         away, steps = -self._problem.best, 0
         if self._share(away) <= target:
             return 0
@@ -137,7 +137,8 @@ def loss_after(problem, share, steps=TRIED_STEPS):
 @styled
 def draw_surfaces(before, after):
     """The loss by the two weights, as lines of equal loss, and on it the first steps of descent at the best rate of each."""
-    figure, panels = new_figure(2, 1, height=7.0)
+    figure, panels = new_figure(2, 1, height=7.2)
+    figure.get_layout_engine().set(h_pad=0.1)
     for axes, problem, equal in zip(panels, (before, after), (False, True)):
         path = descend(problem, best_rate(problem)[0], SHOWN_STEPS)
         across, upright = _ranges(np.concatenate([path, problem.best[None]]), equal)
@@ -147,8 +148,9 @@ def draw_surfaces(before, after):
         axes.plot(*problem.best, linestyle="none", marker="*", color=GREEN, markeredgecolor=INK, markersize=13,
                   label="smallest loss")
         axes.set(xlim=across, ylim=upright)
-    panels[0].set(title="before: a narrow valley", xlabel="weight of the rating", ylabel="weight of the income, times 10,000")
-    panels[0].yaxis.set_major_formatter(lambda value, _: f"{1e4 * value:.1f}")
+    panels[0].set(title="before: a narrow valley", xlabel="weight of the rating",
+                  ylabel="weight of the income, times 10,000")
+    panels[0].yaxis.set_major_formatter(lambda value, _: f"{1e4 * value:.1f}".replace("-", "\N{MINUS SIGN}"))
     panels[1].set(title="after standardizing: a bowl", xlabel="weight of the standardized rating",
                   ylabel="weight of the standardized income", aspect="equal")
     panels[0].legend(loc="upper right", ncols=3, frameon=True, facecolor=GROUND, edgecolor="none", framealpha=0.85)
@@ -171,7 +173,7 @@ def _contours(axes, problem, across, upright):
 
 @styled
 def draw_losses(before, after):
-    """The loss above the smallest by steps, in per cent of that at the start, both axes logarithmic, each at its best rate."""
+    """The loss above the smallest by steps, in per cent of that at the start, each at its best rate."""
     figure, axes = new_figure(height=3.4)
     for problem, name, colour, dashes in ((before, "before", BLUE, "-"), (after, "after standardizing", ORANGE, "--")):
         rate, steps = best_rate(problem)
@@ -197,11 +199,11 @@ def make(settings):
 
 def _model(before, after):
     return Text(
-        "Let a linear model predict something from these two features: each has a weight, and learning means to change the two weights "
-        "until the squared error, the loss, is as small as it can be. (A third number, which is added to every prediction, has its best "
-        "value throughout.) Gradient descent starts at weights of 0 and goes downhill, each step as long as the slope is steep, times the "
-        "learning rate. The two models below can predict the same things: both start from a loss of {descent_start} and could "
-        "come to {descent_smallest}.",
+        "Let a linear model predict something from these two features: each has a weight, and learning means to "
+        "change the two weights until the squared error, the loss, is as small as it can be. (A third number, which "
+        "is added to every prediction, has its best value throughout.) Gradient descent starts at weights of 0 and "
+        "goes downhill, each step as long as the slope is steep, times the learning rate. The two models below can "
+        "predict the same things: both start from a loss of {descent_start} and could come to {descent_smallest}.",
         descent_start=Number(before.loss(np.zeros(2))), descent_smallest=Number(after.smallest_loss))
 
 
@@ -220,14 +222,14 @@ figure = descent.draw_surfaces(before, after)"""
     ends = [descend(problem, best_rate(problem)[0], SHOWN_STEPS)[-1] for problem in (before, after)]
     return Picture(
         code=code, values=values,
-        caption=f"Lines of equal loss (above the smallest, it grows by {LINE_FACTOR} times from each to the next), and the path of the first "
-                f"{SHOWN_STEPS} steps, each at its own best learning rate. In the upper panel the axis across spans "
-                f"{_large(_stretch(values['figure']))} times what the upright one spans: with one scale for both, as below, the valley would be too "
-                "narrow to be seen.",
-        alt=f"Two contour plots. Before, the path jumps up and down between the "
-            f"walls of the valley and stays near a rating's weight of {ends[0][0]:.2g}, while the smallest loss is at "
-            f"{before.best[0]:.2f}. After, the lines are near to circles, and the path ends at ({ends[1][0]:.2f}, {ends[1][1]:.2f}), "
-            f"the smallest loss being at ({after.best[0]:.2f}, {after.best[1]:.2f}).")
+        caption=f"Lines of equal loss (above the smallest, it grows by {LINE_FACTOR} times from each to the next), "
+                f"and the path of the first {SHOWN_STEPS} steps, each at its own best learning rate. In the upper "
+                f"panel the axis across spans {_large(_stretch(values['figure']))} times what the upright one spans: "
+                "with one scale for both, as below, the valley would be too narrow to be seen.",
+        alt="Two contour plots. Before, the path jumps up and down between the walls of the valley and stays near a "
+            f"rating's weight of {ends[0][0]:.2g}, while the smallest loss is at {before.best[0]:.2f}. After, the "
+            f"lines are near to circles, and the path ends at ({ends[1][0]:.2f}, {ends[1][1]:.2f}), the smallest "
+            f"loss being at ({after.best[0]:.2f}, {after.best[1]:.2f}).")
 
 
 def _stretch(figure):
@@ -237,12 +239,13 @@ def _stretch(figure):
 
 def _valley(before, after):
     return Text(
-        "The valley is steep across and nearly level along: its steepest curvature is {descent_condition_before} times its flattest. "
-        "(That ratio is the condition number; in a round bowl it is 1.) The steep walls limit the learning rate, for a step too long "
-        "lands higher up on the other side; and with so short a step, nothing moves along the floor. After "
-        "standardizing the ratio is {descent_condition_after}. What is left of it comes from the correlation of the two features, which "
-        "standardizing each by itself does not touch.",
-        descent_condition_before=_large(before.condition), descent_condition_after=Number(after.condition, f"{after.condition:.2f}"))
+        "The valley is steep across and nearly level along: its steepest curvature is {descent_condition_before} "
+        "times its flattest. (That ratio is the condition number; in a round bowl it is 1.) The steep walls limit "
+        "the learning rate, for a step too long lands higher up on the other side; and with so short a step, "
+        "nothing moves along the floor. After standardizing the ratio is {descent_condition_after}. What is left of "
+        "it comes from the correlation of the two features, which standardizing each by itself does not touch.",
+        descent_condition_before=_large(before.condition),
+        descent_condition_after=Number(after.condition, f"{after.condition:.2f}"))
 
 
 def _rates(before, after):
@@ -252,10 +255,11 @@ def _rates(before, after):
         rate = problem.largest_stable_rate
         outcomes = [loss_after(problem, share) for share in (0.99, 1.01)]
         rows.append((when, Number(rate, f"{rate:.3g}"), *(Number(value, f"{value:.3g} times") for value in outcomes)))
-        names.update({(row, column): f"descent_{name}_{when}" for column, name in enumerate(("stable_rate", "under", "over"), 1)})
+        for column, name in enumerate(("stable_rate", "under", "over"), 1):
+            names[row, column] = f"descent_{name}_{when}"
     return Table(
-        f"The largest stable learning rate is 2 divided by the steepest curvature. To the right the loss after {TRIED_STEPS:,} real steps, in "
-        "multiples of that at the start: with a rate 1 % lower, and 1 % higher.",
+        "The largest stable learning rate is 2 divided by the steepest curvature. To the right the loss after "
+        f"{TRIED_STEPS:,} real steps, in multiples of that at the start: with a rate 1 % lower, and 1 % higher.",
         ("data", "largest stable rate", "1 % lower", "1 % higher"), tuple(rows), names)
 
 
@@ -263,13 +267,15 @@ def _steps(before, after):
     (rate_before, steps_before), (rate_after, steps_after) = best_rate(before), best_rate(after)
     gain = after.largest_stable_rate / before.largest_stable_rate
     return Text(
-        "So standardized data allow a rate {descent_rate_gain} times as high. How many steps does it take until only {descent_target} of "
-        "the loss that can be got rid of is left? Each model gets the best of the rates of 5 %, 10 % and so on to 95 % of its largest stable "
-        "one: {descent_rate_before} before and {descent_rate_after} after. Before, it takes {descent_steps_before} steps; "
-        "after, {descent_steps_after}. (Nobody waited for the former one by one: each step is the same linear map, so two "
-        "steps are one map too, and four, and so on.)",
+        "So standardized data allow a rate {descent_rate_gain} times as high. How many steps does it take until "
+        "only {descent_target} of the loss that can be got rid of is left? Each model gets the best of the rates of "
+        "5 %, 10 % and so on to 95 % of its largest stable one: {descent_rate_before} before and "
+        "{descent_rate_after} after. Before, it takes {descent_steps_before} steps; after, {descent_steps_after}. "
+        "(Nobody waited for the former one by one: each step is the same linear map, so two steps are one map too, "
+        "and four, and so on.)",
         descent_rate_gain=_large(gain), descent_target=Number(TARGET, f"{100 * TARGET:g} %"),
-        descent_rate_before=Number(rate_before, f"{rate_before:.3g}"), descent_rate_after=Number(rate_after, f"{rate_after:.3g}"),
+        descent_rate_before=Number(rate_before, f"{rate_before:.3g}"),
+        descent_rate_after=Number(rate_after, f"{rate_after:.3g}"),
         descent_steps_before=_large(steps_before), descent_steps_after=Number(steps_after))
 
 
@@ -290,7 +296,8 @@ figure = descent.draw_losses(descent.Problem.of(x, t), descent.Problem.of(y, t))
     (_, steps_before), (_, steps_after) = best_rate(before), best_rate(after)
     return Picture(
         code=code, values=run_code(code),
-        caption=f"How much of the loss above the smallest is left after so many steps; both axes are logarithmic. The dots are where "
-                f"{100 * TARGET:g} % is left.",
-        alt=f"Two curves of the loss over steps. After standardizing it falls to {100 * TARGET:g} % after steps: {steps_after}; before, it "
-            f"falls in part within some dozen steps, stays there, and is at {100 * TARGET:g} % after {_large(steps_before)} steps.")
+        caption="How much of the loss above the smallest is left after so many steps; both axes are logarithmic. "
+                f"The dots are where {100 * TARGET:g} % is left.",
+        alt=f"Two curves of the loss over steps. After standardizing it falls to {100 * TARGET:g} % after steps: "
+            f"{steps_after}; before, it falls in part within some dozen steps, stays there, and is at "
+            f"{100 * TARGET:g} % after {_large(steps_before)} steps.")

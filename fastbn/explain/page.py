@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 import fastbn
-from fastbn.explain.section import Number, Picture, Table, Text
+from fastbn.explain.section import Number, Picture, Text
 from fastbn.explain.svg import to_svg
 
 
@@ -18,7 +18,8 @@ class Page:
     """Collects sections, and numbers them and their pictures. `render` gives the page."""
 
     def __init__(self):
-        self._sections, self._figures, self._names = [], itertools.count(1), set()
+        self._sections, self._names = [], set()
+        self._figures, self._tables = itertools.count(1), itertools.count(1)
 
     def add(self, anchor, section):
         """anchor: the section's id on the page. Raises ValueError where a number's name is taken."""
@@ -50,15 +51,15 @@ class Page:
 
     def _picture(self, picture):
         number = next(self._figures)
-        svg = to_svg(picture.figure, f"figure-{number}", f"Figure {number}", picture.alt)
+        svg = to_svg(picture.figure, f"f{number}", f"Figure {number}", picture.alt)
         return {"kind": "picture", "number": number, "svg": Markup(svg), "caption": with_code([picture.caption]),
                 "code": picture.code.strip("\n"), "measured": picture.measured}
 
-    def _table(self, table: Table):
+    def _table(self, table):
         rows = [[self._cell(cell, table.names.get((row, column))) for column, cell in enumerate(cells)]
                 for row, cells in enumerate(table.rows)]
-        return {"kind": "table", "caption": with_code([table.caption]), "rows": rows,
-                "columns": [with_code([column]) for column in table.columns]}
+        return {"kind": "table", "number": next(self._tables), "caption": with_code([table.caption]),
+                "columns": [with_code([column]) for column in table.columns], "rows": rows}
 
     def _cell(self, cell, name):
         number = isinstance(cell, Number)

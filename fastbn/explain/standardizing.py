@@ -1,7 +1,6 @@
 """Section 1, standardizing data: two features on scales far apart, before and after (x - mean) / std."""
 import numpy as np
 
-import fastbn
 from fastbn.explain.section import Number, Picture, Section, Table, Text, run_code
 from fastbn.explain.style import BLUE, ORANGE, new_figure, styled
 
@@ -11,7 +10,7 @@ BINS = 24
 
 
 def two_features(seed=0):
-    """Invented people: what they rate something, from 1 to 5, and what they earn, from 1,000 to 99,999; shape (400, 2), float32.
+    """Invented people: their rating of something, from 1 to 5, and their income, from 1,000 to 99,999; (400, 2), float32.
 
     Who earns more tends to rate higher: both are logistic functions of normal numbers, whose correlation is 0.5.
     """
@@ -65,10 +64,10 @@ def make(settings):
 def _why(before):
     ratio = np.sqrt(before.var()[1] / before.var()[0])
     return Text(
-        "Take two features of some invented people: what they rate something, from 1 to 5, and what they earn, from 1,000 to "
-        "99,999. Both may matter as much, yet incomes spread {standardizing_ratio} times as widely as ratings. "
-        "Drawn on one scale, all the ratings fall on a line. A method that looks at distances, or goes downhill step by step, "
-        "sees what we see there: incomes, and next to nothing of the ratings.",
+        "Take two features of some invented people: what they rate something, from 1 to 5, and what they earn, from "
+        "1,000 to 99,999. Both may matter as much, yet incomes spread {standardizing_ratio} times as widely as "
+        "ratings. Drawn on one scale, all the ratings fall on a line. A method that looks at distances, or goes "
+        "downhill step by step, sees what we see there: incomes, and next to nothing of the ratings.",
         standardizing_ratio=Number(ratio, f"{ratio:,.0f}"))
 
 
@@ -87,10 +86,10 @@ figure = standardizing.draw_scatter(x, y)"""
     return Picture(
         code=code, values=values,
         caption=f"{ROWS} people, each a point. Within a panel both axes have the same scale.",
-        alt=f"Two scatter plots of {ROWS} points. Before: on axes 100,000 wide the points stand in one upright line, since the "
-            f"standard deviation of the ratings is {before.var()[0]**0.5:.2f} and that of the incomes "
-            f"{before.var()[1]**0.5:,.0f}. After: a round cloud about 0, with standard deviations of {after.var()[0]**0.5:.2f} "
-            f"and {after.var()[1]**0.5:.2f}.")
+        alt=f"Two scatter plots of {ROWS} points. Before: on axes 100,000 wide the points stand in one upright line, "
+            f"since the standard deviation of the ratings is {before.var()[0]**0.5:.2f} and that of the incomes "
+            f"{before.var()[1]**0.5:,.0f}. After: a round cloud about 0, with standard deviations of "
+            f"{after.var()[0]**0.5:.2f} and {after.var()[1]**0.5:.2f}.")
 
 
 def _table(before, after):
@@ -112,16 +111,17 @@ def _plain(value):
 
 
 def _how(after):
-    worst = float(np.abs(after.mean).max())
+    worst, missed = np.abs(after.mean).max(), abs(1 - after.var()[0])
     return Text(
-        "Standardizing is two steps for each feature by itself: subtract its mean, divide by its standard deviation, which is the "
-        "square root of its variance. Then every feature has mean 0 and variance 1, and a value says how many "
-        "standard deviations it lies above or below the mean. The means left here are at most {standardizing_mean_left} away from 0: "
-        "the results are float32, which holds about seven digits. The variances miss 1 by a "
-        "little more than that, since `eps` (1e-5 here) is added to each variance before the division, so that a feature that never changes "
-        "is not divided by 0. Histograms show what does not change: the shape of a feature's distribution. It moves, and is "
-        "stretched or squeezed, and no more; what leaned to one side still does.",
-        standardizing_mean_left=Number(worst, f"{worst:.0e}"))
+        "Standardizing is two steps for each feature by itself: subtract its mean, divide by its standard "
+        "deviation, which is the square root of its variance. Then every feature has mean 0 and variance 1, and a "
+        "value says how many standard deviations it lies above or below the mean. The means left here are at most "
+        "{standardizing_mean_left} away from 0: the results are float32, which holds about seven digits. The "
+        "variance of the ratings misses 1 by {standardizing_variance_missed}, since `eps` (1e-5 here) is added to "
+        "each variance before the division, so that a feature that never changes is not divided by 0. Histograms "
+        "show what does not change: the shape of a feature's distribution. It moves, and is stretched or squeezed, "
+        "and no more; what leaned to one side still does.",
+        standardizing_mean_left=Number(worst, f"{worst:.0e}"), standardizing_variance_missed=Number(missed, f"{missed:.1e}"))
 
 
 def _histograms(seed, before, after):
@@ -134,9 +134,9 @@ y, saved = fastbn.batch_norm_training(x)       # the statistics of x itself, in 
 figure = standardizing.draw_histograms(x, y)"""
     return Picture(
         code=code, values=run_code(code),
-        caption="The same data as histograms. `batch_norm_training` does in one call what `moments` and `batch_norm_inference` "
-                "did above.",
-        alt=f"Four histograms. Ratings from 1 to 5 with mean {before.mean[0]:.2f}, and incomes up to 99,999 with mean "
-            f"{before.mean[1]:,.0f} and a tail to the right; beside each the standardized values, in the same shape, "
-            f"with mean {_plain(after.mean[0])} and variance {_plain(after.var()[0])}, and mean {_plain(after.mean[1])} and "
-            f"variance {_plain(after.var()[1])}.")
+        caption="The same data as histograms. `batch_norm_training` does in one call what `moments` and "
+                "`batch_norm_inference` did above.",
+        alt=f"Four histograms. Ratings from 1 to 5 with mean {before.mean[0]:.2f}, and incomes up to 99,999 with "
+            f"mean {before.mean[1]:,.0f} and a tail to the right; beside each the standardized values, in the same "
+            f"shape, with mean {_plain(after.mean[0])} and variance {_plain(after.var()[0])}, and mean "
+            f"{_plain(after.mean[1])} and variance {_plain(after.var()[1])}.")

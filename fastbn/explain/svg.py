@@ -2,7 +2,7 @@
 
 Text stays text: it can be found, copied and enlarged, takes a tenth of the bytes of its outlines, and is set in the page's
 font. What matplotlib writes is parsed, and changed as a tree: names get a prefix, so that several pictures on a page
-do not meet; the stand-ins of `style` become CSS variables; sizes go, so that the page decides; coordinates keep two
+do not meet; colours of `style` become CSS variables; sizes go, so that the page decides; coordinates keep two
 decimals, a hundredth of a point. The same figure gives the same bytes.
 """
 import io
@@ -11,15 +11,17 @@ import xml.etree.ElementTree as ElementTree
 
 from matplotlib import rc_context
 
-from fastbn.explain.style import FAINT, GROUND, INK
+from fastbn.explain.style import BLUE, FAINT, GREEN, GROUND, INK, ORANGE
 
-VARIABLES = {INK: "var(--ink)", FAINT: "var(--faint)", GROUND: "var(--ground)"}
+VARIABLES = {INK: "var(--ink)", FAINT: "var(--faint)", GROUND: "var(--ground)",
+             BLUE: "var(--blue)", ORANGE: "var(--orange)", GREEN: "var(--green)"}  # these three are lighter in the dark
 FONT = "var(--font)"
 PIXELS_PER_POINT = 4 / 3
 
 _RC = {"svg.fonttype": "none", "svg.hashsalt": "fastbn", "path.simplify": True}
 _DROPPED = ("metadata", "style")  # the latter is in the page's CSS: it would hold for the whole page
 _COORDINATES = ("d", "x", "y", "width", "height", "points")
+_INHERITED = ("fill", "stroke", "font", "text-anchor")
 _NUMBER = re.compile(r"-?\d+\.\d+(?![\de])")  # not of a number like 1.5e-07
 _REFERENCE = re.compile(r"url\(#([^)]+)\)")
 _FONT_SIZE = re.compile(r"^(.*?[\d.]+px)\s.*$")
@@ -40,6 +42,7 @@ def to_svg(figure, prefix, title, description):
         _shorten(element)
         if "style" in element.attrib:
             element.set("style", _styled(element.get("style")))
+    _share_styles(root)
     _describe(root, prefix, title, description)
     return ElementTree.tostring(root, encoding="unicode")
 
@@ -116,6 +119,19 @@ def _value(name, value):
     if name == "font":
         return _FONT_SIZE.sub(rf"\1 {FONT}", value)
     return VARIABLES.get(value.lower(), value)
+
+
+def _share_styles(element):
+    """A style that all children of a group have, and that children inherit, moves to the group: once for a cloud of points."""
+    for child in element:
+        _share_styles(child)
+    styles = {child.get("style") for child in element}
+    if element.tag == "g" and len(element) > 1 and len(styles) == 1 and "style" not in element.attrib:
+        [style] = styles
+        if style and all(part.startswith(_INHERITED) for part in style.split(";")):
+            element.set("style", style)
+            for child in element:
+                del child.attrib["style"]
 
 
 def _describe(root, prefix, title, description):
