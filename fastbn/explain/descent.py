@@ -104,7 +104,7 @@ class Jumps:
         return self._share(away)
 
     def steps_to(self, target):
-        """The first step after which the share is at most `target`; None beyond 2^50. For stable rates, whose loss only falls."""
+        """The first step after which the share is at most `target`; None beyond 2^50. For stable rates: the loss falls."""
         away, steps = -self._problem.best, 0
         if self._share(away) <= target:
             return 0
@@ -228,8 +228,8 @@ figure = descent.draw_surfaces(before, after)"""
                 "with one scale for both, as below, the valley would be too narrow to be seen.",
         alt="Two contour plots. Before, the path jumps up and down between the walls of the valley and stays near a "
             f"rating's weight of {ends[0][0]:.2g}, while the smallest loss is at {before.best[0]:.2f}. After, the "
-            f"lines are near to circles, and the path ends at ({ends[1][0]:.2f}, {ends[1][1]:.2f}), the smallest "
-            f"loss being at ({after.best[0]:.2f}, {after.best[1]:.2f}).")
+            f"lines are ellipses {after.condition**0.5:.1f} times as long as wide, and the path ends at ({ends[1][0]:.2f}, "
+            f"{ends[1][1]:.2f}), the smallest loss being at ({after.best[0]:.2f}, {after.best[1]:.2f}).")
 
 
 def _stretch(figure):

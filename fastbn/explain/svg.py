@@ -122,7 +122,7 @@ def _value(name, value):
 
 
 def _share_styles(element):
-    """A style that all children of a group have, and that children inherit, moves to the group: once for a cloud of points."""
+    """A style that all children of a group have, and that children inherit, moves to the group, as of a cloud of points."""
     for child in element:
         _share_styles(child)
     styles = {child.get("style") for child in element}
