@@ -89,6 +89,7 @@ def descend(problem, rate, steps):
 class Jumps:
     """Many steps of descent at once: two steps are one linear map, and so are two of those; 2^30 steps take 30 products."""
 
+    @np.errstate(over="ignore", invalid="ignore")  # of rates that are not stable
     def __init__(self, problem, rate):
         self._problem = problem
         self._maps = [np.eye(2) - rate * problem.hessian]
@@ -103,14 +104,15 @@ class Jumps:
                 away = jump @ away
         return self._share(away)
 
+    @np.errstate(over="ignore", invalid="ignore")
     def steps_to(self, target):
-        """The first step after which the share is at most `target`; None beyond 2^50. For stable rates: the loss falls."""
+        """The first step after which the share is at most `target`; None beyond 2^50, and where the loss grows."""
         away, steps = -self._problem.best, 0
         if self._share(away) <= target:
             return 0
         for power in reversed(range(len(self._maps))):
             further = self._maps[power] @ away
-            if self._share(further) > target:
+            if not self._share(further) <= target:
                 away, steps = further, steps + 2**power
         return steps + 1 if steps + 1 < 2**len(self._maps) else None
 
