@@ -102,7 +102,7 @@ def test_sdist_has_every_source_and_nothing_built(sdist):
         names = {name.partition("/")[2] for name in archive.getnames()}
     expected = {*FILES, "fastbn/_core.pyx", "fastbn/py.typed", "csrc/Makefile"}
     for pattern in ("csrc/**/*.[ch]", "csrc/**/*.inc", "tests/**/*.py", "tests/c*/*", "bench/**/*.py", "bench/*.c",
-                    "bench/*.json", "fastbn/**/*.py", "fastbn/*.px*"):
+                    "bench/*.json", "fastbn/**/*.py", "fastbn/*.px*", "fastbn/explain/templates/*"):
         expected |= {path.relative_to(ROOT).as_posix() for path in ROOT.glob(pattern) if path.is_file()}
     assert expected <= names
     assert not [name for name in names if name.endswith(BUILT) or name in {"fastbn/_core.c", "fastbn/include"}]
@@ -113,7 +113,8 @@ def test_wheel_has_what_others_compile_and_check_against(wheel):
         names = set(archive.namelist())
         assert archive.read("fastbn/include/fastbn.h") == (ROOT / "csrc/fastbn.h").read_bytes()
     expected = {"py.typed", "_core.pxd", "__init__.pxd", "_core.pyi", "__init__.py", "demo/__init__.py",
-                "convert/__init__.py", "distributed/__init__.py", "interop/__init__.py"}
+                "convert/__init__.py", "distributed/__init__.py", "interop/__init__.py", "explain/__init__.py",
+                "explain/templates/page.html", "explain/templates/page.css"}
     assert {f"fastbn/{name}" for name in expected} <= names
     assert len([name for name in names if re.fullmatch(r"fastbn/_core\..*(so|pyd)", name)]) == 1
     assert {name.partition("/")[0] for name in names} == {"fastbn", f"fastbn-{VERSION}.dist-info"}
