@@ -1,11 +1,19 @@
-"""Pages of `python -m fastbn explain` for tests: made once for each seed, and parsed."""
+"""Pages of `python -m fastbn explain` for tests: made once for each seed, and parsed.
+
+Modules that import this skip themselves where a package of the extra "demo" is missing.
+"""
 import functools
 import re
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
-from fastbn.explain import main
-from fastbn.explain.section import Settings
+import pytest
+
+for package in ("sklearn", "matplotlib", "rich", "threadpoolctl", "jinja2"):
+    pytest.importorskip(package, reason="the report's packages are not installed: the extra 'demo' has them")
+
+from fastbn.explain import main  # noqa: E402
+from fastbn.explain.section import Settings  # noqa: E402
 
 FIRST_TWO = ("standardizing", "descent")
 VOID = ("meta", "link", "br", "img", "hr", "input")

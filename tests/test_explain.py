@@ -12,16 +12,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-for package in ("sklearn", "matplotlib", "rich", "threadpoolctl", "jinja2"):
-    pytest.importorskip(package, reason="the report's packages are not installed: the extra 'demo' has them")
-
-import explained  # noqa: E402
-import fastbn  # noqa: E402
-from fastbn import _cli  # noqa: E402
-from fastbn.explain import command, main  # noqa: E402
-from fastbn.explain.page import Page, exact, with_code  # noqa: E402
-from fastbn.explain.section import Number, Picture, Section, Settings, Table, Text, run_code  # noqa: E402
-from fastbn.explain.svg import to_svg  # noqa: E402
+import explained
+import fastbn
+from fastbn import _cli
+from fastbn.explain import command, main
+from fastbn.explain.page import Page, exact, with_code
+from fastbn.explain.section import Number, Picture, Section, Settings, Table, Text, run_code
+from fastbn.explain.svg import to_svg
 
 MOST_BYTES = 1_500_000
 CSS = Path(main.__file__).parent / "templates" / "page.css"
@@ -170,8 +167,8 @@ def test_what_is_measured_is_marked():
 
 def test_everything_is_escaped():
     words = "1 < 2 & \"3\" 'x' </p>"
-    html = render(Text(f"{words} `{words}`"), picture(caption=words, alt=words, code=f"{PICTURE}\ntext = '''{words[:-6]}'''"),
-                  Table(words, (words,), ((words,),)))
+    code = f"{PICTURE}\ntext = '''{words[:-6]}'''"
+    html = render(Text(f"{words} `{words}`"), picture(code, caption=words, alt=words), Table(words, (words,), ((words,),)))
     root = explained.parse(html)
     assert html.count("</p>") == len(list(root.iter("p")))
     assert root.find("body/main/section/p/code").text == words == next(root.iter("desc")).text
@@ -190,7 +187,8 @@ def test_numbers_without_names_may_be_many():
     assert [element.get("value") for element in root.find("body/main").iter("data")] == ["1", "1"]
 
 
-@pytest.mark.parametrize("value", [0.1, 1 / 3, -1e-300, 5e20, np.float32(0.1), np.float64(1 / 3), 12, np.int64(2**60), np.inf])
+@pytest.mark.parametrize("value", [0.1, 1 / 3, -1e-300, 5e20, np.float32(0.1), np.float64(1 / 3), 12, np.int64(2**60),
+                                   np.inf])
 def test_numbers_come_back_as_they_were(value):
     assert float(exact(value)) == float(value)
     assert isinstance(value, (float, np.floating)) or int(exact(value)) == value
@@ -296,6 +294,17 @@ def test_a_folder_that_goes_away_during_the_run(capsys, tmp_path, monkeypatch):
     folder.mkdir()
     monkeypatch.setattr(main, "make_page", lambda *_: folder.rmdir() or ("page", 1.0))
     assert "cannot write" in fail(capsys, "explain", "--output", folder / "x.html")
+
+
+def test_help_names_the_flags(capsys):
+    for name, flags in (("explain", ("--output", "--seed", "--quick", "--threads")), ("demo", ("--report",))):
+        with pytest.raises(SystemExit) as stop:
+            _cli.main([name, "--help"])
+        shown = capsys.readouterr().out
+        assert stop.value.code == 0 and all(flag in shown for flag in flags)
+    with pytest.raises(SystemExit):
+        _cli.main(["parallel", "--report", "x.html"])
+    assert "unrecognized arguments" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("line", ["explain --seed=-1", "explain --threads 0", "explain --seed x"])

@@ -9,21 +9,19 @@ import shutil
 import numpy as np
 import pytest
 
-for package in ("sklearn", "matplotlib", "rich", "threadpoolctl", "jinja2"):
-    pytest.importorskip(package, reason="the report's packages are not installed: the extra 'demo' has them")
+import explained
+
 pytest.importorskip("selenium", reason="selenium is not installed")
 
 from matplotlib.image import imread  # noqa: E402
 from selenium import webdriver  # noqa: E402
 from selenium.webdriver.chrome.service import Service  # noqa: E402
 
-import explained  # noqa: E402
-
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 DRIVER = shutil.which("chromedriver")
 FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars")
 HEIGHT = 844  # of the window, in CSS pixels
-LEAST_TEXT = 4.5  # CSS pixels: the smallest letters in a picture on a phone, tick labels' exponents
+LEAST_TEXT = 4.5  # CSS pixels: the smallest letters of a picture on a phone, exponents at the ticks
 
 pytestmark = [
     pytest.mark.slow,
@@ -147,8 +145,8 @@ def test_letters_in_pictures_are_not_too_small(browser, address, width):
 def test_code_and_tables_scroll_within_themselves(browser, address):
     show(browser, address, 390)
     overflowing = browser.execute_script("""
-        return [...document.querySelectorAll("pre, .scroll")].map(
-            element => [element.scrollWidth > element.clientWidth, getComputedStyle(element).overflowX, element.tabIndex])""")
+        return [...document.querySelectorAll("pre, .scroll")].map(element => [
+            element.scrollWidth > element.clientWidth, getComputedStyle(element).overflowX, element.tabIndex])""")
     assert any(scrolls for scrolls, _, _ in overflowing)
     assert all(overflow == "auto" and index == 0 for _, overflow, index in overflowing)
 
@@ -172,12 +170,15 @@ def test_focus_is_seen(browser, address):
 def test_print_is_light_and_whole(browser, address, scheme):
     """Also for readers of the dark scheme: black on white, code wrapped, pictures not cut."""
     show(browser, address, 700, scheme, media="print")
-    colours = browser.execute_script("const style = getComputedStyle(document.body); return [style.color, style.backgroundColor]")
+    colours = browser.execute_script("""
+        const style = getComputedStyle(document.body);
+        return [style.color, style.backgroundColor]""")
     assert colours == ["rgb(0, 0, 0)", "rgb(255, 255, 255)"]
     assert browser.execute_script("""
         return [...document.querySelectorAll("pre")].every(element => element.scrollWidth <= element.clientWidth + 1)""")
-    assert set(browser.execute_script("""
-        return [...document.querySelectorAll("figure")].map(element => getComputedStyle(element).breakInside)""")) == {"avoid"}
+    breaks = browser.execute_script("""
+        return [...document.querySelectorAll("figure")].map(element => getComputedStyle(element).breakInside)""")
+    assert set(breaks) == {"avoid"}
     printed = browser.execute_cdp_cmd("Page.printToPDF", {"printBackground": True})
     assert base64.b64decode(printed["data"]).startswith(b"%PDF")
 
@@ -185,5 +186,5 @@ def test_print_is_light_and_whole(browser, address, scheme):
 def test_the_words_of_a_picture_are_its_accessible_name(browser, address):
     show(browser, address, 1280)
     for svg in browser.find_elements("css selector", "figure > svg"):
-        assert svg.aria_role == "image" or svg.aria_role == "img"
+        assert svg.aria_role in ("image", "img")
         assert len(svg.accessible_name) > 50

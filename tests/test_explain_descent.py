@@ -127,7 +127,8 @@ def test_jumps_before_standardizing_land_where_steps_do(seed):
     jumps, path = descent.Jumps(problem, rate), descent.descend(problem, rate, 3000)
     start = problem.loss(np.zeros(2)) - problem.smallest_loss
     for steps in (1, 2, 17, 1000, 3000):
-        assert jumps.share_left(steps) == pytest.approx((problem.loss(path[steps]) - problem.smallest_loss) / start, rel=1e-9)
+        left = (problem.loss(path[steps]) - problem.smallest_loss) / start
+        assert jumps.share_left(steps) == pytest.approx(left, rel=1e-9)
 
 
 @seeds
@@ -145,7 +146,8 @@ def test_steps_before_standardizing_against_the_formula_by_eigenvalues(seed):
 def test_the_best_rate_is_the_best_of_those_tried(seed):
     for problem in problems(seed):
         rate, steps = descent.best_rate(problem)
-        tried = [descent.Jumps(problem, share * problem.largest_stable_rate).steps_to(descent.TARGET) for share in descent.SHARES]
+        rates = descent.SHARES * problem.largest_stable_rate
+        tried = [descent.Jumps(problem, rate).steps_to(descent.TARGET) for rate in rates]
         assert steps == min(tried) and 0 < rate < problem.largest_stable_rate
 
 
@@ -194,6 +196,7 @@ def test_the_lines_under_a_picture_leave_what_the_page_has(index):
         assert np.array_equal(axes.lines[0].get_xydata(), other.lines[0].get_xydata())
 
 
-@pytest.mark.parametrize("value, text", [(734_123_456.7, "734,000,000"), (1234.5, "1,230"), (999.4, "999.4"), (3.46, "3.46")])
+@pytest.mark.parametrize("value, text", [(734_123_456.7, "734,000,000"), (1234.5, "1,230"), (999.4, "999.4"),
+                                         (3.46, "3.46")])
 def test_large_numbers_as_they_are_shown(value, text):
     assert str(descent._large(value)) == text
