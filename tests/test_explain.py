@@ -289,6 +289,13 @@ def test_paths_that_cannot_be_written_are_refused_at_once(capsys, tmp_path, monk
     assert [found.name for found in tmp_path.iterdir()] == ["file"]
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_device_or_pipe_is_not_replaced(capsys, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    assert "no ordinary file" in fail(capsys, "explain", "--output", tmp_path / "pipe")
+    assert (tmp_path / "pipe").is_fifo()
+
+
 def test_a_folder_that_goes_away_during_the_run(capsys, tmp_path, monkeypatch):
     folder = tmp_path / "gone"
     folder.mkdir()

@@ -39,6 +39,8 @@ def check_target(path, flag):
     if path.is_dir():
         example = str(path / "report.html")
         raise CommandError(f"argument {flag}: {str(path)!r} is a folder, expected a file such as {example!r}")
+    if path.exists() and not path.is_file():  # such as /dev/stdout: it would be replaced
+        raise CommandError(f"argument {flag}: {str(path)!r} is no ordinary file, expected one, or a new name")
     try:
         with tempfile.TemporaryFile(dir=path.parent):
             pass
