@@ -1,4 +1,5 @@
 """The command `python -m fastbn standardize`: its flags, and what it prints."""
+import sys
 import time
 
 import numpy as np
