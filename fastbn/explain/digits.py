@@ -1,0 +1,38 @@
+"""The demo's network and digits, as several sections use them: built and trained by the demo's own functions."""
+import functools
+
+from threadpoolctl import threadpool_limits
+
+from fastbn.demo.data import load_data
+from fastbn.demo.network import SGD, build_network, initial_weights
+from fastbn.demo.settings import SGD_MOMENTUM, Settings
+from fastbn.demo.timing import endless_batches
+from fastbn.demo.training import layer_sizes, training_step
+
+load = functools.lru_cache(maxsize=2)(load_data)
+
+
+def one_matrix_thread():
+    """A context in which NumPy's matrix products take one thread: they are too small for more, and so have the same bits on
+    machines of any number of cores.
+    """
+    return threadpool_limits(limits=1, user_api="blas")
+
+
+def build(position, make_norm, *, seed):
+    """The demo's network of three hidden layers of 100 sigmoid units; the seed decides the weights.
+
+    position: of batch norm: None, "before" or "after" the activation; make_norm(num_features) makes a layer of it.
+    """
+    return build_network(initial_weights(layer_sizes(load(seed)), seed), Settings.activation, position, make_norm)
+
+
+def train(network, *, seed, steps, after_step=None):
+    """Train as the demo does, for so many mini-batches, which the seed decides; after_step(number) is called after each, from 1."""
+    settings = Settings(seed=seed)
+    optimizer = SGD(network, settings.rate, SGD_MOMENTUM)
+    with one_matrix_thread():
+        for number, batch in zip(range(1, steps + 1), endless_batches(load(seed), settings)):
+            training_step(network, optimizer, *batch)
+            if after_step is not None:
+                after_step(number)
