@@ -12,11 +12,11 @@ from fastbn.demo.training import layer_sizes, training_step
 load = functools.lru_cache(maxsize=2)(load_data)
 
 
-def one_matrix_thread():
-    """A context in which NumPy's matrix products take one thread: they are too small for more, and so have the same bits on
-    machines of any number of cores.
+def one_thread():
+    """A context in which NumPy's matrix products and fastbn take one thread: the network is too small to gain from more, and on
+    a busy machine waiting for each other costs them many times what they take.
     """
-    return threadpool_limits(limits=1, user_api="blas")
+    return threadpool_limits(limits=1)
 
 
 def build(position, make_norm, *, seed):
@@ -31,7 +31,7 @@ def train(network, *, seed, steps, after_step=None):
     """Train as the demo does, for so many mini-batches, which the seed decides; after_step(number) is called after each, from 1."""
     settings = Settings(seed=seed)
     optimizer = SGD(network, settings.rate, SGD_MOMENTUM)
-    with one_matrix_thread():
+    with one_thread():
         for number, batch in zip(range(1, steps + 1), endless_batches(load(seed), settings)):
             training_step(network, optimizer, *batch)
             if after_step is not None:

@@ -51,7 +51,7 @@ def _mini_batch(seed, steps, images):
 def _through(network, bn, images, labels):
     """(what bn gets in the forward pass, what it gets in the backward pass of the loss)"""
     value = images
-    with digits.one_matrix_thread():
+    with digits.one_thread():
         for layer in network.layers:
             if layer is bn:
                 x = value

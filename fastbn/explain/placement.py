@@ -1,0 +1,266 @@
+"""Section 8: batch norm before the activation, after it, or nowhere: learning curves and final accuracy over several seeds."""
+import functools
+from dataclasses import dataclass
+from itertools import combinations
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from fastbn.demo.settings import LEARNING_RATES, TARGET_ACCURACY, Settings
+from fastbn.demo.training import History, Variant, train_variant
+from fastbn.explain import digits
+from fastbn.explain.section import Number, Picture, Section, Table, Text, run_code
+from fastbn.explain.style import BLUE, GREEN, INK, ORANGE, new_figure, styled
+
+SEEDS, EPOCHS = 10, 60
+QUICK_SEEDS, QUICK_EPOCHS = 5, 25
+CONFIDENCE = 0.95
+LARGEST_SEED = 2**32 - 1  # that scikit-learn takes
+STYLES = ((ORANGE, "--"), (BLUE, "-"), (GREEN, "-."))  # by the order of VARIANTS
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Trainings of one variant that differ in their seed alone.
+
+    losses, accuracies: (seeds, epochs) float64: the mean training loss of each epoch in nats; the share of the test images
+    that are classified right after it, by the moving averages.
+    """
+
+    variant: Variant
+    seeds: tuple
+    losses: np.ndarray
+    accuracies: np.ndarray
+    test_images: int
+
+    @property
+    def key(self):
+        """In the names of numbers."""
+        return self.variant.position or "none"
+
+    @property
+    def final(self):
+        """(seeds,): the accuracies after the last epoch."""
+        return self.accuracies[:, -1]
+
+    def epochs_to(self, accuracy):
+        """(seeds,): the first epoch after which each had that accuracy; infinite where none had."""
+        reached = self.accuracies >= accuracy
+        return np.where(reached.any(axis=1), 1.0 + reached.argmax(axis=1), np.inf)
+
+
+class Interval(NamedTuple):
+    """A mean over seeds, and how far to either side its confidence interval reaches."""
+
+    mean: float
+    reach: float
+
+    @property
+    def low(self):
+        return self.mean - self.reach
+
+    @property
+    def high(self):
+        return self.mean + self.reach
+
+
+@functools.lru_cache(maxsize=8)
+def train(variant, *, seeds, epochs):
+    """The Runs of a variant of the demo's network (fastbn.demo.training.VARIANTS), one for each of `seeds`.
+
+    A seed decides which images are for testing, the weights at the start and the mini-batches: it is the same run for every
+    variant, but for the batch norm. Raises RuntimeError where a loss is no longer finite.
+    """
+    histories = [_train_one(variant, seed, epochs) for seed in seeds]
+    losses = np.array([history.losses for history in histories])
+    accuracies = np.array([history.accuracies for history in histories])
+    losses.flags.writeable = accuracies.flags.writeable = False  # they are shared
+    return Runs(variant, tuple(seeds), losses, accuracies, len(digits.load(seeds[0]).test_labels))
+
+
+def _train_one(variant, seed, epochs):
+    history = History(variant)
+    with digits.one_thread():
+        train_variant(digits.load(seed), Settings(seed=seed, epochs=epochs), history, lambda: None)
+    if history.diverged:
+        raise RuntimeError(f"the training with batch norm {variant.name!r} and seed {seed} diverged: its loss is no longer finite")
+    return history
+
+
+def mean_interval(values, comparisons=1):
+    """The Interval of a mean by Student's t: with comparisons > 1 all of so many hold at once with CONFIDENCE (Bonferroni)."""
+    count = len(values)
+    quantile = stats.t.ppf(1 - (1 - CONFIDENCE) / comparisons / 2, count - 1)
+    return Interval(float(np.mean(values)), float(quantile * np.std(values, ddof=1) / count**0.5))
+
+
+def differences(runs):
+    """{(i, j): Interval} of the final accuracy of runs[i] less that of runs[j], taken seed by seed, for every pair."""
+    pairs = list(combinations(range(len(runs)), 2))
+    return {(j, i): mean_interval(runs[j].final - runs[i].final, len(pairs)) for i, j in pairs}
+
+
+def binomial_error(runs):
+    """The standard error of one run's accuracy that comes from its number of test images alone: sqrt(p (1 - p) / n)."""
+    p = float(runs.final.mean())
+    return (p * (1 - p) / runs.test_images) ** 0.5
+
+
+def make(settings):
+    count, epochs = (QUICK_SEEDS, QUICK_EPOCHS) if settings.quick else (SEEDS, EPOCHS)
+    first = settings.seed * count % (LARGEST_SEED - count)  # pages of other seeds have other runs
+    seeds = f"range({first}, {first + count})"
+    trained = f"""from fastbn.demo.training import VARIANTS  # fastbn.BatchNorm nowhere, before or after the activations
+from fastbn.explain import placement
+
+runs = [placement.train(variant, seeds={seeds}, epochs={epochs}) for variant in VARIANTS]
+"""
+    curves, finals = trained + "figure = placement.draw_curves(runs)", trained + "figure = placement.draw_final(runs)"
+    values, final_values = run_code(curves), run_code(finals)
+    runs = values["runs"]
+    curve_picture = Picture(
+        code=curves, values=values, alt=_curves_alt(runs),
+        caption=f"Line: the mean over {count} seeds; band: from the least to the greatest of them. Above, the training loss; below, "
+                "the accuracy on test images.")
+    final_picture = Picture(
+        code=finals, values=final_values, alt=_final_alt(runs),
+        caption=f"Test accuracy after {epochs} epochs: a dot for every seed, and the mean with its {_confidence()} interval beside them.")
+    return Section("Before or after the activation",
+                   (_opening(runs, settings), curve_picture, _table(runs), final_picture, _uncertainty(runs), *_verdicts(runs)))
+
+
+# ---- pictures ----
+
+@styled
+def draw_curves(runs):
+    """Training loss and test accuracy by epoch for each of the Runs: mean over seeds, and least to greatest."""
+    figure, (loss, accuracy) = new_figure(2, 1, height=6.0, sharex=True)
+    epochs = 1 + np.arange(runs[0].losses.shape[1])
+    for one, (colour, dashes) in zip(runs, STYLES):
+        for axes, values in ((loss, one.losses), (accuracy, 100 * one.accuracies)):
+            axes.fill_between(epochs, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.22, linewidth=0)
+            axes.plot(epochs, values.mean(axis=0), color=colour, linestyle=dashes, label=one.variant.name)
+    loss.set_yscale("log")
+    loss.set_ylabel("training loss (cross-entropy, nats)")
+    accuracy.set_ylim(0, 102)
+    accuracy.set_ylabel("test accuracy (%)")
+    accuracy.set_xlabel("epoch")
+    accuracy.set_xlim(0, epochs[-1])
+    accuracy.legend(loc="lower right", title="batch norm")
+    return figure
+
+
+@styled
+def draw_final(runs):
+    """The accuracy of every seed after the last epoch, and the mean with its interval, for each of the Runs."""
+    figure, axes = new_figure(height=2.9)
+    for place, (one, (colour, _)) in enumerate(zip(runs, STYLES)):
+        interval = mean_interval(one.final)
+        spread = np.linspace(-0.18, 0.18, len(one.final))
+        axes.plot(100 * one.final, place + spread, "o", color=colour, markersize=4, alpha=0.7)
+        axes.errorbar(100 * interval.mean, place - 0.34, xerr=100 * interval.reach, fmt="D", color=INK, markersize=5,
+                      elinewidth=1.4, capsize=4)
+    axes.set_yticks(range(len(runs)), [one.variant.name for one in runs])
+    axes.set_ylabel("batch norm")
+    axes.set_ylim(len(runs) - 0.5, -0.6)
+    axes.grid(False, axis="y")
+    axes.set_xlabel(f"test accuracy after {runs[0].losses.shape[1]} epochs (%)")
+    return figure
+
+
+# ---- text and table ----
+
+def _opening(runs, settings):
+    seeds, epochs = runs[0].accuracies.shape
+    shortened = "This is the quick version of the page, with fewer seeds and epochs than the full one. " if settings.quick else ""
+    return Text(
+        "Ioffe and Szegedy put batch norm before the activation; many put it after. Here both, and a network without, learn the "
+        "digits {placement_seeds} times each for {placement_epochs} epochs. A seed decides which images are for testing, the "
+        f"weights and the mini-batches, and is the same run for all three. {shortened}The learning rate, "
+        "{placement_rate}, is one that suits the network without batch norm; another rate, network or data could end otherwise.",
+        placement_seeds=Number(seeds), placement_epochs=Number(epochs), placement_rate=Number(LEARNING_RATES[Settings.activation]))
+
+
+def _table(runs):
+    rows, names = [], {}
+    for row, one in enumerate(runs):
+        interval, reached = mean_interval(one.final), one.epochs_to(TARGET_ACCURACY)
+        cells = {"accuracy": _percent(interval.mean), "reach": _points(interval.reach, "± "),
+                 "deviation": _points(np.std(one.final, ddof=1)), "least": _percent(one.final.min()),
+                 "greatest": _percent(one.final.max()), "reached": Number(int(np.isfinite(reached).sum())),
+                 "median_epochs": _epochs(float(np.median(reached)))}
+        names.update({(row, column): f"placement_{one.key}_{name}" for column, name in enumerate(cells, 1)
+                      if isinstance(cells[name], Number)})
+        rows.append((one.variant.name, *cells.values()))
+    seeds, epochs = runs[0].accuracies.shape
+    target = f"{100 * TARGET_ACCURACY:g} %"
+    return Table(
+        caption=f"Test accuracy after {epochs} epochs over {seeds} seeds, and the epochs to {target}",
+        columns=("batch norm", "mean", f"{_confidence()} interval, points", "standard deviation, points", "least", "greatest",
+                 f"seeds that reached {target}", f"median epochs to {target}"),
+        rows=tuple(rows), names=names)
+
+
+def _epochs(median):
+    """Of seeds that never got there: if they are half or more, the median is not known either."""
+    return Number(median, f"{median:g}") if np.isfinite(median) else "not reached"
+
+
+def _uncertainty(runs):
+    errors = {f"placement_{one.key}_binomial": _points(binomial_error(one)) for one in runs}
+    return Text(
+        "How far can one trust these? One run is tested on {placement_test_images} images; had others been drawn, its accuracy would "
+        "differ by about {placement_none_binomial} percentage points without batch norm, {placement_before_binomial} with it before the "
+        "activation and {placement_after_binomial} after (the binomial standard error). That is part of the standard deviation over seeds, "
+        f"since every seed draws its own test images. The {_confidence()} intervals are Student's t over the seeds. They speak of "
+        "these digits alone, of which all seeds draw.",
+        placement_test_images=Number(runs[0].test_images), **errors)
+
+
+def _verdicts(runs):
+    """A paragraph on each pair, which claims a difference only where the interval of the differences is clear of 0."""
+    lead = Text(
+        "Pair by pair the difference is taken seed by seed, since both ran from the same seeds. The intervals of the three "
+        f"differences hold together with {_confidence()} confidence.")
+    return lead, *(_verdict(runs[i], runs[j], interval) for (i, j), interval in differences(runs).items())
+
+
+def _verdict(first, second, interval):
+    name = f"placement_{first.key}_minus_{second.key}"
+    numbers = {f"{name}_{part}": _points(value, "+" if value > 0 else "") for part, value in
+               (("mean", interval.mean), ("low", interval.low), ("high", interval.high))}
+    measured = f"{{{name}_mean}} percentage points on average, interval {{{name}_low}} to {{{name}_high}}"
+    if interval.low <= 0 <= interval.high:
+        claim = "These runs show no difference that could not be chance."
+    else:
+        better = first if interval.low > 0 else second
+        claim = f"After {better.accuracies.shape[1]} epochs the better one here is: {better.variant.name}."
+    return Text(f"Batch norm {first.variant.name} against {second.variant.name}: {measured}. {claim}", **numbers)
+
+
+def _confidence():
+    return f"{100 * CONFIDENCE:g} %"
+
+
+def _percent(share):
+    return Number(float(share), f"{100 * share:.2f} %")
+
+
+def _points(share, sign=""):
+    return Number(float(share), f"{sign}{100 * share:.2f}")
+
+
+def _curves_alt(runs):
+    parts = [f"{one.variant.name}: loss {one.losses[:, -1].mean():.3g} and accuracy {100 * one.final.mean():.1f} % at the end"
+             for one in runs]
+    return (f"Learning curves over {runs[0].losses.shape[1]} epochs, means of {len(runs[0].seeds)} seeds, by the place of batch norm. "
+            + "; ".join(parts) + ".")
+
+
+def _final_alt(runs):
+    parts = []
+    for one in runs:
+        interval = mean_interval(one.final)
+        parts.append(f"{one.variant.name} {100 * interval.mean:.1f} %, interval {100 * interval.low:.1f} to {100 * interval.high:.1f}")
+    return "Dots of the final accuracies by seed, and means with intervals, by the place of batch norm: " + "; ".join(parts) + "."
