@@ -18,7 +18,7 @@ COLOURS = {"plain": ORANGE, "normed": BLUE}
 
 @dataclass(frozen=True)
 class Recording:
-    """steps: (K,) their numbers, from 1; values: (K, N, C) float32, the sigmoid's inputs for the N images of the step's batch."""
+    """steps: (K,) int64, their numbers, from 1; values: (K, N, C) float32, what the N images of each step's batch gave."""
 
     steps: np.ndarray
     values: np.ndarray
@@ -79,7 +79,7 @@ plain = activations.record(seed={settings.seed})
 normed = activations.record(fastbn.BatchNorm, seed={settings.seed})
 """
     bands = recordings + "figure = activations.draw_bands(plain, normed)"
-    spread = recordings + """spreads = [[fastbn.moments(x).var() ** 0.5 for x in recording.values] for recording in (plain, normed)]
+    spread = recordings + """spreads = [[fastbn.moments(x).var() ** 0.5 for x in one.values] for one in (plain, normed)]
 figure = activations.draw_spreads(plain.steps, *spreads)"""
     values, spread_values = run_code(bands), run_code(spread)
     shown = {name: values[name] for name in NAMES}
@@ -151,7 +151,8 @@ def _flatness(shown):
         "A sigmoid answers between -3 and 3; further out it is nearly flat, its slope under a fifth of the greatest, and "
         "little gradient comes back through it. Without batch norm {activations_flat_plain} of the values lay out there at "
         "step {activations_flat_step}, when they were most; with batch norm never more than {activations_flat_normed}.",
-        activations_flat_plain=Number(worst["plain"], _percent(worst["plain"])), activations_flat_step=Number(when, str(when)),
+        activations_flat_step=Number(when, str(when)),
+        activations_flat_plain=Number(worst["plain"], _percent(worst["plain"])),
         activations_flat_normed=Number(worst["normed"], _percent(worst["normed"])))
 
 
@@ -161,8 +162,8 @@ def _closing(shown):
     return Text(
         "A feature that is almost the same for every image tells nothing about the image. At the first step the median "
         "feature's standard deviation is {activations_spread_plain} without batch norm and {activations_spread_normed} with "
-        "it, where it is about 1 by construction: {activations_spread_ratio} times as much. After that it is gamma, learned, "
-        "that decides the spread, and beta the centre, whatever the layers below do.",
+        "it, where it is about 1 by construction: {activations_spread_ratio} times as much. After that it is gamma, "
+        "learned, that decides the spread, and beta the centre, whatever the layers below do.",
         activations_spread_plain=Number(first["plain"], f"{first['plain']:.3g}"),
         activations_spread_normed=Number(first["normed"], f"{first['normed']:.3g}"),
         activations_spread_ratio=Number(ratio, f"{ratio:.3g}"))
@@ -181,7 +182,7 @@ def _table(shown):
         step = int(shown["plain"].steps[index])
         names.update({(row, column): f"activations_{key}_at_{step}" for column, key in enumerate(columns, 1)})
         rows.append((str(step), *(_cell(key, float(column[index])) for key, column in columns.items())))
-    headings = [f"{what}, {NAMES[name]}" for name in shown for what in ("median", f"beyond ±{FLAT:g}", "spread of a feature")]
+    headings = [f"{what}, {NAMES[name]}" for name in shown for what in ("median", f"beyond ±{FLAT:g}", "feature's spread")]
     return Table(caption="The last sigmoid's inputs by training step; the spread is the median feature's standard deviation "
                          "over the images",
                  columns=("step", *headings), rows=tuple(rows), names=names)

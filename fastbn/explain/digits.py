@@ -13,8 +13,8 @@ load = functools.lru_cache(maxsize=2)(load_data)
 
 
 def one_thread():
-    """A context in which NumPy's matrix products and fastbn take one thread: the network is too small to gain from more, and on
-    a busy machine waiting for each other costs them many times what they take.
+    """A context in which NumPy's matrix products and fastbn take one thread: the network is too small to gain from more,
+    and on a busy machine waiting for each other costs them many times what they take.
     """
     return threadpool_limits(limits=1)
 
@@ -28,7 +28,7 @@ def build(position, make_norm, *, seed):
 
 
 def train(network, *, seed, steps, after_step=None):
-    """Train as the demo does, for so many mini-batches, which the seed decides; after_step(number) is called after each, from 1."""
+    """Train as the demo does, for so many mini-batches, which the seed decides; after each after_step(number from 1)."""
     settings = Settings(seed=seed)
     optimizer = SGD(network, settings.rate, SGD_MOMENTUM)
     with one_thread():

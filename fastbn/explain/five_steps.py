@@ -22,8 +22,8 @@ ROW, TITLE = 0.155, 0.3  # inches: the height of a matrix's row, and of a title 
 class MiniBatch(NamedTuple):
     """A layer and what training gives it in one step.
 
-    bn: the fastbn.BatchNorm, before the step; x: (N, C) float32, its input; dy: (N, C) float32, the gradient of the loss by its
-    output; labels: (N,) the digits that the images show.
+    bn: the fastbn.BatchNorm, before the step; x: (N, C) float32, its input; dy: (N, C) float32, the gradient of the loss by
+    its output; labels: (N,) the digits that the images show.
     """
 
     bn: fastbn.BatchNorm
@@ -33,7 +33,7 @@ class MiniBatch(NamedTuple):
 
 
 def mini_batch(seed, *, steps=STEPS, images=IMAGES):
-    """A MiniBatch of that many images from the demo's network, which was trained for so many steps; copies, free to change."""
+    """A MiniBatch of that many images in the demo's network, which was trained for so many steps; free to change."""
     return MiniBatch(*map(copy.copy, _mini_batch(seed, steps, images)))
 
 
@@ -90,8 +90,8 @@ figure = five_steps.draw_backward(labels, x, dy, dgamma, dbeta, dx)"""
     feature = highlighted(values["x"])
     forward_picture = Picture(
         code=forward, values=values, alt=_forward_alt(values, feature),
-        caption=f"The five steps on one mini-batch. A column is a feature, the first {SHOWN} of {values['x'].shape[1]}; a row of a "
-                f"matrix is an image, named by the digit it shows. Feature {feature} is framed.")
+        caption=f"The five steps on one mini-batch. A column is a feature, the first {SHOWN} of {values['x'].shape[1]}; a "
+                f"row of a matrix is an image, named by the digit it shows. Feature {feature} is framed.")
     backward_picture = Picture(
         code=backward, values=gradients, alt=_backward_alt(gradients, feature),
         caption=f"The way back through the same layer, for the same images and features. Feature {feature} is framed.")
@@ -104,8 +104,8 @@ figure = five_steps.draw_backward(labels, x, dy, dgamma, dbeta, dx)"""
 # ---- pictures ----
 
 class Row(NamedTuple):
-    """A heat map: rows of `values` are named by `names`; those of one scale have the same colours; `bar`: (a scale, its title)
-    whose colour bar stands at the right.
+    """A heat map: rows of `values` are named by `names`; those of one scale have the same colours; `bar`: (a scale, its
+    title) whose colour bar stands at the right.
     """
 
     title: str
@@ -123,15 +123,15 @@ def draw_forward(labels, x, moments, normalized, y, before, after):
     either side of the step.
     """
     moving = {name: np.stack([before[name], after[name]]) for name in ("running_mean", "running_var")}
-    sides, shape = ("before", "after"), _shape(moments.mean)
+    sides, shape, outputs = ("before", "after"), _shape(moments.mean), ("y", "normalized, beta, y")
     return _draw_rows(highlighted(x), (
         Row(f"1  activations x, {_shape(x)}", x, labels, "x", ("x", "x, means")),
         Row(f"2  mean over the batch, {shape}", moments.mean, (), "x"),
         Row(f"2  variance over the batch, {shape}", moments.var(), (), "variance", ("variance", "variances")),
-        Row(f"3  normalized = (x - mean) / sqrt(var + eps), {_shape(normalized)}", normalized, labels, "y", ("y", "normalized, beta, y")),
+        Row(f"3  normalized = (x - mean) / sqrt(var + eps), {_shape(normalized)}", normalized, labels, "y", outputs),
         Row(f"4  gamma, {shape}", before["gamma"], (), "gamma"),
         Row(f"4  beta, {shape}", before["beta"], (), "y", ("gamma", "gamma")),
-        Row(f"4  output y = normalized * gamma + beta, {_shape(y)}", y, labels, "y", ("y", "normalized, beta, y")),
+        Row(f"4  output y = normalized * gamma + beta, {_shape(y)}", y, labels, "y", outputs),
         Row(f"5  moving mean, {shape}", moving["running_mean"], sides, "x"),
         Row(f"5  moving variance, {shape}", moving["running_var"], sides, "variance")))
 
@@ -154,7 +154,8 @@ def _draw_rows(feature, rows):
     images = {}
     for axes, row in zip(panels, rows):
         colours = _colours([other.values for other in rows if other.scale == row.scale])
-        images[row.scale] = axes.imshow(np.atleast_2d(row.values)[:, :SHOWN], aspect="auto", interpolation="nearest", **colours)
+        shown = np.atleast_2d(row.values)[:, :SHOWN]
+        images[row.scale] = axes.imshow(shown, aspect="auto", interpolation="nearest", **colours)
         axes.set_title(row.title, loc="left", fontsize=9.5, pad=3, y=1)
         _finish(axes, row.names, feature)
     for axes, row, height in zip(panels, rows, heights):
@@ -209,9 +210,9 @@ def _opening(values):
     x, bn = values["x"], values["bn"]
     return Text(
         "This is one training step of the demo's network, seen from its second batch norm layer, after {five_steps_before} "
-        "steps of training: {five_steps_images} images of digits, {five_steps_features} features. All five steps are one call, "
-        "`bn(x)`. Taken apart: (1) take the activations x of the layer before; (2) take each feature's mean and variance "
-        "over the batch; (3) normalize, so that every column has mean 0 and variance 1 (a little less by eps, "
+        "steps of training: {five_steps_images} images of digits, {five_steps_features} features. All five steps are one "
+        "call, `bn(x)`. Taken apart: (1) take the activations x of the layer before; (2) take each feature's mean and "
+        "variance over the batch; (3) normalize, so that every column has mean 0 and variance 1 (a little less by eps, "
         "{five_steps_eps}); (4) scale by gamma and shift by beta; (5) move the moving averages a little towards the "
         "batch's.",
         five_steps_before=Number(STEPS), five_steps_images=Number(x.shape[0]), five_steps_features=Number(x.shape[1]),
@@ -262,10 +263,10 @@ def _moving(values, feature):
 
 def _backward_text():
     return Text(
-        "Learning goes the other way: dy says how the loss changes with each output. What `fastbn.batch_norm_backward` makes "
-        "of it: dbeta and dgamma, by which beta and gamma learn, and dx, which the layer before learns from: "
-        "`dx = gamma / sqrt(var + eps) * (dy - (dbeta + normalized * dgamma) / N)`. The part taken away in the brackets is the "
-        "way that leads through mean and variance, which every image of the batch had a share in.")
+        "Learning goes the other way: dy says how the loss changes with each output. What `fastbn.batch_norm_backward` "
+        "makes of it: dbeta and dgamma, by which beta and gamma learn, and dx, which the layer before learns from: "
+        "`dx = gamma / sqrt(var + eps) * (dy - (dbeta + normalized * dgamma) / N)`. The part taken away in the brackets is "
+        "the way that leads through mean and variance, which every image of the batch had a share in.")
 
 
 def _backward_table(values, gradients, feature):
@@ -279,9 +280,9 @@ def _sums(gradients, feature):
     sums = {"dbeta": gradients["dbeta"][feature], "dgamma": gradients["dgamma"][feature],
             "dx_sum": gradients["dx"][:, feature].sum(dtype=np.float64)}
     return Text(
-        "The first column adds up to dbeta, {five_steps_dbeta}, the second to dgamma, {five_steps_dgamma}. The last adds up to 0, "
-        "but for rounding ({five_steps_dx_sum}): to add the same to a feature of every image changes nothing, since its mean "
-        "is taken away again.",
+        "The first column adds up to dbeta, {five_steps_dbeta}, the second to dgamma, {five_steps_dgamma}. The last adds up "
+        "to 0, but for rounding ({five_steps_dx_sum}): to add the same to a feature of every image changes nothing, since "
+        "its mean is taken away again.",
         **{f"five_steps_{name}": _number(value) for name, value in sums.items()})
 
 
@@ -291,9 +292,10 @@ def _number(value):
 
 def _forward_alt(values, feature):
     x, y, moments = values["x"], values["y"], values["moments"]
-    return (f"Nine heat maps, one under the other, of {len(x)} images and {SHOWN} features: x, mean, variance, normalized, gamma, "
-            f"beta, y, moving mean and variance. Feature {feature}, framed, has mean {moments.mean[feature]:.3g} and variance "
-            f"{moments.var()[feature]:.3g}; its outputs go from {y[:, feature].min():.3g} to {y[:, feature].max():.3g}.")
+    return (f"Nine heat maps, one under the other, of {len(x)} images and {SHOWN} features: x, mean, variance, normalized, "
+            f"gamma, beta, y, moving mean and variance. Feature {feature}, framed, has mean {moments.mean[feature]:.3g} and "
+            f"variance {moments.var()[feature]:.3g}; its outputs go from {y[:, feature].min():.3g} to "
+            f"{y[:, feature].max():.3g}.")
 
 
 def _backward_alt(gradients, feature):

@@ -85,7 +85,8 @@ def _opening(network, states):
         "A batch norm layer owns four arrays, each with one number for every feature. `gamma` and `beta` are learned by "
         "gradient descent, as weights are: they let a feature have any spread and any centre after all. The moving mean and "
         "the moving variance (`running_mean`, `running_var`) are not learned: every training batch moves them a little, and "
-        f"inference normalizes by them. This network of three hidden layers has three batch norm layers, with arrays of shape {shape}. "
+        "inference normalizes by them. This network of three hidden layers has three batch norm layers, with arrays of "
+        f"shape {shape}. "
         "Of the {parameters_total} numbers that it learns, {parameters_learned} are gammas and betas, {parameters_share}; "
         "{parameters_moving} more are moving averages.",
         parameters_total=Number(total, f"{total:,}"), parameters_learned=Number(learned, f"{learned:,}"),

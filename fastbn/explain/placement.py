@@ -1,4 +1,4 @@
-"""Section 8: batch norm before the activation, after it, or nowhere: learning curves and final accuracy over several seeds."""
+"""Section 8: batch norm before the activation, after it, or nowhere: learning curves and final accuracy over seeds."""
 import functools
 from dataclasses import dataclass
 from itertools import combinations
@@ -84,12 +84,12 @@ def _train_one(variant, seed, epochs):
     with digits.one_thread():
         train_variant(digits.load(seed), Settings(seed=seed, epochs=epochs), history, lambda: None)
     if history.diverged:
-        raise RuntimeError(f"the training with batch norm {variant.name!r} and seed {seed} diverged: its loss is no longer finite")
+        raise RuntimeError(f"the training with batch norm {variant.name!r} and seed {seed} diverged: its loss is not finite")
     return history
 
 
 def mean_interval(values, comparisons=1):
-    """The Interval of a mean by Student's t: with comparisons > 1 all of so many hold at once with CONFIDENCE (Bonferroni)."""
+    """The Interval of a mean by Student's t. Of several comparisons all hold together with CONFIDENCE (Bonferroni)."""
     count = len(values)
     quantile = stats.t.ppf(1 - (1 - CONFIDENCE) / comparisons / 2, count - 1)
     return Interval(float(np.mean(values)), float(quantile * np.std(values, ddof=1) / count**0.5))
@@ -121,13 +121,14 @@ runs = [placement.train(variant, seeds={seeds}, epochs={epochs}) for variant in 
     runs = values["runs"]
     curve_picture = Picture(
         code=curves, values=values, alt=_curves_alt(runs),
-        caption=f"Line: the mean over {count} seeds; band: from the least to the greatest of them. Above, the training loss; below, "
-                "the accuracy on test images.")
+        caption=f"Line: the mean over {count} seeds; band: from the least to the greatest of them. Above, the training "
+                "loss; below, the accuracy on test images.")
     final_picture = Picture(
         code=finals, values=final_values, alt=_final_alt(runs),
-        caption=f"Test accuracy after {epochs} epochs: a dot for every seed, and the mean with its {_confidence()} interval beside them.")
-    return Section("Before or after the activation",
-                   (_opening(runs, settings), curve_picture, _table(runs), final_picture, _uncertainty(runs), *_verdicts(runs)))
+        caption=f"Test accuracy after {epochs} epochs: a dot for every seed, above them the mean with its "
+                f"{_confidence()} interval.")
+    return Section("Before or after the activation", (
+        _opening(runs, settings), curve_picture, _table(runs), final_picture, _uncertainty(runs), *_verdicts(runs)))
 
 
 # ---- pictures ----
@@ -173,13 +174,14 @@ def draw_final(runs):
 
 def _opening(runs, settings):
     seeds, epochs = runs[0].accuracies.shape
-    shortened = "This is the quick version of the page, with fewer seeds and epochs than the full one. " if settings.quick else ""
+    shortened = "This is the quick page, with fewer seeds and epochs than the full one. " if settings.quick else ""
     return Text(
-        "Ioffe and Szegedy put batch norm before the activation; many put it after. Here both, and a network without, learn the "
-        "digits {placement_seeds} times each for {placement_epochs} epochs. A seed decides which images are for testing, the "
-        f"weights and the mini-batches, and is the same run for all three. {shortened}The learning rate, "
-        "{placement_rate}, is one that suits the network without batch norm; another rate, network or data could end otherwise.",
-        placement_seeds=Number(seeds), placement_epochs=Number(epochs), placement_rate=Number(LEARNING_RATES[Settings.activation]))
+        "Ioffe and Szegedy put batch norm before the activation; many put it after. Here both, and a network without, learn "
+        "the digits {placement_seeds} times each for {placement_epochs} epochs. A seed decides which images are for "
+        f"testing, the weights and the mini-batches, and is the same run for all three. {shortened}The learning rate, "
+        "{placement_rate}, suits the network without batch norm; another rate, network or data could end otherwise.",
+        placement_seeds=Number(seeds), placement_epochs=Number(epochs),
+        placement_rate=Number(LEARNING_RATES[Settings.activation]))
 
 
 def _table(runs):
@@ -197,8 +199,8 @@ def _table(runs):
     target = f"{100 * TARGET_ACCURACY:g} %"
     return Table(
         caption=f"Test accuracy after {epochs} epochs over {seeds} seeds, and the epochs to {target}",
-        columns=("batch norm", "mean", f"{_confidence()} interval, points", "standard deviation, points", "least", "greatest",
-                 f"seeds that reached {target}", f"median epochs to {target}"),
+        columns=("batch norm", "mean", f"{_confidence()} interval, points", "standard deviation, points", "least",
+                 "greatest", f"seeds that reached {target}", f"median epochs to {target}"),
         rows=tuple(rows), names=names)
 
 
@@ -210,11 +212,12 @@ def _epochs(median):
 def _uncertainty(runs):
     errors = {f"placement_{one.key}_binomial": _points(binomial_error(one)) for one in runs}
     return Text(
-        "How far can one trust these? One run is tested on {placement_test_images} images; had others been drawn, its accuracy would "
-        "differ by about {placement_none_binomial} percentage points without batch norm, {placement_before_binomial} with it before the "
-        "activation and {placement_after_binomial} after (the binomial standard error). That is part of the standard deviation over seeds, "
-        f"since every seed draws its own test images. The {_confidence()} intervals are Student's t over the seeds. They speak of "
-        "these digits alone, of which all seeds draw.",
+        "How far can one trust these? One run is tested on {placement_test_images} images; had others been drawn, its "
+        "accuracy would differ by about {placement_none_binomial} percentage points without batch norm, "
+        "{placement_before_binomial} with it before the activation and {placement_after_binomial} after (the binomial "
+        "standard error). That is part of the standard deviation over seeds, since every seed draws its own test images. "
+        f"The {_confidence()} intervals are Student's t over the seeds. They speak of these digits alone, of which all seeds "
+        "draw.",
         placement_test_images=Number(runs[0].test_images), **errors)
 
 
@@ -252,9 +255,10 @@ def _points(share, sign=""):
 
 
 def _curves_alt(runs):
-    parts = [f"{one.variant.name}: loss {one.losses[:, -1].mean():.3g} and accuracy {100 * one.final.mean():.1f} % at the end"
+    parts = [f"{one.variant.name}: at the end loss {one.losses[:, -1].mean():.3g}, accuracy {100 * one.final.mean():.1f} %"
              for one in runs]
-    return (f"Learning curves over {runs[0].losses.shape[1]} epochs, means of {len(runs[0].seeds)} seeds, by the place of batch norm. "
+    seeds, epochs = runs[0].losses.shape
+    return (f"Learning curves over {epochs} epochs, means of {seeds} seeds, by the place of batch norm. "
             + "; ".join(parts) + ".")
 
 
@@ -262,5 +266,6 @@ def _final_alt(runs):
     parts = []
     for one in runs:
         interval = mean_interval(one.final)
-        parts.append(f"{one.variant.name} {100 * interval.mean:.1f} %, interval {100 * interval.low:.1f} to {100 * interval.high:.1f}")
-    return "Dots of the final accuracies by seed, and means with intervals, by the place of batch norm: " + "; ".join(parts) + "."
+        parts.append(f"{one.variant.name} {100 * interval.mean:.1f} %, interval {100 * interval.low:.1f} to "
+                     f"{100 * interval.high:.1f}")
+    return "Final accuracies by seed, and means with intervals, by the place of batch norm: " + "; ".join(parts) + "."
