@@ -34,7 +34,7 @@ def runs_with(*finals):
 
 def claims(runs):
     """The last sentences of the paragraphs on each pair."""
-    return [block.text.rsplit("}. ", 1)[1] for block in placement._verdicts(runs)[1:]]
+    return [block.text.rsplit(" seeds. ", 1)[1] for block in placement._verdicts(runs)[1:]]
 
 
 def test_runs_are_the_demos(short):
@@ -57,6 +57,7 @@ def test_the_table_against_plain_formulas(short):
         assert numbers[f"placement_{key}_reach"] == pytest.approx(T_975_OF_4 * deviation / math.sqrt(5), rel=1e-9)
         assert numbers[f"placement_{key}_binomial"] == pytest.approx(math.sqrt(mean * (1 - mean) / 450), rel=1e-9)
         assert (numbers[f"placement_{key}_least"], numbers[f"placement_{key}_greatest"]) == (min(final), max(final))
+        assert numbers[f"placement_{key}_early"] == pytest.approx(math.fsum(one.accuracies[:, 2]) / 5, rel=1e-12)
         assert numbers[f"placement_{key}_reached"] == sum(max(row) >= 0.95 for row in one.accuracies)
 
 
@@ -66,9 +67,11 @@ def test_differences_are_paired_and_hold_together():
     assert set(found) == {(1, 0), (2, 0), (2, 1)}
     gains = np.array([0.01, 0.01, 0.01, 0.015])
     quantile = 4.8566  # t with 3 degrees of freedom at 1 - 0.05 / 6
-    assert found[1, 0].mean == pytest.approx(gains.mean())
-    assert found[1, 0].reach == pytest.approx(quantile * gains.std(ddof=1) / 2, rel=1e-4)
-    assert found[2, 0] == (0, 0)
+    np.testing.assert_allclose(found[1, 0], gains)
+    interval = placement.mean_interval(found[1, 0], len(found))
+    assert interval.mean == pytest.approx(gains.mean())
+    assert interval.reach == pytest.approx(quantile * gains.std(ddof=1) / 2, rel=1e-4)
+    assert placement.mean_interval(found[2, 0]) == (0, 0)
 
 
 def test_no_claim_where_the_interval_holds_0():
@@ -87,11 +90,14 @@ def test_the_better_one_is_named_where_the_interval_is_clear_of_0():
 
 
 def test_claims_on_the_page_follow_its_numbers(short):
-    numbers = numbers_of(short)
+    numbers, checked = numbers_of(short), []
     for block in short.blocks:
         if isinstance(block, Text) and "_minus_" in block.text:
-            low, high = (value for name, value in numbers.items() if name in block.numbers and name.endswith(("_low", "_high")))
+            name = next(iter(block.numbers)).removesuffix("_mean")
+            low, high = numbers[f"{name}_low"], numbers[f"{name}_high"]
             assert ("no difference" in block.text) == (low <= 0 <= high)
+            checked.append(name)
+    assert checked == [f"placement_{pair}" for pair in ("before_minus_none", "after_minus_none", "after_minus_before")]
 
 
 def test_epochs_to_an_accuracy():
@@ -107,7 +113,7 @@ def test_a_diverged_run_is_an_error(monkeypatch):
 
 
 def test_pages_of_other_seeds_have_other_runs(monkeypatch):
-    monkeypatch.setattr(placement, "QUICK_EPOCHS", 1)
+    monkeypatch.setattr(placement, "QUICK_EPOCHS", placement.EARLY)
     seen = set()
     for seed in (0, 1, 2**32 - 1):
         runs = pictures_of(placement.make(Settings(seed=seed, quick=True)))[0].values["runs"]

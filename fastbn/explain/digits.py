@@ -9,7 +9,7 @@ from fastbn.demo.settings import SGD_MOMENTUM, Settings
 from fastbn.demo.timing import endless_batches
 from fastbn.demo.training import layer_sizes, training_step
 
-load = functools.lru_cache(maxsize=2)(load_data)
+load = functools.lru_cache(maxsize=16)(load_data)
 
 
 def one_thread():

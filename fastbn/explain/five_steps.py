@@ -223,13 +223,15 @@ def _highlight(values, feature):
     x, moments, before = values["x"], values["moments"], values["before"]
     numbers = {"mean": moments.mean, "var": moments.var(), "gamma": before["gamma"], "beta": before["beta"]}
     image = int(np.argmax(np.abs(x[:, feature] - moments.mean[feature])))
+    mean = _number(moments.mean[feature])
+    subtrahend = Number(mean.value, f"({mean})" if mean.value < 0 else None)
     return Text(
         "Feature {five_steps_feature} in numbers. Its mean over the batch is {five_steps_mean} and its variance "
         "{five_steps_var}; it has gamma {five_steps_gamma} and beta {five_steps_beta}. The image furthest from the mean, "
         "number {five_steps_image}: ({five_steps_x} - {five_steps_mean_again}) / sqrt({five_steps_var_again} + eps) = "
         "{five_steps_normalized}, and that times gamma plus beta is {five_steps_y}.",
         five_steps_feature=Number(feature), five_steps_image=Number(image),
-        five_steps_mean_again=_number(moments.mean[feature]), five_steps_var_again=_number(moments.var()[feature]),
+        five_steps_mean_again=subtrahend, five_steps_var_again=_number(moments.var()[feature]),
         **{f"five_steps_{name}": _number(values[name][image, feature]) for name in ("x", "normalized", "y")},
         **{f"five_steps_{name}": _number(array[feature]) for name, array in numbers.items()})
 

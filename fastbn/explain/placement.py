@@ -15,6 +15,7 @@ from fastbn.explain.style import BLUE, GREEN, INK, ORANGE, new_figure, styled
 
 SEEDS, EPOCHS = 10, 60
 QUICK_SEEDS, QUICK_EPOCHS = 5, 25
+EARLY = 3  # epochs, at which the curves are compared in words
 CONFIDENCE = 0.95
 LARGEST_SEED = 2**32 - 1  # that scikit-learn takes
 STYLES = ((ORANGE, "--"), (BLUE, "-"), (GREEN, "-."))  # by the order of VARIANTS
@@ -96,9 +97,8 @@ def mean_interval(values, comparisons=1):
 
 
 def differences(runs):
-    """{(i, j): Interval} of the final accuracy of runs[i] less that of runs[j], taken seed by seed, for every pair."""
-    pairs = list(combinations(range(len(runs)), 2))
-    return {(j, i): mean_interval(runs[j].final - runs[i].final, len(pairs)) for i, j in pairs}
+    """{(i, j): (seeds,)} the final accuracies of runs[i] less those of runs[j], seed by seed, for every pair."""
+    return {(j, i): runs[j].final - runs[i].final for i, j in combinations(range(len(runs)), 2)}
 
 
 def binomial_error(runs):
@@ -128,7 +128,8 @@ runs = [placement.train(variant, seeds={seeds}, epochs={epochs}) for variant in 
         caption=f"Test accuracy after {epochs} epochs: a dot for every seed, above them the mean with its "
                 f"{_confidence()} interval.")
     return Section("Before or after the activation", (
-        _opening(runs, settings), curve_picture, _table(runs), final_picture, _uncertainty(runs), *_verdicts(runs)))
+        _opening(runs, settings), curve_picture, _early(runs), _table(runs), final_picture, _uncertainty(runs),
+        *_verdicts(runs)))
 
 
 # ---- pictures ----
@@ -204,6 +205,14 @@ def _table(runs):
         rows=tuple(rows), names=names)
 
 
+def _early(runs):
+    means = {f"placement_{one.key}_early": _percent(one.accuracies[:, EARLY - 1].mean()) for one in runs}
+    return Text(
+        "What batch norm is known for is the start. After {placement_early_epoch} epochs the mean test accuracy is "
+        "{placement_none_early} without it, {placement_before_early} with it before the activation and "
+        "{placement_after_early} after.", placement_early_epoch=Number(EARLY), **means)
+
+
 def _epochs(median):
     """Of seeds that never got there: if they are half or more, the median is not known either."""
     return Number(median, f"{median:g}") if np.isfinite(median) else "not reached"
@@ -216,8 +225,8 @@ def _uncertainty(runs):
         "accuracy would differ by about {placement_none_binomial} percentage points without batch norm, "
         "{placement_before_binomial} with it before the activation and {placement_after_binomial} after (the binomial "
         "standard error). That is part of the standard deviation over seeds, since every seed draws its own test images. "
-        f"The {_confidence()} intervals are Student's t over the seeds. They speak of these digits alone, of which all seeds "
-        "draw.",
+        f"The {_confidence()} intervals are Student's t over the seeds. They speak of these digits alone, from which all "
+        "seeds draw.",
         placement_test_images=Number(runs[0].test_images), **errors)
 
 
@@ -226,14 +235,17 @@ def _verdicts(runs):
     lead = Text(
         "Pair by pair the difference is taken seed by seed, since both ran from the same seeds. The intervals of the three "
         f"differences hold together with {_confidence()} confidence.")
-    return lead, *(_verdict(runs[i], runs[j], interval) for (i, j), interval in differences(runs).items())
+    gains = differences(runs)
+    return lead, *(_verdict(runs[i], runs[j], gain, len(gains)) for (i, j), gain in gains.items())
 
 
-def _verdict(first, second, interval):
-    name = f"placement_{first.key}_minus_{second.key}"
+def _verdict(first, second, gain, comparisons):
+    name, interval = f"placement_{first.key}_minus_{second.key}", mean_interval(gain, comparisons)
     numbers = {f"{name}_{part}": _points(value, "+" if value > 0 else "") for part, value in
                (("mean", interval.mean), ("low", interval.low), ("high", interval.high))}
-    measured = f"{{{name}_mean}} percentage points on average, interval {{{name}_low}} to {{{name}_high}}"
+    numbers[f"{name}_higher"], numbers[f"{name}_seeds"] = Number(int(np.sum(gain > 0))), Number(len(gain))
+    measured = (f"{{{name}_mean}} percentage points on average, interval {{{name}_low}} to {{{name}_high}}, above 0 for "
+                f"{{{name}_higher}} of {{{name}_seeds}} seeds")
     if interval.low <= 0 <= interval.high:
         claim = "These runs show no difference that could not be chance."
     else:
