@@ -65,7 +65,7 @@ def _through(network, bn, images, labels):
 
 
 def highlighted(x):
-    """Of the features shown the one whose mean is furthest from 0, in standard deviations: there most happens."""
+    """Of the features shown the one whose mean is furthest from 0, in standard deviations: there the layer changes most."""
     moments = fastbn.moments(x[:, :SHOWN])
     return int(np.argmax(np.abs(moments.mean) / moments.var() ** 0.5))
 

@@ -208,13 +208,13 @@ def _table(runs):
 def _early(runs):
     means = {f"placement_{one.key}_early": _percent(one.accuracies[:, EARLY - 1].mean()) for one in runs}
     return Text(
-        "What batch norm is known for is the start. After {placement_early_epoch} epochs the mean test accuracy is "
+        "The start of the curves in numbers: after {placement_early_epoch} epochs the mean test accuracy is "
         "{placement_none_early} without it, {placement_before_early} with it before the activation and "
         "{placement_after_early} after.", placement_early_epoch=Number(EARLY), **means)
 
 
 def _epochs(median):
-    """Of seeds that never got there: if they are half or more, the median is not known either."""
+    """Where half of the seeds or more did not get there, there is no median."""
     return Number(median, f"{median:g}") if np.isfinite(median) else "not reached"
 
 
@@ -247,7 +247,7 @@ def _verdict(first, second, gain, comparisons):
     measured = (f"{{{name}_mean}} percentage points on average, interval {{{name}_low}} to {{{name}_high}}, above 0 for "
                 f"{{{name}_higher}} of {{{name}_seeds}} seeds")
     if interval.low <= 0 <= interval.high:
-        claim = "These runs show no difference that could not be chance."
+        claim = "That may be chance."
     else:
         better = first if interval.low > 0 else second
         claim = f"After {better.accuracies.shape[1]} epochs the better one here is: {better.variant.name}."
