@@ -190,12 +190,12 @@ def _lags(seed, steps):
 
 def _introduction(record):
     return Text(
-        "In training a layer normalizes by the mean and variance of its batch, here of {moving_averages_batch_size} digits. "
-        "When it is used later there may be a single image and no batch, so it keeps moving averages: after each batch "
-        "`new = momentum * old + (1 - momentum) * batch`. A large momentum averages over many batches, a small one forgets "
-        "soon. With `momentum=None` every batch so far counts alike. Meanwhile the network learns, its weights change, and "
-        "the true statistics with them. The thick line has those: mean and variance over all {moving_averages_images} training "
-        "images, computed anew at the weights of each step by `fastbn.moments`.",
+        "In training a layer normalizes by the mean and variance of its batch, here of {moving_averages_batch_size} "
+        "digits. When it is used later there may be a single image and no batch, so it keeps moving averages: after "
+        "each batch `new = momentum * old + (1 - momentum) * batch`. A large momentum averages over many batches, a "
+        "small one forgets soon. With `momentum=None` every batch so far counts alike. Meanwhile the network learns, "
+        "its weights change, and the true statistics with them. The thick line has those: mean and variance over all "
+        "{moving_averages_images} training images, computed anew at the weights of each step by `fastbn.moments`.",
         moving_averages_batch_size=Number(record.batches[0].count, f"{record.batches[0].count}"),
         moving_averages_images=Number(record.exact[0].count, f"{record.exact[0].count:,}"))
 
@@ -205,9 +205,9 @@ def _about_lag(lags, batch_noise):
     ends = {momentum: values[-1] for momentum, values in lags.items()}
     near, far = min(ends, key=ends.get), max(ends, key=ends.get)
     return Text(
-        "Two errors pull in opposite directions. A batch is a sample: its mean is off by {moving_averages_noise}, and a "
-        "short memory passes much of that on. A long memory averages the chance away but tells of weights that are gone, and at "
-        "first of the value 0 that it started from: it lags. At the end of this run "
+        "Two errors pull in opposite directions. A batch is a sample: its mean is off by {moving_averages_noise}, and "
+        "a short memory passes much of that on. A long memory averages the chance away but tells of weights that are "
+        "gone, and at first of the value 0 that it started from: it lags. At the end of this run "
         f"{_memory(near)} is nearest to the exact mean, {{moving_averages_least_lag}} off, and "
         f"{_memory(far)} is farthest, {{moving_averages_most_lag}} off.",
         moving_averages_noise=_deviations(batch_noise), moving_averages_least_lag=_deviations(ends[near]),
@@ -247,8 +247,8 @@ def _calibration(record, lags):
     error = calibrated_error(record)
     least = min(values[-1] for values in lags.values())
     return Text(
-        "Where the exact values are wanted after training, `layer.calibrate(batches)` replaces the moving averages by those "
-        "of all the data, in one pass that holds one batch at a time. Then {moving_averages_calibrated} are left, by rounding "
-        "to float32; the best moving average above was {moving_averages_best} off.",
+        "Where the exact values are wanted after training, `layer.calibrate(batches)` replaces the moving averages by "
+        "those of all the data, in one pass that holds one batch at a time. Then {moving_averages_calibrated} are "
+        "left, by rounding to float32; the best moving average above was {moving_averages_best} off.",
         moving_averages_calibrated=Number(error, f"{error:.1e} standard deviations"),
         moving_averages_best=_deviations(least))
