@@ -196,9 +196,8 @@ def _alone(train_line):
         "import numpy as np\n"
         "from fastbn.explain import inference\n\n" + train_line +
         "x, norm = trained.before_norm(trained.data.test_images), trained.norm\n"
-        "together = norm(x)\n"
         "alone = np.concatenate([norm(image[None]) for image in x])\n"
-        "different = inference.differing(together, alone)\n"
+        "different = inference.differing(norm(x), alone)\n"
         "two = inference.two_digits(trained, x)\n"
         "figure = inference.draw_two_digits(norm(two), inference.alone_in_training(norm, two), norm.beta)")
     values = run_code(code)
