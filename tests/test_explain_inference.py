@@ -7,7 +7,8 @@ for package in ("sklearn", "matplotlib", "threadpoolctl"):
 
 from fastbn.explain import inference as section  # noqa: E402
 from fastbn.explain.section import Settings, run_code  # noqa: E402
-from section_reading import assert_complete, numbers, pictures, unmeasured  # noqa: E402
+from explain_checks import numbers_of, pictures_of  # noqa: E402
+from section_reading import assert_complete, unmeasured  # noqa: E402
 
 QUICK = Settings(quick=True)
 
@@ -41,13 +42,13 @@ def test_the_section_is_complete(made):
 
 
 def test_no_bit_differs_alone_and_in_a_batch(made, trained):
-    found = numbers(made)
+    found = numbers_of(made)
     x = trained.before_norm(trained.data.test_images)
-    assert found["inference_different"].value == 0
-    assert found["inference_compared"].value == x.size == 450 * 100
+    assert found["inference_different"] == 0
+    assert found["inference_compared"] == x.size == 450 * 100
     together = trained.norm(x)
     assert all(trained.norm(x[i : i + 1]).tobytes() == together[i].tobytes() for i in range(len(x)))
-    assert 0 <= found["inference_logits"].value < 1e-5
+    assert 0 <= found["inference_logits"] < 1e-5
 
 
 def test_different_bits_are_counted():
@@ -70,13 +71,13 @@ def test_a_batch_of_one_gives_beta_and_leaves_the_layer_alone(made, trained):
     np.testing.assert_array_equal(y, np.broadcast_to(norm.beta, y.shape))
     assert not norm.training
     assert all(np.array_equal(value, before[name]) for name, value in norm.state_dict().items())
-    assert numbers(made)["inference_off_beta"].value == 0
+    assert numbers_of(made)["inference_off_beta"] == 0
 
 
 def test_accuracy_by_the_moving_averages(made, trained):
     logits = forward64(trained.network, trained.data.test_images, lambda norm, x: (norm.running_mean, norm.running_var))
     expected = np.mean(logits.argmax(axis=1) == trained.data.test_labels)
-    assert numbers(made)["inference_accuracy"].value == pytest.approx(expected, abs=1 / 450 + 1e-9)
+    assert numbers_of(made)["inference_accuracy"] == pytest.approx(expected, abs=1 / 450 + 1e-9)
 
 
 @pytest.mark.parametrize("size", [4, 64])
@@ -90,16 +91,16 @@ def test_accuracy_by_batch_statistics(made, trained, size):
             rows = order[start : start + size]
             row[rows] = forward64(trained.network, images[rows], lambda _, x: (x.mean(0), x.var(0))).argmax(axis=1)
         predicted.append(row)
-    found = numbers(made)
+    found = numbers_of(made)
     if size == 4:
         expected = np.mean(np.array(predicted) == labels)
-        assert found["inference_accuracy_batch_4"].value == pytest.approx(expected, abs=3 / 450)
+        assert found["inference_accuracy_batch_4"] == pytest.approx(expected, abs=3 / 450)
     changed = np.mean(predicted[0] != predicted[1])
-    assert found[f"inference_changed_batch_{size}"].value == pytest.approx(changed, abs=3 / 450)
+    assert found[f"inference_changed_batch_{size}"] == pytest.approx(changed, abs=3 / 450)
 
 
 def test_a_batch_of_one_gives_all_images_the_same_answer(made):
-    company = pictures(made)[1].values["company"]
+    company = pictures_of(made)[1].values["company"]
     assert company.sizes[0] == 1 and company.changed[0] == 0
     labels = section.train(0, section.QUICK_EPOCHS).data.test_labels
     shares = np.bincount(labels) / len(labels)
@@ -107,7 +108,7 @@ def test_a_batch_of_one_gives_all_images_the_same_answer(made):
 
 
 def test_small_batches_do_worse_than_large_ones(made):
-    company = pictures(made)[1].values["company"]
+    company = pictures_of(made)[1].values["company"]
     assert company.accuracy[0] < company.accuracy[1] < company.accuracy[-1]
     assert company.changed[1] > company.changed[-1]
 
@@ -121,7 +122,7 @@ def test_in_company_leaves_the_network_alone(trained):
 
 
 def test_drift_in_float64(made, trained):
-    found, norm = numbers(made), trained.norm
+    found, norm = numbers_of(made), trained.norm
     std = np.sqrt(norm.running_var.astype(float) + norm.eps)
     images = trained.data.test_images
     for name, shown in (("usual", images), ("shifted", np.minimum(images * section.BRIGHTER, 1).astype(np.float32))):
@@ -129,8 +130,8 @@ def test_drift_in_float64(made, trained):
         d = (x.mean(0) - norm.running_mean) / std
         r = np.sqrt(x.var(0, ddof=1) + norm.eps) / std
         divergence = ((r - 1 / r) ** 2 + d**2 * (1 + 1 / r**2)) / 2
-        assert found[f"inference_drift_{name}"].value == pytest.approx(divergence.max(), rel=1e-4)
-        assert abs(found[f"inference_drifting_{name}"].value - np.count_nonzero(divergence > section.FAR)) <= 1
+        assert found[f"inference_drift_{name}"] == pytest.approx(divergence.max(), rel=1e-4)
+        assert abs(found[f"inference_drifting_{name}"] - np.count_nonzero(divergence > section.FAR)) <= 1
     assert images.max() == 1 == section.brighter(images).max()
 
 
@@ -138,9 +139,9 @@ def test_drift_in_float64(made, trained):
 def test_any_seed(seed):
     other = section.make(Settings(seed=seed, quick=True))
     assert_complete(other, "inference_")
-    found = numbers(other)
-    assert found["inference_different"].value == found["inference_off_beta"].value == 0
-    assert found["inference_drift_shifted"].value > found["inference_drift_usual"].value
+    found = numbers_of(other)
+    assert found["inference_different"] == found["inference_off_beta"] == 0
+    assert found["inference_drift_shifted"] > found["inference_drift_usual"]
 
 
 def test_the_same_seed_gives_the_same_numbers(made):
@@ -150,8 +151,8 @@ def test_the_same_seed_gives_the_same_numbers(made):
 
 def test_pasted_lines_give_what_the_page_has(made):
     section.train.cache_clear()
-    alone, company, drift = (run_code(picture.code) for picture in pictures(made))
-    shown = [picture.values for picture in pictures(made)]
+    alone, company, drift = (run_code(picture.code) for picture in pictures_of(made))
+    shown = [picture.values for picture in pictures_of(made)]
     assert alone["different"] == 0
     np.testing.assert_array_equal(alone["alone"], shown[0]["alone"])
     np.testing.assert_array_equal(company["company"].changed, shown[1]["company"].changed)
@@ -159,6 +160,6 @@ def test_pasted_lines_give_what_the_page_has(made):
 
 
 def test_the_bars_are_the_drift(made):
-    heights = [bar.get_height() for bar in pictures(made)[2].figure.axes[0].patches]
-    expected = np.sort(pictures(made)[2].values["shifted"].divergence)[::-1]
+    heights = [bar.get_height() for bar in pictures_of(made)[2].figure.axes[0].patches]
+    expected = np.sort(pictures_of(made)[2].values["shifted"].divergence)[::-1]
     np.testing.assert_array_equal(heights, expected)

@@ -14,7 +14,8 @@ from fastbn.demo.network import BEFORE  # noqa: E402
 from fastbn.demo.settings import Settings as DemoSettings  # noqa: E402
 from fastbn.explain import moving_averages as section  # noqa: E402
 from fastbn.explain.section import Settings, run_code  # noqa: E402
-from section_reading import assert_complete, numbers, pictures, prose, unmeasured  # noqa: E402
+from explain_checks import numbers_of, pictures_of, text_of  # noqa: E402
+from section_reading import assert_complete, unmeasured  # noqa: E402
 
 QUICK = Settings(quick=True)
 
@@ -82,7 +83,7 @@ def test_the_layer_in_training_takes_the_same_steps(record):
 
 
 def test_lags_are_distances_from_the_exact_mean(made, record):
-    found = numbers(made)
+    found = numbers_of(made)
     for momentum in section.MOMENTA:
         track = section.follow(fastbn.BatchNorm(section.FEATURES, momentum=momentum), record)
         for step in (section.EARLY, section.QUICK_STEPS // 2, section.QUICK_STEPS):
@@ -90,27 +91,26 @@ def test_lags_are_distances_from_the_exact_mean(made, record):
             std = np.sqrt(exact.M2 / (exact.count - 1))
             expected = np.sqrt(np.mean(((track.mean[step - 1] - exact.mean) / std) ** 2))
             name = f"moving_averages_lag_{momentum}_step_{step}".replace(".", "_").lower()
-            assert found[name].value == pytest.approx(expected, rel=1e-9)
+            assert found[name] == pytest.approx(expected, rel=1e-9)
 
 
 def test_the_text_names_the_nearest_and_the_farthest(made):
-    found = numbers(made)
-    last = {momentum: found[f"moving_averages_lag_{momentum}_step_{section.QUICK_STEPS}".replace(".", "_").lower()].value
+    found = numbers_of(made)
+    last = {momentum: found[f"moving_averages_lag_{momentum}_step_{section.QUICK_STEPS}".replace(".", "_").lower()]
             for momentum in section.MOMENTA}
-    assert found["moving_averages_least_lag"].value == found["moving_averages_best"].value == min(last.values())
-    assert found["moving_averages_most_lag"].value == max(last.values())
-    text = next(text for text in prose(made) if "is nearest" in text)
-    nearest, farthest = (text.split("At the end of this run ")[1].split(" off, and ")[i] for i in (0, 1))
+    assert found["moving_averages_least_lag"] == found["moving_averages_best"] == min(last.values())
+    assert found["moving_averages_most_lag"] == max(last.values())
+    nearest, farthest = text_of(made).split("At the end of this run ")[1].split(" off, and ")[:2]
     for part, momentum in ((nearest, min(last, key=last.get)), (farthest, max(last, key=last.get))):
         assert ("`momentum=None`" if momentum is None else f"momentum {momentum:g},") in part
 
 
 def test_calibration_leaves_rounding(made, record):
-    error = numbers(made)["moving_averages_calibrated"].value
+    error = numbers_of(made)["moving_averages_calibrated"]
     x = record.inputs.astype(float)
     layer = fastbn.BatchNorm(section.FEATURES).calibrate([record.inputs[:700], record.inputs[700:]])
     np.testing.assert_allclose(layer.running_var, x.var(axis=0, ddof=1), rtol=1e-6)
-    assert error < 1e-6 < numbers(made)["moving_averages_best"].value
+    assert error < 1e-6 < numbers_of(made)["moving_averages_best"]
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
@@ -127,8 +127,8 @@ def test_the_same_seed_gives_the_same_numbers(made):
 
 def test_pasted_lines_give_what_the_page_has(made):
     section.train.cache_clear()
-    averages, lags = (run_code(picture.code) for picture in pictures(made))
-    shown = [picture.values for picture in pictures(made)]
+    averages, lags = (run_code(picture.code) for picture in pictures_of(made))
+    shown = [picture.values for picture in pictures_of(made)]
     for momentum in section.MOMENTA:
         np.testing.assert_array_equal(averages["tracks"][momentum].var, shown[0]["tracks"][momentum].var)
         np.testing.assert_array_equal(lags["lags"][momentum], shown[1]["lags"][momentum])
@@ -138,5 +138,5 @@ def test_the_picture_draws_the_feature_that_moves_the_farthest(made, record):
     means, spread = record.exact_values()[0], np.sqrt(record.exact[-1].var())
     feature = record.feature()
     assert np.ptp(means[:, feature]) / spread[feature] == np.max(np.ptp(means, axis=0) / spread)
-    drawn = [line.get_ydata() for line in pictures(made)[0].figure.axes[0].get_lines()]
+    drawn = [line.get_ydata() for line in pictures_of(made)[0].figure.axes[0].get_lines()]
     assert any(np.array_equal(line, means[:, feature]) for line in drawn)
