@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("matplotlib", reason="the demo's packages are not installed")
 
 import fastbn  # noqa: E402
-from explain_checks import numbers_of, pictures_of, text_of  # noqa: E402
+from explain_checks import numbers_of, pictures_of, run_in_fresh_process, text_of  # noqa: E402
 from fastbn.explain import accuracy as section  # noqa: E402
 from fastbn.explain.section import Settings, run_code  # noqa: E402
 from section_reading import assert_complete, unmeasured  # noqa: E402
@@ -148,3 +148,9 @@ def test_pasted_lines_give_what_the_page_has(made):
         for name, by_quantity in picture.values["errors"].items():
             for quantity, values in by_quantity.items():
                 np.testing.assert_array_equal(pasted[name][quantity], values)
+
+
+def test_lines_work_in_a_fresh_interpreter(made):
+    picture = pictures_of(made)[0]
+    errors = run_in_fresh_process(picture.code, "errors['fastbn']['y'].tolist()")
+    assert errors == picture.values["errors"]["fastbn"]["y"].tolist()

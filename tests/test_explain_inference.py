@@ -7,7 +7,7 @@ for package in ("sklearn", "matplotlib", "threadpoolctl"):
 
 from fastbn.explain import inference as section  # noqa: E402
 from fastbn.explain.section import Settings, run_code  # noqa: E402
-from explain_checks import numbers_of, pictures_of  # noqa: E402
+from explain_checks import numbers_of, pictures_of, run_in_fresh_process  # noqa: E402
 from section_reading import assert_complete, unmeasured  # noqa: E402
 
 QUICK = Settings(quick=True)
@@ -163,3 +163,9 @@ def test_the_bars_are_the_drift(made):
     heights = [bar.get_height() for bar in pictures_of(made)[2].figure.axes[0].patches]
     expected = np.sort(pictures_of(made)[2].values["shifted"].divergence)[::-1]
     np.testing.assert_array_equal(heights, expected)
+
+
+def test_lines_work_in_a_fresh_interpreter(made):
+    picture = pictures_of(made)[2]
+    divergence = run_in_fresh_process(picture.code, "shifted.divergence.tolist()")
+    assert divergence == picture.values["shifted"].divergence.tolist()

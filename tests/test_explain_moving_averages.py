@@ -14,7 +14,7 @@ from fastbn.demo.network import BEFORE  # noqa: E402
 from fastbn.demo.settings import Settings as DemoSettings  # noqa: E402
 from fastbn.explain import moving_averages as section  # noqa: E402
 from fastbn.explain.section import Settings, run_code  # noqa: E402
-from explain_checks import numbers_of, pictures_of, text_of  # noqa: E402
+from explain_checks import numbers_of, pictures_of, run_in_fresh_process, text_of  # noqa: E402
 from section_reading import assert_complete, unmeasured  # noqa: E402
 
 QUICK = Settings(quick=True)
@@ -140,3 +140,9 @@ def test_the_picture_draws_the_feature_that_moves_the_farthest(made, record):
     assert np.ptp(means[:, feature]) / spread[feature] == np.max(np.ptp(means, axis=0) / spread)
     drawn = [line.get_ydata() for line in pictures_of(made)[0].figure.axes[0].get_lines()]
     assert any(np.array_equal(line, means[:, feature]) for line in drawn)
+
+
+def test_lines_work_in_a_fresh_interpreter(made):
+    picture = pictures_of(made)[1]
+    ends = run_in_fresh_process(picture.code, "[float(values[-1]) for values in lags.values()]")
+    assert ends == [values[-1] for values in picture.values["lags"].values()]

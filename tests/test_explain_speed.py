@@ -169,10 +169,16 @@ def test_with_one_thread(small):
 
 
 def test_numpy_alone(small, monkeypatch):
-    monkeypatch.setattr(_peers, "_is_installed", lambda name: name == "NumPy")
+    monkeypatch.setattr(_peers, "is_installed", lambda name: name == "NumPy")
     made = section.make(Settings(quick=True))
     assert "not installed: PyTorch, ONNX Runtime, scikit-learn" in text_of(made)
     assert set(pictures_of(made)[1].values["seconds"]["table"]) <= {*section.COPIES, "fastbn", section.ALONE, "NumPy"}
+
+
+def test_a_broken_peer_is_none(monkeypatch):
+    monkeypatch.setitem(_peers.PEERS, "broken", ({"inference": None}, ("fastbn.explain.no_such_module",)))
+    assert not _peers.is_installed("broken") and "broken" not in _peers.installed("inference")
+    assert "not installed: " in _peers.described() and _peers.described().endswith("broken")
 
 
 def test_threads_of_pytorch_are_given_back():

@@ -4,8 +4,8 @@ A peer is a function prepare(data, threads), data being a speed.Data: it returns
 library has nothing for such an array. What it writes is batch norm with gamma and beta, but for scikit-learn's.
 """
 import contextlib
-import importlib.util
-from importlib import metadata
+import functools
+import importlib
 
 import numpy as np
 
@@ -116,36 +116,44 @@ def sklearn_inference(data, threads):
     return call
 
 
-# {name: ({operation: prepare}, the modules it needs, the package whose version tells)}
+# {name: ({operation: prepare}, the modules it needs, the first of them with its version)}
 PEERS = {
-    "NumPy": ({"training": numpy_training, "inference": numpy_inference}, ("numpy",), "numpy"),
-    "PyTorch": ({"training": torch_training, "inference": torch_inference}, ("torch",), "torch"),
-    "ONNX Runtime": ({"inference": onnxruntime_inference}, ("onnxruntime", "onnx"), "onnxruntime"),
-    "scikit-learn": ({"inference": sklearn_inference}, ("sklearn",), "scikit-learn"),
+    "NumPy": ({"training": numpy_training, "inference": numpy_inference}, ("numpy",)),
+    "PyTorch": ({"training": torch_training, "inference": torch_inference}, ("torch",)),
+    "ONNX Runtime": ({"inference": onnxruntime_inference}, ("onnxruntime", "onnx")),
+    "scikit-learn": ({"inference": sklearn_inference}, ("sklearn",)),
 }
 
 
-def _is_installed(name):
-    return all(importlib.util.find_spec(module) is not None for module in PEERS[name][1])
+@functools.cache
+def is_installed(name):
+    """Whether a peer can be imported. One that is there and broken is as good as none: the page goes on without."""
+    try:
+        for module in PEERS[name][1]:
+            importlib.import_module(module)
+    except (ImportError, OSError):
+        return False
+    return True
 
 
 def installed(operation):
     """{name: prepare} of the peers that are installed here and have that operation, "training" or "inference"."""
-    return {name: by_operation[operation] for name, (by_operation, _, _) in PEERS.items()
-            if operation in by_operation and _is_installed(name)}
+    return {name: by_operation[operation] for name, (by_operation, _) in PEERS.items()
+            if operation in by_operation and is_installed(name)}
 
 
 def described():
-    """The installed peers with their versions, for a sentence; those that are missing are named as such."""
-    there = [f"{name} {metadata.version(package)}" for name, (_, _, package) in PEERS.items() if _is_installed(name)]
-    missing = [name for name in PEERS if not _is_installed(name)]
+    """The installed peers with their versions, for a sentence; and what is missing."""
+    there = [f"{name} {importlib.import_module(modules[0]).__version__}" for name, (_, modules) in PEERS.items()
+             if is_installed(name)]
+    missing = [name for name in PEERS if not is_installed(name)]
     return ", ".join(there) + (f"; not installed: {', '.join(missing)}" if missing else "")
 
 
 @contextlib.contextmanager
 def threads_set(threads):
     """PyTorch, where it is installed, computes with that many threads meanwhile."""
-    if not _is_installed("PyTorch"):
+    if not is_installed("PyTorch"):
         yield
         return
     import torch

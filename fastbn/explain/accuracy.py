@@ -4,12 +4,12 @@ Errors are those of the computation alone: the reference is the float64 result f
 by math.fsum, which rounds once.
 """
 import functools
-import importlib.util
 import math
 from dataclasses import dataclass
 
 import numpy as np
 
+from fastbn.explain import _peers
 from fastbn.explain.section import Number, Picture, Section, Table, Text, run_code
 from fastbn.explain.style import BLUE, GREEN, INK, ORANGE, new_figure, styled
 
@@ -73,7 +73,7 @@ def by_torch(x):
 
 
 def has_torch():
-    return importlib.util.find_spec("torch") is not None
+    return _peers.is_installed("PyTorch")
 
 
 def others():
@@ -123,6 +123,7 @@ def draw_errors(errors):
             panel.plot(RATIOS, bounds[quantity], color=INK, linewidth=1.2, linestyle=(0, (2, 2)), label="fastbn's promise")
         panel.set_xscale("log")
         panel.set_yscale("log")
+        panel.minorticks_off()
         panel.set_ylabel(label)
     axes[-1].set_xlabel("mean / standard deviation of the data")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
@@ -180,7 +181,7 @@ def _short(value):
 
 def _about_layouts(errors):
     table, first = errors["table"]["NumPy"]["var"].max(), errors["channels-first"]["NumPy"]["var"].max()
-    relation = "less than" if first < table else "more than" if first > table else "as in"
+    relation = "less than" if first < table else "more than" if first > table else "equal to"
     return Text(
         "In which order a library adds up depends on how the numbers lie in memory. In a table the entries of a "
         "feature are far apart; in channels-first maps they lie side by side in runs, which NumPy adds by halves, "

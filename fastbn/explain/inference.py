@@ -33,7 +33,8 @@ class Trained:
 
     def before_norm(self, images):
         """What enters the first batch norm layer: (N, C)."""
-        return self.network.layers[0].forward(images)
+        with threadpool_limits(limits=1, user_api="blas"):
+            return self.network.layers[0].forward(images)
 
     @property
     def norm(self):
@@ -84,7 +85,7 @@ def draw_two_digits(by_averages, by_batches, beta):
     for panel, outputs, title in zip(axes, (by_averages, by_batches), titles):
         for row, digit, colour, marker in zip(outputs, DIGITS, (BLUE, ORANGE), "os"):
             panel.plot(features, row[:SHOWN_FEATURES], color=colour, marker=marker, linestyle="-" if marker == "o" else "--",
-                       markersize=5 if marker == "s" else 7, label=f"an image of a {digit}")
+                       markersize=5 if marker == "s" else 7, label=f"an image of the digit {digit}")
         panel.step(features, beta[:SHOWN_FEATURES], color=INK, linewidth=1, where="mid", label="beta")
         panel.set_title(title, loc="left")
         panel.set_ylabel("output y")
@@ -136,7 +137,9 @@ def in_company(trained, sizes, shuffles, seed):
 
 def accuracy(trained, images):
     """The share of the test images, or of changed copies of them, that the network recognizes in inference mode."""
-    return float(np.mean(trained.network.forward(images).argmax(axis=1) == trained.data.test_labels))
+    with threadpool_limits(limits=1, user_api="blas"):
+        predicted = trained.network.forward(images).argmax(axis=1)
+    return float(np.mean(predicted == trained.data.test_labels))
 
 
 @styled
@@ -205,7 +208,7 @@ def _alone(train_line):
     return Picture(
         code=code, values=values,
         caption=f"The same layer and the same two images, the first {SHOWN_FEATURES} features of its output.",
-        alt=f"Outputs of a batch norm layer for an image of a {DIGITS[0]} and one of an {DIGITS[1]}. By the moving averages "
+        alt=f"Outputs of a batch norm layer for images of the digits {DIGITS[0]} and {DIGITS[1]}. By the moving averages "
             f"the two differ, by up to {np.abs(a - b).max():.2g}. By the statistics of a batch of one image both are the "
             "same line, which is beta.")
 
@@ -246,8 +249,7 @@ def _company(train_line, settings):
         code=code, values=values,
         caption=f"The test images in {shuffles} random orders. With batch statistics both curves depend on the batch size.",
         alt=f"Test images recognized by batch size. With the moving averages {100 * values['recognized']:.1f} %, whatever "
-            f"the batch; with batch statistics {shown}. Of the answers {100 * company.changed[3]:.0f} % depend on the "
-            f"other "
+            f"the batch; with batch statistics {shown}. Of the answers {100 * company.changed[3]:.0f} % depend on the other "
             f"images in batches of {company.sizes[3]}, {100 * company.changed[-1]:.0f} % in those of {company.sizes[-1]}.")
 
 
@@ -301,10 +303,8 @@ def _about_drift(values):
     return Text(
         "The moving averages hold as long as the data are like those of the training. `layer.drift(x)` tells how far "
         "a batch lies from them, feature by feature: 0 means that mean and spread agree. Here the test images come as "
-        "they are, and then "
-        f"{BRIGHTER:g} times as bright, as from another camera. The number of features with a divergence over {FAR:g} "
-        f"nats goes "
-        "from {inference_drifting_usual} to {inference_drifting_shifted}, the largest divergence from "
+        f"they are, and then {BRIGHTER:g} times as bright, as from another camera. The number of features with a divergence "
+        f"over {FAR:g} nats goes from {{inference_drifting_usual}} to {{inference_drifting_shifted}}, the largest from "
         "{inference_drift_usual} to {inference_drift_shifted}. Of the brighter images the network recognizes "
         "{inference_accuracy_brighter}. Drift needs no labels, so it can be watched where the right answers are not "
         "known.",

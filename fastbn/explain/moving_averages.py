@@ -22,7 +22,7 @@ from fastbn.explain.style import FAINT, INK, SERIES, new_figure, styled
 FEATURES = HIDDEN_SIZES[0]
 STEPS, QUICK_STEPS = 300, 200
 MOMENTA = (0.5, 0.9, 0.99, None)
-EARLY = 20      # the step of the table's first column
+EARLY = 20       # the step of the table's first column
 POINT_EVERY = 3  # batches: enough to see their spread, in a third of the picture's bytes
 
 
@@ -207,7 +207,7 @@ def _about_lag(lags, batch_noise):
     return Text(
         "Two errors pull in opposite directions. A batch is a sample: its mean is off by {moving_averages_noise}, and "
         "a short memory passes much of that on. A long memory averages the chance away but tells of weights that are "
-        "gone, and at first of the value 0 that it started from: it lags. At the end of this run "
+        "gone, and at first (but with None) of the value 0 that it started from: it lags. At the end of this run "
         f"{_memory(near)} is nearest to the exact mean, {{moving_averages_least_lag}} off, and "
         f"{_memory(far)} is farthest, {{moving_averages_most_lag}} off.",
         moving_averages_noise=_deviations(batch_noise), moving_averages_least_lag=_deviations(ends[near]),

@@ -22,7 +22,7 @@ import numpy as np
 import fastbn
 from fastbn.explain import _peers
 from fastbn.explain.section import Number, Picture, Section, Table, Text, run_code
-from fastbn.explain.style import BLUE, GREEN, INK, ORANGE, PURPLE, SKY, new_figure, styled
+from fastbn.explain.style import BLUE, GREEN, GROUND, INK, ORANGE, PURPLE, SKY, new_figure, styled
 
 SECONDS, QUICK_SECONDS = 3.6, 0.9  # for an operation, where LEAST_ROUNDS do not take longer
 LEAST_ROUNDS = 3
@@ -30,7 +30,7 @@ DROP_SECONDS = 0.004     # at the start of a block: threads of the contender bef
 BLOCK_SECONDS = 0.008
 SAMPLE_SECONDS = 200e-6  # calls shorter than this are timed several at once
 LEAST_SAMPLES = 3        # of a block, unless it takes SLOW_SECONDS
-SLOW_SECONDS = 0.06
+SLOW_SECONDS = 0.03
 COPIES = ("copy", "copy by threads")
 ALONE = "fastbn, 1 thread"
 COLOURS = {"fastbn": BLUE, ALONE: BLUE, "NumPy": ORANGE, "PyTorch": GREEN, "ONNX Runtime": PURPLE, "scikit-learn": SKY}
@@ -86,9 +86,8 @@ def make_data(case, seed):
 def measure(operation, ours, seed, seconds):
     """The seconds of a call: {case name: {contender: an array, an entry a round}}, of fastbn, copies and the others.
 
-    seconds: about so long, for all cases together; but every contender takes LEAST_ROUNDS turns.
-
     ours(data, threads): gives a call without arguments, that of fastbn. With one thread it is a contender of its own.
+    seconds: about so long, for all cases together; but every contender takes LEAST_ROUNDS turns.
     """
     threads = fastbn.get_num_threads()
     found = {}
@@ -175,7 +174,7 @@ def draw_shares(seconds):
         bars = panel.barh(list(reached), [100 * share for share in reached.values()],
                           color=[COLOURS[name] for name in reached], height=0.7)
         times = [f"{microseconds(seconds[case.name][name]):,.0f} µs" for name in reached]
-        panel.bar_label(bars, times, padding=4, fontsize=9)
+        panel.bar_label(bars, times, padding=4, fontsize=9, bbox={"facecolor": GROUND, "edgecolor": "none", "pad": 1})
         panel.axvline(100, color=INK, linewidth=1.2, linestyle=(0, (2, 2)))
         panel.set_title(case.title, loc="left")
         panel.grid(False, axis="y")
@@ -239,14 +238,13 @@ def _size(case):
     """Its bytes, and the first cache that holds them."""
     levels = fastbn.get_config()["cache_bytes"]
     fits = next((level for level, size in enumerate(levels, 1) if size and case.nbytes <= size), None)
-    where = f"fits level {fits} of the caches" if fits else "larger than the caches" if levels[-1] else "caches unknown"
+    where = f"fits level {fits} of the caches" if fits else "larger than the caches" if any(levels) else "caches unknown"
     return f"{case.nbytes / 2**20:.1f} MiB ({where})"
 
 
 def _about_peers(interruptions):
     about = (
-        "Beside it: NumPy in as few passes as it allows, in place, which is always one thread; and what else is "
-        "installed "
+        "Beside it: NumPy in as few passes as it allows, in place, which is always one thread; and what else is installed "
         f"here ({_peers.described()}). Not every library has every case. ")
     if interruptions is None:
         return Text(about)
