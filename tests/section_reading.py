@@ -28,5 +28,5 @@ def assert_complete(section, prefix):
     for picture in pictures_of(section):
         assert picture.caption.endswith(".") and picture.alt.endswith(".")
         lines = [line for line in picture.code.splitlines() if line]
-        assert 3 <= len(lines) <= 8 and max(map(len, lines)) <= 125
+        assert 3 <= len(lines) <= 8 and max(map(len, lines)) <= 90
         assert picture.figure.axes and all(axes.get_ylabel() or axes.get_title("left") for axes in picture.figure.axes)

@@ -115,7 +115,7 @@ def test_small_batches_do_worse_than_large_ones(made):
 
 def test_in_company_leaves_the_network_alone(trained):
     before = [norm.state_dict() for norm in trained.network.norms()]
-    section.in_company(trained, (2, 50), 1, 0)
+    section.in_company(trained, 1, 0, sizes=(2, 50))
     for norm, state in zip(trained.network.norms(), before):
         assert not norm.training
         assert all(np.array_equal(value, state[name]) for name, value in norm.state_dict().items())

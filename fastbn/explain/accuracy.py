@@ -146,7 +146,8 @@ def _picture(layout, seed):
         "def by_fastbn(x):\n"
         f"    y, saved = fastbn.batch_norm_training(x, eps={EPS:g})\n"
         "    return accuracy.Result(saved.mean, saved.var, y)\n\n"
-        f"errors = accuracy.measure({{'fastbn': by_fastbn, **accuracy.others()}}, '{layout}', seed={seed})\n"
+        "contenders = {\"fastbn\": by_fastbn, **accuracy.others()}\n"
+        f"errors = accuracy.measure(contenders, \"{layout}\", seed={seed})\n"
         "figure = accuracy.draw_errors(errors)")
     values = run_code(code)
     worst = "; ".join(f"{name} {found['var'][0]:.1e} to {found['var'].max():.1e}"

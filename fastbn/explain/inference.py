@@ -117,7 +117,7 @@ def _predictions(network, images, size, order):
     return predicted
 
 
-def in_company(trained, sizes, shuffles, seed):
+def in_company(trained, shuffles, seed, sizes=BATCH_SIZES):
     """Predict the test images in shuffled batches of these sizes by batch statistics; a Company.
 
     The images left over at a shuffle's end are a smaller batch.
@@ -196,13 +196,13 @@ def make(settings):
 
 def _alone(train_line):
     code = (
-        "import numpy as np\n"
         "from fastbn.explain import inference\n\n" + train_line +
         "x, norm = trained.before_norm(trained.data.test_images), trained.norm\n"
-        "alone = np.concatenate([norm(image[None]) for image in x])\n"
+        "alone = inference.one_by_one(norm, x)\n"
         "different = inference.differing(norm(x), alone)\n"
         "two = inference.two_digits(trained, x)\n"
-        "figure = inference.draw_two_digits(norm(two), inference.alone_in_training(norm, two), norm.beta)")
+        "in_training = inference.alone_in_training(norm, two)\n"
+        "figure = inference.draw_two_digits(norm(two), in_training, norm.beta)")
     values = run_code(code)
     a, b = values["norm"](values["two"])[:, :SHOWN_FEATURES]
     return Picture(
@@ -218,8 +218,7 @@ def _same_bits(values):
     trained = values["trained"]
     with threadpool_limits(limits=1, user_api="blas"):
         logits = check_single_samples(trained.network, trained.data.test_images).logit_difference
-    ruined = alone_in_training(values["norm"], values["two"])
-    off = float(np.abs(ruined - values["norm"].beta).max())
+    off = float(np.abs(values["in_training"] - values["norm"].beta).max())
     return Text(
         "A trained layer normalizes by its moving averages, which no longer depend on the batch. So an image gets the "
         "same answer alone as among others. Of the first batch norm layer's {inference_compared} outputs for "
@@ -240,7 +239,7 @@ def _company(train_line, settings):
     code = (
         "from fastbn.explain import inference\n\n" + train_line +
         "recognized = inference.accuracy(trained, trained.data.test_images)\n"
-        f"company = inference.in_company(trained, {BATCH_SIZES}, shuffles={shuffles}, seed={settings.seed})\n"
+        f"company = inference.in_company(trained, shuffles={shuffles}, seed={settings.seed})\n"
         "figure = inference.draw_company(company, recognized)")
     values = run_code(code)
     company = values["company"]

@@ -155,8 +155,8 @@ def _follow_lines(seed, steps):
         "import fastbn\n"
         "from fastbn.explain import moving_averages\n\n"
         f"record = moving_averages.train(seed={seed}, steps={steps})\n"
-        f"layers = {{momentum: fastbn.BatchNorm({FEATURES}, momentum=momentum) for momentum in {MOMENTA}}}\n"
-        "tracks = {momentum: moving_averages.follow(layer, record) for momentum, layer in layers.items()}\n"
+        f"layers = {{m: fastbn.BatchNorm({FEATURES}, momentum=m) for m in {MOMENTA}}}\n"
+        "tracks = {m: moving_averages.follow(layer, record) for m, layer in layers.items()}\n"
     )
 
 
@@ -176,7 +176,7 @@ def _averages(seed, steps):
 
 def _lags(seed, steps):
     code = _follow_lines(seed, steps) + (
-        "lags = {momentum: moving_averages.lag(record, track) for momentum, track in tracks.items()}\n"
+        "lags = {m: moving_averages.lag(record, track) for m, track in tracks.items()}\n"
         "noise = moving_averages.noise(record)\n"
         "figure = moving_averages.draw_lags(lags, noise)")
     values = run_code(code)

@@ -195,8 +195,10 @@ def make(settings):
 
 
 _CALLS = {
-    "training": "fastbn.batch_norm_training(d.x, d.gamma, d.beta, axis=d.axis, out=d.out, num_threads=n)",
-    "inference": "fastbn.batch_norm_inference(d.x, d.mean, d.var, d.gamma, d.beta, axis=d.axis, out=d.out, num_threads=n)",
+    "training": "fastbn.batch_norm_training(\n"
+                "        d.x, d.gamma, d.beta, axis=d.axis, out=d.out, num_threads=n)",
+    "inference": "fastbn.batch_norm_inference(\n"
+                 "        d.x, d.mean, d.var, d.gamma, d.beta, axis=d.axis, out=d.out, num_threads=n)",
 }
 
 
