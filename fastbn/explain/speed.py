@@ -24,7 +24,7 @@ from fastbn.explain import _peers
 from fastbn.explain.section import Number, Picture, Section, Table, Text, run_code
 from fastbn.explain.style import BLUE, GREEN, GROUND, INK, ORANGE, PURPLE, SKY, new_figure, styled
 
-SECONDS, QUICK_SECONDS = 3.6, 0.9  # for an operation, where LEAST_ROUNDS do not take longer
+SECONDS, QUICK_SECONDS = 3.6, 0.5  # for an operation, where LEAST_ROUNDS do not take longer
 LEAST_ROUNDS = 3
 DROP_SECONDS = 0.004     # at the start of a block: threads of the contender before it spin on for some milliseconds
 BLOCK_SECONDS = 0.008
