@@ -4,7 +4,8 @@ import numpy as np
 from ._canonical import arrange, normalize_axes
 from ._functional import batch_norm_inference
 
-# Of scale, by the type of the arithmetic: below it 1 / scale overflows, or scale has lost bits; beyond its reciprocal that has.
+# Of scale, by the type of the arithmetic: below it 1 / scale overflows, or scale has lost bits; so has 1 / scale beyond
+# the reciprocal.
 _LEAST = {np.dtype(np.float32): 2.0**-126, np.dtype(np.float64): 2.0**-1022}
 
 

@@ -49,10 +49,11 @@ def write_classifier(path):
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 11)]), path)
 
 
+# By the words of an example, what it needs.
 OPTIONAL = {"ml_dtypes": "ml_dtypes", "safetensors": "safetensors", "interop.onnx": "onnx",
             "interop.autograd": "autograd", "interop.torch": "torch", "interop.jax": "jax", "interop.keras": "keras",
             "interop.thinc": "thinc", "interop.mygrad": "mygrad", "import torch": "torch",
-            "fastbn.sklearn": "sklearn", "dask.array": "dask", "mpi4py": "mpi4py"}  # by the words of an example, what it needs
+            "fastbn.sklearn": "sklearn", "dask.array": "dask", "mpi4py": "mpi4py"}
 
 
 def cannot_run(code):

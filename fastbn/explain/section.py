@@ -35,8 +35,8 @@ class Number:
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph. Fields in braces are numbers: Text("after {steps_before} steps", steps_before=Number(12)). Their names are
-    unique on the page. `code` in backquotes is set as code.
+    """A paragraph. Fields in braces are numbers: Text("after {steps_before} steps", steps_before=Number(12)). Their names
+    are unique on the page. `code` in backquotes is set as code.
     """
 
     text: str
@@ -73,7 +73,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Table:
-    """A table: columns are the headings, rows hold strings and numbers; `Number`s that carry a name are dict values in `names`.
+    """A table: columns are the headings, rows hold strings and numbers; `Number`s that carry a name are in `names`.
 
     names: {(row, column): name} of those cells that a program may look for.
     """
