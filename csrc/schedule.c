@@ -18,7 +18,7 @@ enum {
     BACKWARDS = 512 * 1024,
     SHORT_RUN = 1024,
     LONG_COLUMNS = 8192,
-    EXCHANGE = 256,
+    EXCHANGE = 512,
     LONG_RUN = 128 * 1024 /* adjacent bytes that memory delivers at full speed */
 };
 
