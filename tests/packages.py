@@ -56,8 +56,9 @@ def make_sdist(folder):
 
 def unpack(sdist, folder):
     """The tree."""
+    safely = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # since Python 3.11.4
     with tarfile.open(sdist) as archive:
-        archive.extractall(folder, filter="data")
+        archive.extractall(folder, **safely)
     return folder / f"fastbn-{VERSION}"
 
 
