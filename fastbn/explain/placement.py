@@ -14,7 +14,7 @@ from fastbn.explain.section import Number, Picture, Section, Table, Text, run_co
 from fastbn.explain.style import BLUE, GREEN, INK, ORANGE, new_figure, styled
 
 SEEDS, EPOCHS = 10, 60
-QUICK_SEEDS, QUICK_EPOCHS = 5, 20
+QUICK_SEEDS, QUICK_EPOCHS = 5, 15
 EARLY = 3  # epochs, at which the curves are compared in words
 CONFIDENCE = 0.95
 LARGEST_SEED = 2**32 - 1  # that scikit-learn takes
