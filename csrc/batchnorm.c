@@ -186,31 +186,6 @@ static void plan_job(struct fbn_job *job, const fastbn_shape *shape)
         take_samples(job);
 }
 
-/* ---- parameters, as doubles ---- */
-
-static void load_params(double *to, const void *from, fastbn_dtype dtype, int64_t c, double missing)
-{
-    if (!from)
-        for (int64_t f = 0; f < c; f++)
-            to[f] = missing;
-    else if (dtype == FASTBN_FLOAT32)
-        for (int64_t f = 0; f < c; f++)
-            to[f] = ((const float *)from)[f];
-    else
-        memcpy(to, from, (size_t)c * sizeof *to);
-}
-
-static void store_params(void *to, const double *from, fastbn_dtype dtype, int64_t c)
-{
-    if (!to)
-        return;
-    if (dtype == FASTBN_FLOAT32)
-        for (int64_t f = 0; f < c; f++)
-            ((float *)to)[f] = (float)from[f];
-    else
-        memcpy(to, from, (size_t)c * sizeof *from);
-}
-
 static void fill(double *to, double value, int64_t c)
 {
     for (int64_t f = 0; to && f < c; f++)
@@ -220,8 +195,6 @@ static void fill(double *to, double value, int64_t c)
 /* ---- moments ---- */
 
 struct call {
-    const fastbn_params *params;
-    const void *mean, *var; /* of the inference */
     void *dgamma, *dbeta;
     int threads;
 };
@@ -260,23 +233,11 @@ fastbn_status fastbn_weighted_moments(const fastbn_shape *shape, fastbn_input x,
 
 /* ---- inference ---- */
 
-static void run_inference(struct fbn_job *job, void *call_)
-{
-    const struct call *call = call_;
-    const fastbn_params *params = call->params;
-    int64_t c = job->sums_plan.c;
-    load_params(job->mean, call->mean, params->dtype, c, 0.0);
-    load_params(job->var, call->var, params->dtype, c, 1.0);
-    load_params(job->gamma, params->gamma, params->dtype, c, 1.0);
-    load_params(job->beta, params->beta, params->dtype, c, 0.0);
-    fbn_schedule(job, call->threads);
-}
-
 fastbn_status fastbn_inference(const fastbn_shape *shape, fastbn_input x, const void *mean, const void *var,
                                const fastbn_params *params, double eps, fastbn_output y, int num_threads)
 {
     struct fbn_job job;
-    struct call call = {.params = params, .mean = mean, .var = var, .threads = num_threads};
+    struct call call = {.threads = num_threads};
     RETURN_IF_ERROR(check_shape(shape));
     RETURN_IF_ERROR(check_params(params));
     RETURN_IF_ERROR(check_extra(shape, params->extra));
@@ -290,27 +251,19 @@ fastbn_status fastbn_inference(const fastbn_shape *shape, fastbn_input x, const 
     job.x = job.in = fbn_input_array(x);
     job.y = fbn_output_array(y);
     job.eps = eps;
+    fbn_take_params(&job, mean, var, params);
     take_extra(&job, params);
     plan_job(&job, shape);
-    return fbn_with_scratch(&job, run_inference, &call);
+    return fbn_with_scratch(&job, run, &call);
 }
 
 /* ---- training ---- */
-
-static void run_training(struct fbn_job *job, void *call_)
-{
-    const struct call *call = call_;
-    const fastbn_params *params = call->params;
-    load_params(job->gamma, params->gamma, params->dtype, job->sums_plan.c, 1.0);
-    load_params(job->beta, params->beta, params->dtype, job->sums_plan.c, 0.0);
-    fbn_schedule(job, call->threads);
-}
 
 fastbn_status fastbn_training(const fastbn_shape *shape, fastbn_input x, const fastbn_params *params, double eps,
                               fastbn_output y, double *mean, double *var, double *rstd, int num_threads)
 {
     struct fbn_job job;
-    struct call call = {.params = params, .threads = num_threads};
+    struct call call = {.threads = num_threads};
     RETURN_IF_ERROR(check_shape(shape));
     RETURN_IF_ERROR(check_params(params));
     RETURN_IF_ERROR(check_extra(shape, params->extra));
@@ -331,9 +284,10 @@ fastbn_status fastbn_training(const fastbn_shape *shape, fastbn_input x, const f
     job.mean = mean;
     job.var = var;
     job.rstd = rstd;
+    fbn_take_params(&job, NULL, NULL, params);
     take_extra(&job, params);
     plan_job(&job, shape);
-    return fbn_with_scratch(&job, run_training, &call);
+    return fbn_with_scratch(&job, run, &call);
 }
 
 /* ---- backward ---- */
@@ -341,14 +295,9 @@ fastbn_status fastbn_training(const fastbn_shape *shape, fastbn_input x, const f
 static void run_backward(struct fbn_job *job, void *call_)
 {
     const struct call *call = call_;
-    const fastbn_params *params = call->params;
-    int64_t c = job->sums_plan.c;
-    load_params(job->gamma, params->gamma, params->dtype, c, 1.0);
-    if (fbn_needs_z(job))
-        load_params(job->beta, params->beta, params->dtype, c, 0.0);
-    fbn_schedule(job, call->threads);
-    store_params(call->dgamma, job->dgamma, params->dtype, c);
-    store_params(call->dbeta, job->dbeta, params->dtype, c);
+    run(job, call_);
+    fbn_store_param(job, call->dgamma, job->dgamma);
+    fbn_store_param(job, call->dbeta, job->dbeta);
 }
 
 static const struct fbn_op *backward_op(int frozen, int wants_dx, int wants_sums)
@@ -360,14 +309,14 @@ static const struct fbn_op *backward_op(int frozen, int wants_dx, int wants_sums
     return wants_sums ? &fbn_op_frozen : &fbn_op_frozen_dx;
 }
 
-static void backward_of_nothing(const fastbn_shape *shape, struct call *call)
+/* The sums of an empty batch are 0. */
+static void backward_of_nothing(const fastbn_shape *shape, fastbn_dtype dtype, const struct call *call)
 {
-    const double zero = 0.0;
-    int64_t size = call->params->dtype == FASTBN_FLOAT32 ? 4 : 8;
-    for (int64_t f = 0; f < shape->c; f++) {
-        store_params(call->dgamma ? (char *)call->dgamma + f * size : NULL, &zero, call->params->dtype, 1);
-        store_params(call->dbeta ? (char *)call->dbeta + f * size : NULL, &zero, call->params->dtype, 1);
-    }
+    const size_t bytes = (size_t)shape->c * (dtype == FASTBN_FLOAT32 ? sizeof(float) : sizeof(double));
+    if (call->dgamma)
+        memset(call->dgamma, 0, bytes);
+    if (call->dbeta)
+        memset(call->dbeta, 0, bytes);
 }
 
 fastbn_status fastbn_backward(const fastbn_shape *shape, fastbn_input x, fastbn_input dy, const fastbn_params *params,
@@ -375,7 +324,7 @@ fastbn_status fastbn_backward(const fastbn_shape *shape, fastbn_input x, fastbn_
                               void *dbeta, int num_threads)
 {
     struct fbn_job job;
-    struct call call = {.params = params, .dgamma = dgamma, .dbeta = dbeta, .threads = num_threads};
+    struct call call = {.dgamma = dgamma, .dbeta = dbeta, .threads = num_threads};
     int wants_dx = dx.data != NULL, wants_sums = dgamma || dbeta;
     int wants_dz = params && params->extra && params->extra->dresidual.data;
     int has_written = params && params->extra && params->extra->written.data;
@@ -391,7 +340,7 @@ fastbn_status fastbn_backward(const fastbn_shape *shape, fastbn_input x, fastbn_
         RETURN_IF_ERROR(check_array(shape, fbn_input_array(x)));
     RETURN_IF_ERROR(open_job(&job, shape, backward_op(frozen, wants_dx || wants_dz, wants_sums)));
     if (fbn_is_empty(shape)) {
-        backward_of_nothing(shape, &call);
+        backward_of_nothing(shape, params->dtype, &call);
         return FASTBN_OK;
     }
     if (!wants_dx && !wants_dz && !wants_sums)
@@ -402,6 +351,7 @@ fastbn_status fastbn_backward(const fastbn_shape *shape, fastbn_input x, fastbn_
     job.gradient = (wants_dx || wants_dz) && !frozen;
     job.mean = (double *)mean; /* only read */
     job.rstd = (double *)rstd;
+    fbn_take_params(&job, NULL, NULL, params);
     take_extra(&job, params);
     plan_job(&job, shape);
     return fbn_with_scratch(&job, run_backward, &call);

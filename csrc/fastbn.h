@@ -31,11 +31,12 @@
  *    constant feature gives exactly beta.
  * 4. NaN and Inf stay in their feature. Subnormals are kept. The floating-point environment is never written.
  *
- * Memory beyond the caller's arrays, gone when a call returns: some 130 bytes a feature; for planes 64 bytes for each
- * chunk of a feature (a chunk has at least 16384 of its entries, a feature at most 64 chunks, or one); for tables up to
- * five elements a column and 16 bytes for each column and chunk, at most 2 MiB or those of one chunk; with activations,
- * residuals or weights six elements a column more, and 32 KiB of each thread's stack. A table has as
- * many columns as features, or folded up to some 500, or n outer entries of c * s columns where s < 64.
+ * Memory beyond the caller's arrays, gone when a call returns: some 130 bytes a feature, without sums (inference) some 75
+ * and as many for each thread; for planes 64 bytes for each chunk of a feature (a chunk has at least 16384 of its
+ * entries, a feature at most 64 chunks, or one); for tables up to five elements a column and 16 bytes for each column and
+ * chunk, at most 2 MiB or those of one chunk; with activations, residuals or weights six elements a column more, and
+ * 32 KiB of each thread's stack. A table has as many columns as features, or folded up to some 500, or n outer entries
+ * of c * s columns where s < 64.
  *
  * Every function checks its arguments first, returns a status, never prints, keeps no memory, and may be called from
  * several threads at once, also inside a parallel region of the caller (then it runs on the calling thread).

@@ -43,6 +43,12 @@ struct fbn_op {
 enum { FBN_MOST_PARAMS = 5 };
 enum { FBN_ZERO, FBN_MINUS_ZERO, FBN_ONE, FBN_CONSTANTS };
 
+/* Parameters as the caller has them. NULL: of gamma ones, of beta zeros, of the statistics none to load. */
+struct fbn_given {
+    const void *mean, *var, *gamma, *beta;
+    fastbn_dtype dtype;
+};
+
 struct fbn_job {
     const struct fbn_op *op;
     const struct fbn_kernels *kernels;
@@ -55,6 +61,7 @@ struct fbn_job {
     int64_t entries;                     /* of a feature */
     double total;                        /* their weight: as many, where they have none */
     double eps;
+    struct fbn_given given;
     int gradient;                        /* the second pass reads x and dy, not just `in` */
     enum fbn_way way;                    /* how it stores */
     int reads_ahead;                     /* the first pass, of a table that the second-level caches do not hold */
@@ -130,11 +137,21 @@ void fbn_spread_params(struct fbn_job *job, int64_t first, int64_t end);
 void fbn_apply_features(struct fbn_job *job, int64_t first, int64_t end);
 void fbn_apply_stretch(struct fbn_job *job, int64_t begin, int64_t end);
 
+/* params.c. mean and var: of an inference, in the type of the parameters, else NULL. */
+void fbn_take_params(struct fbn_job *job, const void *mean, const void *var, const fastbn_params *params);
+void fbn_load_params(struct fbn_job *job, int64_t first, int64_t end);
+/* In the type of the parameters; to NULL nothing. */
+void fbn_store_param(const struct fbn_job *job, void *to, const double *from);
+
 /* schedule.c: all steps in a good order on a team of threads. */
 void fbn_schedule(struct fbn_job *job, int num_threads);
 
 /* scratch.c: gives every array of the job that is NULL a place, and calls `run`. */
 fastbn_status fbn_with_scratch(struct fbn_job *job, void (*run)(struct fbn_job *job, void *context), void *context);
+/* Of a job without sums, that of a thread which makes the parameters of the second pass for itself, in so many bytes; it
+ * shares what is read. */
+size_t fbn_own_bytes(const struct fbn_job *job);
+struct fbn_job fbn_own_job(const struct fbn_job *job, char *base);
 
 /* ops.c */
 extern const struct fbn_op fbn_op_moments, fbn_op_training, fbn_op_inference;

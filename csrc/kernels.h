@@ -86,6 +86,7 @@ struct fbn_typed {
                                const double *sum_u, const double *sum_v, double *dgamma, double *dbeta,
                                unsigned char *bad);
     void (*round)(int64_t c, const double *value, void *rounded);
+    void (*widen)(int64_t c, const void *value, double *widened);
     /* par[0..2] of fbn_affine. gamma, beta: doubles. */
     void (*affine_params)(int64_t c, const double *mean, const double *rstd, const double *gamma, const double *beta,
                           void *const par[3]);

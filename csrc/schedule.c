@@ -4,8 +4,11 @@
  * a group is in its
  *                cache. Nobody waits for anybody. Where there are enough features to share out evenly.
  *   by phases    all threads together take each step over everything, with a barrier after it. The second pass of a
- *                table walks backwards, so that it starts on what the caches still hold.
+ *                table walks backwards, so that it starts on what the caches still hold. Where there are no sums, each
+ *                thread makes all parameters for itself, unless features have few entries: lines that one processor
+ *                writes and another reads take longer than computing them twice.
  */
+#include <stdlib.h>
 #include <string.h>
 
 #include "cache.h"
@@ -19,6 +22,7 @@ enum {
     SHORT_RUN = 1024,
     LONG_COLUMNS = 8192,
     EXCHANGE = 512,
+    OWN_ENTRIES = 16, /* of a feature, for each thread, whose parameters are then little beside the data */
     LONG_RUN = 128 * 1024 /* adjacent bytes that memory delivers at full speed */
 };
 
@@ -26,6 +30,8 @@ struct schedule {
     struct fbn_job *job;
     int by_features;
     int64_t group; /* features that a cache holds */
+    char *own;     /* storage for parameters of each thread's own, or NULL: they are shared */
+    size_t own_bytes; /* of a thread */
 };
 
 /* Features that must stay together in both passes. Units are powers of two, or all features. */
@@ -64,6 +70,7 @@ static int64_t take_sums(struct fbn_job *job, int64_t first, int64_t end, int ag
 
 static void all_steps(struct fbn_job *job, int64_t first, int64_t end)
 {
+    fbn_load_params(job, first, end);
     if (job->op->prepare) {
         job->op->prepare(job, first, end);
         fbn_spread_pivots(job, first, end);
@@ -149,28 +156,31 @@ static int64_t first_to_finish(const struct fbn_plan *plan, int thread, int thre
     return fbn_least(plan->c, share((plan->c + unit - 1) / unit, thread, threads) * unit);
 }
 
+/* The features [first, end) are those that this thread takes between the passes. */
+static void sums_to_params(struct fbn_job *job, int thread, int threads, int64_t first, int64_t end)
+{
+    job->op->prepare(job, first, end);
+    fbn_spread_pivots(job, first, end);
+    for (int again = 0; again < 2; again++) {
+        fbn_barrier(threads);
+        sum_phase(job, thread, threads, again);
+        fbn_barrier(threads);
+        finish_phase(job, first, end, again);
+        fbn_barrier(threads);
+        if (again || !memchr(job->bad, 1, (size_t)job->sums_plan.c))
+            break;
+        pivots_again(job, first, end);
+    }
+}
+
 static void work_by_phases(const struct schedule *schedule, int thread, int threads)
 {
     struct fbn_job *job = schedule->job;
-    const struct fbn_plan *plan = &job->sums_plan;
-    int64_t first = first_to_finish(plan, thread, threads), end = first_to_finish(plan, thread + 1, threads);
+    int64_t first = first_to_finish(&job->sums_plan, thread, threads);
+    int64_t end = first_to_finish(&job->sums_plan, thread + 1, threads);
+    fbn_load_params(job, first, end);
     if (job->op->prepare) {
-        job->op->prepare(job, first, end);
-        fbn_spread_pivots(job, first, end);
-        fbn_barrier(threads);
-        sum_phase(job, thread, threads, 0);
-        fbn_barrier(threads);
-        finish_phase(job, first, end, 0);
-        fbn_barrier(threads);
-        int again = memchr(job->bad, 1, (size_t)plan->c) != NULL;
-        if (again) {
-            pivots_again(job, first, end);
-            fbn_barrier(threads);
-            sum_phase(job, thread, threads, 1);
-            fbn_barrier(threads);
-            finish_phase(job, first, end, 1);
-            fbn_barrier(threads);
-        }
+        sums_to_params(job, thread, threads, first, end);
     } else {
         job->op->params(job, first, end);
         fbn_spread_params(job, first, end);
@@ -178,6 +188,16 @@ static void work_by_phases(const struct schedule *schedule, int thread, int thre
     }
     if (fbn_writes(job))
         apply_phase(job, thread, threads);
+}
+
+static void work_with_own_params(const struct schedule *schedule, int thread, int threads)
+{
+    struct fbn_job own = fbn_own_job(schedule->job, schedule->own + (size_t)thread * schedule->own_bytes);
+    fbn_load_params(&own, 0, own.sums_plan.c);
+    own.op->params(&own, 0, own.sums_plan.c);
+    fbn_spread_params(&own, 0, own.sums_plan.c);
+    if (fbn_writes(&own))
+        apply_phase(&own, thread, threads);
 }
 
 /* ---- which of the two ---- */
@@ -266,6 +286,8 @@ static void work(void *schedule_, int thread, int threads)
     const struct schedule *schedule = schedule_;
     if (schedule->by_features)
         work_by_features(schedule, thread, threads);
+    else if (schedule->own)
+        work_with_own_params(schedule, thread, threads);
     else
         work_by_phases(schedule, thread, threads);
     if (schedule->job->way == FBN_STREAM)
@@ -286,6 +308,18 @@ static int reads_ahead(const struct fbn_job *job, int threads)
     return job->sums_plan.c * job->entries * job->size > threads * (fbn_level2_bytes() / 4 * 7);
 }
 
+/* Without the memory, parameters are shared. */
+static void run_team(struct schedule *schedule, int threads)
+{
+    const struct fbn_job *job = schedule->job;
+    if (threads > 1 && !job->op->prepare && job->entries >= (int64_t)OWN_ENTRIES * threads) {
+        schedule->own_bytes = fbn_own_bytes(job);
+        schedule->own = malloc((size_t)threads * schedule->own_bytes);
+    }
+    fbn_run(threads, work, schedule);
+    free(schedule->own);
+}
+
 void fbn_schedule(struct fbn_job *job, int num_threads)
 {
     int64_t arrays = (job->y.data != NULL) + (job->residual.data != NULL) + (job->dresidual.data != NULL);
@@ -293,6 +327,6 @@ void fbn_schedule(struct fbn_job *job, int num_threads)
     int threads = fbn_team_for(num_threads, bytes, exchanged(job), tasks(job));
     job->way = way_of(job, bytes, threads);
     job->reads_ahead = reads_ahead(job, threads);
-    struct schedule schedule = {job, goes_by_features(job, threads), features_in_cache(job, threads)};
-    fbn_run(threads, work, &schedule);
+    struct schedule schedule = {job, goes_by_features(job, threads), features_in_cache(job, threads), NULL, 0};
+    run_team(&schedule, threads);
 }

@@ -1,17 +1,5 @@
 # The kernels of the activations for tests, included by _core.pyx: one call of the kernel, on plain arrays.
 
-cdef extern from "dispatch.h":
-    cdef struct fbn_typed:
-        void (*activate)(const void *z, void *y, int64_t n, fastbn_activation activation, double slope) noexcept
-        void (*activate_gradient)(const void *z, const void *dy, void *dz, int64_t n, fastbn_activation activation,
-                                  double slope) noexcept
-
-    cdef struct fbn_kernels:
-        fbn_typed typed[2]
-
-    fastbn_status fbn_kernels_active(const fbn_kernels **kernels)
-
-
 # In the order of fastbn_activation.
 cdef tuple ACTIVATIONS = ("identity", "relu", "leaky_relu", "relu6", "sigmoid", "tanh", "silu", "gelu", "gelu_tanh",
                           "hardswish", "elu")
@@ -26,12 +14,6 @@ cdef cnp.ndarray like(object z, object a, str name):
     if not is_plain(a) or cnp.PyArray_TYPE(a) != cnp.PyArray_TYPE(z) or cnp.PyArray_SIZE(a) != cnp.PyArray_SIZE(z):
         raise TypeError(f"{name} must be a C-contiguous array of the type and size of z")
     return a
-
-
-cdef const fbn_typed *typed_kernels(cnp.ndarray z) except NULL:
-    cdef const fbn_kernels *kernels = NULL
-    check(fbn_kernels_active(&kernels))
-    return &kernels.typed[<int> dtype_of_kind(cnp.PyArray_TYPE(z))]
 
 
 def activation_names():

@@ -308,6 +308,7 @@ def update_running_f64(const double[::1] mean not None, const double[::1] var no
 
 include "_outputs.pxi"
 include "_plain.pxi"
+include "_kernels.pxi"
 include "_saved.pxi"
 include "_plain_calls.pxi"
 include "_layer_base.pxi"

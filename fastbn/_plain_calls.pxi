@@ -87,6 +87,17 @@ cdef bint can_train(const plain_call *call, cnp.ndarray x, object gamma, object 
             and is_clear_of(out, gamma) and is_clear_of(out, beta))
 
 
+cdef fastbn_params params_as_given(Saved saved, object gamma, object beta) noexcept:
+    """gamma and beta of the caller, if they have one type, else the copies: memory that was not just written, which
+    other threads would take from this one's cache."""
+    cdef fastbn_params params = saved.params()
+    cdef int kind = cnp.NPY_FLOAT64 if gamma is None else cnp.PyArray_TYPE(<cnp.ndarray> gamma)
+    if is_vector_of(beta, cnp.PyArray_DIM(saved.rows, 1), kind):
+        params.gamma, params.beta = data_or_null(gamma), data_or_null(beta)
+        params.dtype = dtype_of_kind(kind)
+    return params
+
+
 cdef Saved train(const plain_call *call, cnp.ndarray x, object residual, object gamma, object beta, cnp.ndarray y):
     """Writes y; gamma and beta are vectors or None. With a residual only the general way goes back."""
     cdef Saved saved = Saved.__new__(Saved)
@@ -94,7 +105,7 @@ cdef Saved train(const plain_call *call, cnp.ndarray x, object residual, object 
     cdef fastbn_extra extra
     saved.axis = call.axis
     saved.take(x, call.shape.c, gamma, beta, False, is_same_memory(y, x))
-    params = saved.params()
+    params = params_as_given(saved, gamma, beta)
     params.activation, params.slope = call.activation, call.slope
     params.extra = with_residual(&call.shape, residual, &extra)
     if residual is None:
@@ -143,15 +154,14 @@ cdef int step(Saved saved, int64_t count, int ddof, double momentum, object mean
 cdef object for_gradient(Saved saved, int which, bint there, const void **data):
     """gamma or beta in the type of the gradients: it came from that type, or there is none. Gives what holds the data."""
     cdef cnp.ndarray narrow
-    cdef cnp.npy_intp i, c = cnp.PyArray_DIM(saved.rows, 1)
+    cdef cnp.npy_intp c = cnp.PyArray_DIM(saved.rows, 1)
     cdef const double *wide = saved.row(which)
     data[0] = wide if there else NULL
     if not there or saved.gradient_kind == cnp.NPY_FLOAT64:
         return saved
     narrow = new_vector(c, cnp.NPY_FLOAT32)
     data[0] = cnp.PyArray_DATA(narrow)
-    for i in range(c):
-        (<float *> data[0])[i] = <float> wide[i]
+    typed_kernels(narrow).round(c, wide, cnp.PyArray_DATA(narrow))
     return narrow
 
 

@@ -4,17 +4,11 @@ cdef enum:
     MEAN, VAR, RSTD, GAMMA, BETA, SAVED_ROWS
 
 
-cdef void widen(object vector, double *to) noexcept:
+cdef int widen(object vector, double *to) except -1:
     """A copy of a vector, see is_vector; of None nothing."""
-    cdef const void *data = data_or_null(vector)
-    cdef cnp.npy_intp i, c = cnp.PyArray_SIZE(<cnp.ndarray> vector) if vector is not None else 0
-    if c == 0:
-        return
-    if cnp.PyArray_TYPE(<cnp.ndarray> vector) == cnp.NPY_FLOAT32:
-        for i in range(c):
-            to[i] = (<const float *> data)[i]
-    else:
-        memcpy(to, data, c * sizeof(double))
+    if vector is not None:
+        typed_kernels(vector).widen(cnp.PyArray_SIZE(<cnp.ndarray> vector), data_or_null(vector), to)
+    return 0
 
 
 # Arrays tell the garbage collector nothing of what they refer to, so it could find no cycle through this anyway.

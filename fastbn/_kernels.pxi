@@ -1,0 +1,21 @@
+# The active kernels, included by _core.pyx: those that it calls itself, on plain arrays.
+
+cdef extern from "dispatch.h":
+    cdef struct fbn_typed:
+        void (*round)(int64_t c, const double *value, void *rounded) noexcept
+        void (*widen)(int64_t c, const void *value, double *widened) noexcept
+        void (*activate)(const void *z, void *y, int64_t n, fastbn_activation activation, double slope) noexcept
+        void (*activate_gradient)(const void *z, const void *dy, void *dz, int64_t n, fastbn_activation activation,
+                                  double slope) noexcept
+
+    cdef struct fbn_kernels:
+        fbn_typed typed[2]
+
+    fastbn_status fbn_kernels_active(const fbn_kernels **kernels)
+
+
+cdef const fbn_typed *typed_kernels(cnp.ndarray a) except NULL:
+    """Of the type of a, float32 or float64."""
+    cdef const fbn_kernels *kernels = NULL
+    check(fbn_kernels_active(&kernels))
+    return &kernels.typed[<int> dtype_of_kind(cnp.PyArray_TYPE(a))]
