@@ -1,7 +1,7 @@
 """One cell measured: a case with a number of threads, everybody who can do it, and the machine's limit.
 
-Each contender's result is checked against the answer in float64 before it is timed. A probe of the memory's speed
-before and after tells whether the machine was the same all the while. Where a peer comes out ahead of fastbn, the cell
+Each contender's result is checked against the answer in float64 before it is timed. Probes before and after, of the
+memory's speed and of the time that threads take to hand something over, tell whether the machine was the same all the while. Where a peer comes out ahead of fastbn, the cell
 is measured five times in all, and the median decides.
 
 What is fused is compared with fastbn's own plain call too, and half types with float32, in the same rounds.
@@ -13,7 +13,8 @@ from bench.cases import check, make_data, reference, sample_features
 from bench.peers import BASELINE, variants
 from bench.timing import LEAST_ROUNDS, Entry, measure, ratio
 
-PROBE_TOLERANCE = 0.15  # by which the two probes may differ
+PROBE_TOLERANCE = 0.15  # by which the two probes of the memory may differ
+HANDOVER_TOLERANCE = 1  # and those of a handover, which are one thing or several times as much
 LOST = 0.95             # a peer's time / fastbn's: below this the cell counts as lost
 MEASUREMENTS = 5        # of a cell that seems lost
 
@@ -25,12 +26,12 @@ def measure_cell(job, contenders, limit, data, seconds, least_rounds=LEAST_ROUND
     """
     case, threads = job.case, job.threads
     limit = limit if limit and (threads == 1 or limit.has_threads) else None
-    before = limit.probe(threads) if limit else None
+    before = _probe(limit, threads)
     entries, errors, failed = _prepare(case, threads, contenders, data)
     limits = limit_entries(limit, case, data, threads)
     own = own_entries(case, threads, contenders, data)
     measurements = _measure_until_sure(entries, [*limits, *own], seconds, least_rounds, most)
-    probes = [before, limit.probe(threads)] if limit else None
+    probes, handovers = map(_both, before, _probe(limit, threads))
     best = min(limits, key=lambda entry: entry.seconds, default=None)
     limit_seconds = best and best.seconds
     return {
@@ -39,12 +40,26 @@ def measure_cell(job, contenders, limit, data, seconds, least_rounds=LEAST_ROUND
         "bytes": case.bytes, "array_bytes": case.array_bytes,
         "limit_seconds": limit_seconds, "limit_disturbed": best is not None and best.disturbed,
         "limits": {entry.contender: entry.seconds for entry in limits},
-        "probe": probes, "flagged": probes is not None and max(probes) > (1 + PROBE_TOLERANCE) * min(probes),
+        "probe": probes, "handover": handovers,
+        "flagged": _differ(probes, PROBE_TOLERANCE) or _differ(handovers, HANDOVER_TOLERANCE),
         "own": [_own_dict(entry, entries) for entry in own],
         "entries": [_entry_dict(entry, entries, errors, case, limit_seconds) for entry in entries],
         "failed": failed,
         "retries": measurements if most > 1 and _is_lost(measurements) else [],
     }
+
+
+def _probe(limit, threads):
+    """(the memory's GB/s, ns of a handover); None for what is not measured."""
+    return limit and limit.probe(threads), limit.handover() if limit and threads > 1 else None
+
+
+def _both(before, after):
+    return None if before is None or after is None else [before, after]
+
+
+def _differ(probes, tolerance):
+    return probes is not None and max(probes) > (1 + tolerance) * min(probes)
 
 
 def limit_entries(limit, case, data, threads):

@@ -13,6 +13,7 @@
  * timed; one parallel region spans all repetitions, with a barrier after each: starting a team is no part of the limit.
  */
 #define _POSIX_C_SOURCE 199309L
+#include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <time.h>
@@ -209,4 +210,44 @@ double limit_seconds(int kind, int nontemporal, int threads, void *y, const void
 #endif
     *read = result;
     return now() - begin;
+}
+
+enum { GIVE_UP = -1 };
+
+/* Waits until *turn is `mine`; 0 where the other thread gave up, or after a second. */
+static int wait_for(atomic_long *turn, long mine)
+{
+    double begin = 0;
+    for (long spins = 1;; ++spins) {
+        long seen = atomic_load_explicit(turn, memory_order_acquire);
+        if (seen == mine) return 1;
+        if (seen == GIVE_UP) return 0;
+        if (spins % 4096) continue;
+        if (begin == 0) begin = now();
+        if (now() - begin > 1) {
+            atomic_store(turn, GIVE_UP);
+            return 0;
+        }
+    }
+}
+
+/* Seconds until what one thread has written arrives at another, the mean of `number` round trips of one cache line; a
+ * negative number where there are no two threads, or they do not run at the same time. */
+double handover_seconds(long number)
+{
+    static _Alignas(2 * LINE) struct { atomic_long turn; char rest[2 * LINE]; } line;
+    double seconds = -1;
+    atomic_store(&line.turn, 0);
+#ifdef _OPENMP
+#pragma omp parallel num_threads(2)
+    if (omp_get_num_threads() == 2) {
+        const int rank = omp_get_thread_num();
+        double begin = now();
+        long i = 0;
+        for (; i < number && wait_for(&line.turn, 2 * i + rank); ++i)
+            atomic_store_explicit(&line.turn, 2 * i + rank + 1, memory_order_release);
+        if (rank == 0 && i == number && wait_for(&line.turn, 2 * number)) seconds = (now() - begin) / (2 * number);
+    }
+#endif
+    return seconds;
 }

@@ -28,6 +28,7 @@ FLAGS = (("-march=native", "-fopenmp"), ("-fopenmp",), ("-march=native",), ())  
 SMALL_BYTES = 512 * 2**10  # of x; larger arrays gain from every thread
 PROBE_BYTES = 64 * 2**20
 PROBE_SECONDS = 0.020
+HANDOVERS = 300  # round trips in a sample
 
 _READ, _COPY, _ADD_FLOAT32, _ADD_FLOAT64, _ADD_HALVES = range(5)  # enum kind of limit.c
 _ADDS = {2: _ADD_HALVES, 4: _ADD_FLOAT32, 8: _ADD_FLOAT64}       # by the size of an item
@@ -97,6 +98,8 @@ class Limit:
         self._run.argtypes = [*[ctypes.c_int] * 3, *[ctypes.c_void_p] * 3,
                               ctypes.c_size_t, *[ctypes.c_void_p] * 2, ctypes.c_long, ctypes.c_void_p]
         self._run.restype = ctypes.c_double
+        self._handover = self._library.handover_seconds
+        self._handover.argtypes, self._handover.restype = [ctypes.c_long], ctypes.c_double
         self.has_threads = bool(self._library.limit_has_threads())
         self.has_nontemporal = bool(self._library.limit_has_nontemporal())
         self.read = ctypes.c_int32()  # the exclusive or of the 32-bit words that were read last
@@ -150,6 +153,15 @@ class Limit:
         x, out = self._probe_arrays
         timer = self.timer("inference", SimpleNamespace(x=x), out, threads, self.has_nontemporal)
         return 2 * PROBE_BYTES / _median_seconds(timer, PROBE_SECONDS) / 1e9
+
+    def handover(self):
+        """Nanoseconds until what one thread has written arrives at another; None where two do not run at the same time.
+
+        Some 30 where they share a cache, several times as much where they do not. The host of a virtual machine may
+        move its processors from one to the other at any time.
+        """
+        samples = [self._handover(HANDOVERS) for _ in range(5)]
+        return None if min(samples) < 0 else statistics.median(samples) * 1e9
 
 
 def _median_seconds(timer, least_seconds):

@@ -17,7 +17,8 @@ LEGEND = ("us: median time of fastbn. GB/s: the bytes that must move / time. lim
           "Peers: their time / fastbn's with the same kind of output, above 1 fastbn is faster. error: the largest, "
           "relative to the largest number of the answer in float64.\n"
           "own: fastbn's time / that of its own plain call, of half types / that of its float32 call.\n"
-          "*: disturbed by other processes. !: the memory's speed before and after differs by more than 15 %.")
+          "*: disturbed by other processes. !: before and after, the memory's speed differs by more than 15 %, or the time "
+          "in which two threads hand over a cache line by a factor of two.")
 
 
 def console_for(file=None):
@@ -125,8 +126,11 @@ def print_verdict(console, name, verdict):
     if verdict["own"]:
         _print_own(console, name, verdict["own"])
     if verdict["flagged"]:
-        console.print(f"{name}: in {verdict['flagged']} of {verdict['cells']} cells the memory's speed before and "
-                      "after differed by more than 15 %: measure again on an idle machine.")
+        console.print(f"{name}: {verdict['flagged']} of {verdict['cells']} cells are flagged: before and after, the "
+                      "memory's speed, or the time of a handover between threads, differed: measure again on an idle machine.")
+    if verdict["handover"]:
+        console.print("{name}: two threads hand over a cache line in {least:.0f} to {greatest:.0f} ns, in the median "
+                      "{median:.0f}.".format(name=name, **verdict["handover"]))
     for failed in verdict["failed"]:
         console.print(escape(f"{failed['contender']} left out of {failed['operation']}, {failed['times']} times: "
                              f"{failed['reason'][:300]}"))
@@ -144,6 +148,8 @@ def lost_text(lost):
     words = [lost["operation"], "x".join(map(str, lost["shape"])), lost["layout"], threads_text(lost["threads"]),
              lost["output"] if lost["output"] != "fresh" else "fresh output"]
     words += [lost["dtype"]] * (lost["dtype"] != "float32")
+    if lost["handover"]:
+        words.append(f"handover {lost['handover']:.0f} ns")
     words += ["64-byte aligned"] * (lost["alignment"] == "64") + ["flagged"] * lost["flagged"]
     return f"{', '.join(words)}: {lost['ratio']:.2f} ({lost['peer']})"
 

@@ -399,11 +399,14 @@ class Fake:
 class FakeLimit:
     has_threads = True
 
-    def __init__(self, probes, seconds=0.05):
-        self.probes, self.seconds = list(probes), seconds
+    def __init__(self, probes, seconds=0.05, handovers=(30.0, 40.0)):
+        self.probes, self.seconds, self.handovers = list(probes), seconds, list(handovers)
 
     def probe(self, threads):
         return self.probes.pop(0)
+
+    def handover(self):
+        return self.handovers.pop(0)
 
     def entries(self, operation, data, out, threads):
         assert (out is None) == (operation == "moments")
@@ -423,7 +426,8 @@ def test_cell_is_json_and_complete():
     assert json.loads(json.dumps(cell)) == cell
     assert (cell["operation"], cell["shape"], cell["layout"], cell["threads"]) == ("training", [4, 3], "table", 2)
     assert cell["limit_seconds"] == 0.05 and cell["limits"] == {"limit": 0.1, "limit nt": 0.05}
-    assert cell["probe"] == [30.0, 33.0] and not cell["flagged"] and not cell["retries"] and not cell["failed"]
+    assert cell["probe"] == [30.0, 33.0] and cell["handover"] == [30.0, 40.0]
+    assert not cell["flagged"] and not cell["retries"] and not cell["failed"]
     found = {(e["contender"], e["output"]): e for e in cell["entries"]}
     assert len(found) == 6
     assert found["fastbn", "out="]["ratio"] is None and found["fastbn", "out="]["share"] == pytest.approx(0.5)
@@ -437,6 +441,9 @@ def test_cell_is_flagged_when_the_machine_changed():
     contenders = [Fake("fastbn", 0.1), Fake("torch", 0.2)]
     assert fake_cell(contenders, FakeLimit([30.0, 40.0]))["flagged"]
     assert not fake_cell(contenders, FakeLimit([30.0, 34.0]))["flagged"]
+    assert fake_cell(contenders, FakeLimit([30.0, 34.0], handovers=[27.0, 160.0]))["flagged"]
+    unknown = fake_cell(contenders, FakeLimit([30.0, 34.0], handovers=[27.0, None]))
+    assert unknown["handover"] is None and not unknown["flagged"]
 
 
 def test_cell_without_a_limit():
@@ -528,7 +535,8 @@ def made_cell(job, times, flagged=False, limit=None, ratios=()):
     return {"operation": case.operation, "shape": list(case.shape), "layout": case.layout, "dtype": case.dtype,
             "alignment": case.alignment, "threads": job.threads, "sweep": job.sweep, "bytes": case.bytes,
             "array_bytes": case.array_bytes, "limit_seconds": limit, "limit_disturbed": False, "limits": {},
-            "probe": [10.0, 10.0], "flagged": flagged, "entries": entries, "failed": [], "retries": [],
+            "probe": [10.0, 10.0], "handover": [30.0, 32.0] if job.threads > 1 else None, "flagged": flagged,
+            "entries": entries, "failed": [], "retries": [],
             "own": [{"against": "plain", "output": output, "seconds": own[output] / ratio, "ratio": ratio,
                      "disturbed": False} for output, ratio in zip(outputs, ratios)]}
 
@@ -546,6 +554,8 @@ def test_verdict_takes_the_fastest_peer_of_each_output():
     # Training: torch 0.5 fresh, numpy 5 into an array; inference: torch 1.5 fresh, numpy 4.
     assert verdict["comparisons"] == 4 and verdict["geometric_mean"] == pytest.approx((0.5 * 5 * 1.5 * 4) ** 0.25)
     assert verdict["under_1"] == 1 and verdict["flagged"] == 1 and verdict["disturbed"] == 0
+    assert verdict["handover"] == {"least": 31.0, "median": 31.0, "greatest": 31.0}
+    assert judge(some_cells()[:1], CACHES)["handover"] is None
     (lost,) = verdict["lost"]
     assert (lost["peer"], lost["output"], lost["ratio"], lost["shape"]) == ("torch", "fresh", 0.5, [32, 512, 7, 7])
     assert verdict["peers"]["torch"]["under_1"] == 1 and verdict["peers"]["numpy"]["least"] == 4
@@ -628,7 +638,8 @@ def test_tables(tmp_path):
         report.print_verdict(console, "grid", judge(some_cells(), CACHES))
     text = (tmp_path / "t.txt").read_text(encoding="utf-8")
     assert "training, 32x512x7x7, last, 1 thread, fresh output: 0.50 (torch)" in text
-    assert "in 1 of 2 cells the memory's speed" in text and "geometric mean of 4 comparisons" in text
+    assert "1 of 2 cells are flagged" in text and "geometric mean of 4 comparisons" in text
+    assert "two threads hand over a cache line in 31 to 31 ns" in text
 
 
 def made_run():

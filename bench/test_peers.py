@@ -1,4 +1,5 @@
 """Contenders give the right answer into the right array, on the threads asked for; the limit moves what it says."""
+import os
 from itertools import product
 from types import SimpleNamespace
 
@@ -218,6 +219,14 @@ def test_limit_seconds_grow_with_the_bytes(limit):
         return limit.seconds("inference", SimpleNamespace(x=x), np.ones_like(x), 1)
     assert 0 < 8 * seconds(2**10) < seconds(2**19)  # 512 times as many
     assert limit.probe(1) > 0.1
+
+
+def test_limit_times_a_handover(limit):
+    nanoseconds = limit.handover()
+    if not limit.has_threads or os.cpu_count() == 1:
+        assert nanoseconds is None
+    else:
+        assert 1 < nanoseconds < 1e9
 
 
 def test_limit_refuses(limit, monkeypatch):

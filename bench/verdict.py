@@ -79,6 +79,7 @@ def judge(cells, caches):
     return {
         "cells": len(cells),
         "flagged": sum(cell["flagged"] for cell in cells),
+        "handover": _handovers(cells),
         "comparisons": len(found),
         "disturbed": disturbed,
         "geometric_mean": geometric_mean(ratios),
@@ -92,10 +93,20 @@ def judge(cells, caches):
     }
 
 
+def handover_of(cell):
+    """Nanoseconds; None where one thread computed, and in runs of before it was measured."""
+    return statistics.fmean(cell["handover"]) if cell.get("handover") else None
+
+
+def _handovers(cells):
+    found = [value for value in map(handover_of, cells) if value is not None]
+    return {"least": min(found), "median": statistics.median(found), "greatest": max(found)} if found else None
+
+
 def _lost(found):
     lost = sorted((item for item in found if item[0] < LOST), key=lambda item: item[0])
     names = "operation", "shape", "layout", "dtype", "alignment", "threads", "flagged"
-    return [{**{name: cell[name] for name in names}, "output": output, "peer": peer, "ratio": ratio,
+    return [{**{name: cell[name] for name in names}, "handover": handover_of(cell), "output": output, "peer": peer, "ratio": ratio,
              "measurements": len(cell["retries"]) or 1} for ratio, peer, output, cell in lost]
 
 
