@@ -4,11 +4,11 @@
  *
  * A packed table whose rows are whole cache lines is flat: since NumPy's arrays start 16, 32 or 48 bytes off a line,
  * its rows are counted from the first line boundary of y, `head` elements in, with the columns rotated by as much (for
- * half types, whose vectors are half a line, read "half a line"). So every store of every row is aligned, which a store past the
- * caches must be. The columns' parameters go on for two lines beyond their period, which makes the rotation a pointer
- * and lets vectors be loaded from any column. Of a table that is folded they are kept for a few rows of the array only:
- * each thread writes those of its features, and a cache line in which the features of two threads alternate costs both
- * of them.
+ * half types, whose vectors are half a line, read "half a line"). So every store of every row is aligned, which a store
+ * past the caches must be. The columns' parameters go on for two lines beyond their period, which makes the rotation a
+ * pointer and lets vectors be loaded from any column. Of a table that is folded they are kept for a few rows of the
+ * array only: each thread writes those of its features, and a cache line in which the features of two threads alternate
+ * costs both of them.
  */
 #include "job.h"
 #include "tiles.h"
@@ -29,7 +29,8 @@ static int is_flat(const struct fbn_job *job)
     int64_t row = plan->c * plan->s;
     int packed = job->y.stride_n == row && job->in.stride_n == row && (!job->gradient || job->x.stride_n == row) &&
                  (!job->residual.data || job->residual.stride_n == row);
-    return plan->layout == FBN_ROWS && job->y.data && !job->tiles_out && packed && plan->width * job->size % line_of(job) == 0;
+    return plan->layout == FBN_ROWS && job->y.data && !job->tiles_out && packed &&
+           plan->width * job->size % line_of(job) == 0;
 }
 
 /* Adjacent entries of y that are written one after the other. */

@@ -292,7 +292,8 @@ static int is_packed(const fastbn_shape *shape, struct fbn_array a)
 static struct pass make_pass(const struct given *given, const struct fbn_kernels *kernels)
 {
     const fastbn_shape *shape = given->shape;
-    const struct fbn_array arrays[] = {fbn_input_array(given->x), fbn_input_array(given->dy), fbn_input_array(given->ddx), fbn_output_array(given->ddy),
+    const struct fbn_array arrays[] = {fbn_input_array(given->x), fbn_input_array(given->dy),
+                                       fbn_input_array(given->ddx), fbn_output_array(given->ddy),
                                        fbn_output_array(given->dx)};
     int packed = 1;
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++)

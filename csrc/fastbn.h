@@ -164,8 +164,9 @@ fastbn_status fastbn_training(const fastbn_shape *shape, fastbn_input x, const f
                               fastbn_output y, double *mean, double *var, double *rstd, int num_threads);
 
 /* Gradients, from the mean and rstd of the forward call. frozen != 0: those were constants (running statistics).
- * dx.data, dgamma, dbeta: NULL where not wanted, and then not computed; x.data may be NULL when frozen, dgamma
- * is NULL, and no activation needs it. dgamma and dbeta have the type params->dtype. params->beta is used where there is an activation. dx may be dy.
+ * dx.data, dgamma, dbeta: NULL where not wanted, and then not computed; x.data may be NULL when frozen, dgamma is NULL,
+ * and no activation needs it. dgamma and dbeta have the type params->dtype. params->beta is used where there is an
+ * activation. dx may be dy.
  * With z = bn(x) + residual, dz = dy * act'(z) takes the place of dy. With weights w of the sum W (not frozen)
  *   dx = gamma * rstd * (dz - w / W * dbeta - w / W * (x - mean) * rstd * dgamma). */
 fastbn_status fastbn_backward(const fastbn_shape *shape, fastbn_input x, fastbn_input dy, const fastbn_params *params,

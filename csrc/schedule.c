@@ -1,8 +1,7 @@
 /* schedule.c - the steps of a call in a good order. Two orders give the same bits:
  *
  *   by features  a thread owns a range of features and takes them group by group through all steps, while the data of
- * a group is in its
- *                cache. Nobody waits for anybody. Where there are enough features to share out evenly.
+ *                a group is in its cache. Nobody waits for anybody. Where there are enough features to share out evenly.
  *   by phases    all threads together take each step over everything, with a barrier after it. The second pass of a
  *                table walks backwards, so that it starts on what the caches still hold. Where there are no sums, each
  *                thread makes all parameters for itself, unless features have few entries: lines that one processor
@@ -17,12 +16,12 @@
 
 enum {
     FEATURES_TO_FINISH = 32, /* by a thread, at least: sums of fewer share cache lines */
+    OWN_ENTRIES = 16,        /* of a feature, for each thread: then its parameters are little beside its data */
     /* bytes */
     BACKWARDS = 512 * 1024,
     SHORT_RUN = 1024,
     LONG_COLUMNS = 8192,
     EXCHANGE = 512,
-    OWN_ENTRIES = 16, /* of a feature, for each thread, whose parameters are then little beside the data */
     LONG_RUN = 128 * 1024 /* adjacent bytes that memory delivers at full speed */
 };
 
@@ -31,7 +30,7 @@ struct schedule {
     int by_features;
     int64_t group; /* features that a cache holds */
     char *own;     /* storage for parameters of each thread's own, or NULL: they are shared */
-    size_t own_bytes; /* of a thread */
+    size_t own_bytes; /* of one thread */
 };
 
 /* Features that must stay together in both passes. Units are powers of two, or all features. */

@@ -79,7 +79,6 @@ static void fill_constants(struct fbn_job *job)
             job->lanes->round(1, &value[i], (char *)job->constant[i] + j * job->lane_size);
 }
 
-
 static size_t lay_out(struct fbn_job *job, const struct fbn_job *given, char *base)
 {
     struct arena arena = {base, 0};
