@@ -1,8 +1,8 @@
 """One cell measured: a case with a number of threads, everybody who can do it, and the machine's limit.
 
 Each contender's result is checked against the answer in float64 before it is timed. Probes before and after, of the
-memory's speed and of the time that threads take to hand something over, tell whether the machine was the same all the while. Where a peer comes out ahead of fastbn, the cell
-is measured five times in all, and the median decides.
+memory's speed and of the time that threads take to hand something over, tell whether the machine was the same all the
+while. Where a peer comes out ahead of fastbn, the cell is measured five times in all, and the median decides.
 
 What is fused is compared with fastbn's own plain call too, and half types with float32, in the same rounds.
 """

@@ -1,7 +1,8 @@
 """pytest bench: every contender alone on every case; a group is one case. Needs pytest-benchmark.
 
 Only times of one group compare, and roughly: contenders do not alternate here. `python -m bench` is the fair
-comparison. A peer whose answer is wrong is skipped. Select with -k, or take more shapes: pytest bench --grid full -k "training and 56x56 and fastbn".
+comparison. A peer whose answer is wrong is skipped. Select with -k, or take more shapes:
+pytest bench --grid full -k "training and 56x56 and fastbn".
 """
 import pytest
 

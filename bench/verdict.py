@@ -106,8 +106,8 @@ def _handovers(cells):
 def _lost(found):
     lost = sorted((item for item in found if item[0] < LOST), key=lambda item: item[0])
     names = "operation", "shape", "layout", "dtype", "alignment", "threads", "flagged"
-    return [{**{name: cell[name] for name in names}, "handover": handover_of(cell), "output": output, "peer": peer, "ratio": ratio,
-             "measurements": len(cell["retries"]) or 1} for ratio, peer, output, cell in lost]
+    return [{**{name: cell[name] for name in names}, "handover": handover_of(cell), "output": output, "peer": peer,
+             "ratio": ratio, "measurements": len(cell["retries"]) or 1} for ratio, peer, output, cell in lost]
 
 
 def _by_peer(cells):

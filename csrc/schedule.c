@@ -67,6 +67,15 @@ static int64_t take_sums(struct fbn_job *job, int64_t first, int64_t end, int ag
     return job->op->finish(job, first, end, again);
 }
 
+/* Of the second pass, if there is one. */
+static void make_params(struct fbn_job *job, int64_t first, int64_t end)
+{
+    if (!job->op->params)
+        return;
+    job->op->params(job, first, end);
+    fbn_spread_params(job, first, end);
+}
+
 static void all_steps(struct fbn_job *job, int64_t first, int64_t end)
 {
     fbn_load_params(job, first, end);
@@ -78,12 +87,9 @@ static void all_steps(struct fbn_job *job, int64_t first, int64_t end)
             take_sums(job, first, end, 1);
         }
     }
-    if (job->op->params) {
-        job->op->params(job, first, end);
-        fbn_spread_params(job, first, end);
-        if (fbn_writes(job))
-            fbn_apply_features(job, first, end);
-    }
+    make_params(job, first, end);
+    if (fbn_writes(job))
+        fbn_apply_features(job, first, end);
 }
 
 static int64_t first_feature(const struct fbn_job *job, int thread, int threads)
@@ -141,10 +147,7 @@ static void finish_phase(struct fbn_job *job, int64_t first, int64_t end, int ag
 {
     fbn_total_sums(job, first, end);
     job->op->finish(job, first, end, again);
-    if (job->op->params) {
-        job->op->params(job, first, end);
-        fbn_spread_params(job, first, end);
-    }
+    make_params(job, first, end);
 }
 
 /* Between the passes, the first feature of thread t. Where a row of the plan holds each feature several times over, two
@@ -181,8 +184,7 @@ static void work_by_phases(const struct schedule *schedule, int thread, int thre
     if (job->op->prepare) {
         sums_to_params(job, thread, threads, first, end);
     } else {
-        job->op->params(job, first, end);
-        fbn_spread_params(job, first, end);
+        make_params(job, first, end);
         fbn_barrier(threads);
     }
     if (fbn_writes(job))
@@ -193,8 +195,7 @@ static void work_with_own_params(const struct schedule *schedule, int thread, in
 {
     struct fbn_job own = fbn_own_job(schedule->job, schedule->own + (size_t)thread * schedule->own_bytes);
     fbn_load_params(&own, 0, own.sums_plan.c);
-    own.op->params(&own, 0, own.sums_plan.c);
-    fbn_spread_params(&own, 0, own.sums_plan.c);
+    make_params(&own, 0, own.sums_plan.c);
     if (fbn_writes(&own))
         apply_phase(&own, thread, threads);
 }
