@@ -16,5 +16,6 @@ verdict.py   what the cells say: fastest peers, losses, shares of the limit, wha
 report.py    tables
 charts.py    PNG and SVG
 frameworks/  what a framework gains by fastbn, a run of its own: `python -m bench.frameworks`
+busy/        what default threads cost beside other programs, a run of its own: `python -m bench.busy`
 readme.py    the README's table, from a run: `python -m bench.readme FOLDER`
 """

@@ -59,7 +59,7 @@
 extern "C" {
 #endif
 
-#define FASTBN_ABI_VERSION 1
+#define FASTBN_ABI_VERSION 2
 
 typedef enum fastbn_status {
     FASTBN_OK = 0,
@@ -70,7 +70,8 @@ typedef enum fastbn_status {
     FASTBN_ERROR_MEMORY = 5,          /* scratch memory could not be allocated */
     FASTBN_ERROR_ISA_UNKNOWN = 6,     /* the name (or FASTBN_ISA) is no instruction set of this library */
     FASTBN_ERROR_ISA_UNSUPPORTED = 7, /* known, but not built or not offered by this processor */
-    FASTBN_ERROR_ACTIVATION = 8       /* not a member of fastbn_activation, or not invertible where it must be */
+    FASTBN_ERROR_ACTIVATION = 8,      /* not a member of fastbn_activation, or not invertible where it must be */
+    FASTBN_ERROR_FORKED = 9           /* threads were used before the fork: those of the pool are not in this process */
 } fastbn_status;
 
 /* float16 is IEEE binary16, bfloat16 the upper half of a float32. Both are for data only: they are computed as float32,
@@ -211,13 +212,25 @@ fastbn_status fastbn_isa_active(const char **name);
 /* NULL goes back to the choice of first use. */
 fastbn_status fastbn_set_isa(const char *name);
 
-/* Threads that a call may use: the smallest of the runtime's maximum at the time of the call, fastbn_set_num_threads
- * (0: no limit; FASTBN_NUM_THREADS is its first value) and the argument of the call. 1 after a fork, and without
- * OpenMP. */
+/* The threads that a call may use: the smallest of the runtime's maximum at the time of the call, fastbn_set_num_threads
+ * (0: no limit; FASTBN_NUM_THREADS is its first value) and the argument of the call. Where OMP_NUM_THREADS does not set
+ * the maximum, it is at most the number of processors that the process may run on and, in a container, that its quota
+ * of processor time amounts to, rounded up. 1 after a fork, and without OpenMP. A call takes fewer where it is short,
+ * where other calls of the process are under way, where the runtime's threads have gone to sleep and waking them costs
+ * more than they gain, while the process backs off (see below), and where the system has no more threads to give. */
 int fastbn_get_num_threads(void);
 void fastbn_set_num_threads(int num_threads);
-/* In a forked child, where threads are off since the OpenMP pool may not have survived: switch them on again. */
-void fastbn_rearm_threads(void);
+/* In a forked child, where threads are off since the OpenMP pool may not have survived: switch them on again.
+ * FASTBN_ERROR_FORKED, and they stay off, where this library had used threads before the fork: the next call would wait
+ * for them for ever. It cannot know of a pool that another library started. */
+fastbn_status fastbn_rearm_threads(void);
+/* Backing off: where threads wait for each other longer than they gain, as on a machine that is busy with other
+ * programs, the calls of this process take half as many threads for a while of at most a second, then more again.
+ * 0 switches it off; FASTBN_BACKOFF=0 does so from the start. */
+void fastbn_set_backoff(int on);
+int fastbn_get_backoff(void);
+/* How often this process has backed off. */
+int64_t fastbn_backoffs(void);
 /* "libgomp", "libomp", ... by the compiler that built it; NULL without OpenMP. */
 const char *fastbn_openmp(void);
 

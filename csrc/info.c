@@ -22,6 +22,7 @@ const char *fastbn_status_text(fastbn_status status)
     case FASTBN_ERROR_MEMORY: return "scratch memory could not be allocated";
     case FASTBN_ERROR_ISA_UNKNOWN: return "the instruction set is unknown";
     case FASTBN_ERROR_ACTIVATION: return "the activation is unknown, or cannot be inverted where x was overwritten";
+    case FASTBN_ERROR_FORKED: return "threads were used before the fork, and the forked process does not have them";
     case FASTBN_ERROR_ISA_UNSUPPORTED: return "the instruction set is not built in, or this processor lacks it";
     }
     return "unknown status";

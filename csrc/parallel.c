@@ -4,21 +4,31 @@
  * started them, and a parallel region could wait for them for ever. The handler is therefore installed when the library
  * is loaded, not at its first parallel region.
  *
- * Small work never reaches the pragma: even a region of one thread costs a quarter of a microsecond.
+ * Small work never reaches the pragma: even a region of one thread costs a quarter of a microsecond. Nor does it read
+ * the clock, nor is it counted among the calls that share the processors.
  */
+#define _POSIX_C_SOURCE 200809L /* clock_gettime, nanosleep */
 #include "parallel.h"
 
 #include <stdatomic.h>
 #include <stdlib.h>
+#include <time.h>
 
+#include "backoff.h"
+#include "cgroup.h"
 #include "fastbn.h"
+#include "trial.h"
 
 #ifdef _OPENMP
 #include <omp.h>
 #endif
 
-/* A parallel region costs about a microsecond, in which one core moves some tens of KiB. */
-#define DEFAULT_BYTES_PER_THREAD (128 * 1024)
+/* A parallel region costs about a microsecond where the processors share a cache, in which one moves some tens of KiB.
+ * It costs several where they do not, and each line of data that the other had last costs six times as much; the host of
+ * a virtual machine moves its processors from one state to the other at any time. Measured in both on Zen 5: with two
+ * threads, calls of 0.4 MB take 0.8 to 1.2 of one thread's time in the one state and 1.3 to 2.0 in the other, of 0.8 MB
+ * 0.7 and 0.9 to 1.2, of 1.6 MB 0.5 and 0.6 to 0.7. */
+#define DEFAULT_BYTES_PER_THREAD (512 * 1024)
 
 #if defined(_MSC_VER)
 #define THREAD_LOCAL __declspec(thread)
@@ -26,24 +36,68 @@
 #define THREAD_LOCAL _Thread_local
 #endif
 
+enum {
+    WATCHED = 8, /* threads of a team whose time is taken; more would say the same */
+    LINE = 64,
+    WAKING = 32, /* the work done alone before another thread is woken, in times of the least for a thread */
+};
+
+static const int64_t SECOND = 1000000000, AWAKE = 80000, LONG_CALL = 100000; /* nanoseconds */
+
+/* Each thread writes to a line that nobody reads in a short call: see report. */
+struct watch {
+    _Atomic int64_t computed;
+    char rest_of_the_line[LINE - sizeof(int64_t)];
+};
+
 static atomic_int thread_limit = -1; /* 0: none, -1: FASTBN_NUM_THREADS not read yet */
-static atomic_int forked = 0;
-static _Atomic int64_t bytes_per_thread = DEFAULT_BYTES_PER_THREAD;
-static THREAD_LOCAL int last_team = 1;
+static atomic_int forked = 0, has_pool = 0, calls = 0;
+static _Atomic int64_t bytes_per_thread = DEFAULT_BYTES_PER_THREAD, delay = 0;
+
+/* What a thread remembers. Of one that calls: all but `waited`; of one in a team: that. */
+static THREAD_LOCAL struct memory {
+    int last_team;
+    int pool;                      /* the other threads that the runtime keeps for this one */
+    int64_t awake_until;           /* they sleep from then on */
+    int64_t last_ended, done_alone; /* see leaves_asleep */
+    int64_t waited;                /* at the barriers of this call */
+    struct watch watches[WATCHED];
+} mine;
 
 #if defined(__unix__) || defined(__APPLE__)
 #include <pthread.h>
 
-static void in_forked_child(void) { atomic_store(&forked, 1); }
+static int64_t clock_now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * SECOND + t.tv_nsec;
+}
+
+static void in_forked_child(void)
+{
+    atomic_store(&forked, 1);
+    atomic_store(&calls, 0);
+}
 
 __attribute__((constructor)) static void watch_forks(void) { pthread_atfork(NULL, NULL, in_forked_child); }
+#else
+static int64_t clock_now(void)
+{
+    struct timespec t;
+    timespec_get(&t, TIME_UTC);
+    return (int64_t)t.tv_sec * SECOND + t.tv_nsec;
+}
 #endif
+
+/* ---- how many threads ---- */
 
 static int limit_from_environment(void)
 {
     const char *text = getenv("FASTBN_NUM_THREADS");
-    long n = text ? strtol(text, NULL, 10) : 0;
-    return n > 0 && n < 1 << 20 ? (int)n : 0;
+    char *end = NULL;
+    long n = text ? strtol(text, &end, 10) : 0;
+    return n > 0 && n < 1 << 20 && *end == '\0' ? (int)n : 0;
 }
 
 static int current_limit(void)
@@ -56,77 +110,213 @@ static int current_limit(void)
     return limit;
 }
 
-static int runtime_threads(void)
-{
-#ifdef _OPENMP
-    if (atomic_load(&forked) || omp_in_parallel())
-        return 1;
-    return omp_get_max_threads();
-#else
-    return 1;
-#endif
-}
-
 static int smaller(int threads, int64_t limit) { return limit < threads ? (int)limit : threads; }
 
-int fastbn_get_num_threads(void)
+#ifdef _OPENMP
+static int ask_for_processors(void)
 {
-    int threads = runtime_threads(), limit = current_limit();
+    int processors = omp_get_num_procs(), quota = fbn_cgroup_processors("");
+    return quota > 0 ? smaller(processors, quota) : processors;
+}
+
+/* Those that the calling thread may run on, or fewer where a container's share of processor time is less. The system is
+ * asked once a second. */
+static int processors(int64_t now)
+{
+    static atomic_int known = 0;
+    static _Atomic int64_t asked = 0;
+    if (atomic_load_explicit(&known, memory_order_relaxed) == 0
+        || now - atomic_load_explicit(&asked, memory_order_relaxed) > SECOND) {
+        atomic_store(&asked, now);
+        atomic_store(&known, ask_for_processors());
+    }
+    return atomic_load_explicit(&known, memory_order_relaxed);
+}
+
+/* OMP_NUM_THREADS is a number that somebody chose; without it the runtime's maximum is only a default. */
+static int runtime_threads(int64_t now)
+{
+    static atomic_int chosen = -1;
+    if (atomic_load(&forked) || omp_in_parallel())
+        return 1;
+    if (atomic_load_explicit(&chosen, memory_order_relaxed) < 0)
+        atomic_store(&chosen, getenv("OMP_NUM_THREADS") != NULL);
+    int threads = omp_get_max_threads();
+    return atomic_load_explicit(&chosen, memory_order_relaxed) ? threads : smaller(threads, processors(now));
+}
+#else
+static int processors(int64_t now) { return (void)now, 1; }
+
+static int runtime_threads(int64_t now) { return (void)now, 1; }
+#endif
+
+static int threads_at(int64_t now)
+{
+    int threads = runtime_threads(now), limit = current_limit();
     return limit > 0 ? smaller(threads, limit) : threads;
 }
 
+int fastbn_get_num_threads(void) { return threads_at(clock_now()); }
+
 void fastbn_set_num_threads(int threads) { atomic_store(&thread_limit, threads > 0 ? threads : 0); }
 
-void fastbn_rearm_threads(void) { atomic_store(&forked, 0); }
-
-int fbn_team_for(int requested, int64_t bytes, int64_t exchanged, int64_t tasks)
+fastbn_status fastbn_rearm_threads(void)
 {
-    int64_t least = atomic_load(&bytes_per_thread);
-    last_team = 1;
-    if (least > 0)
-        least += exchanged;
-    if (requested == 1 || tasks <= 1 || (least > 0 && bytes < 2 * least))
-        return 1;
-    int threads = fastbn_get_num_threads();
-    if (requested > 0)
-        threads = smaller(threads, requested);
-    if (least > 0)
-        threads = smaller(threads, bytes / least);
-    return smaller(threads, tasks);
+    if (atomic_load(&forked) && atomic_load(&has_pool))
+        return FASTBN_ERROR_FORKED;
+    atomic_store(&forked, 0);
+    return FASTBN_OK;
 }
 
-void fbn_run(int threads, fbn_work *work, void *job)
+/* Calls in flight share the processors. */
+static int share_of_call(int threads, int others, int64_t now)
+{
+    int share = processors(now) / (others + 1);
+    return others > 0 ? smaller(threads, share > 1 ? share : 1) : threads;
+}
+
+/* Whether threads that sleep are left asleep. Waking them pays once the calls that follow each other at once have done so
+ * much work without them; one large call has, and so has a long row of short ones. */
+static int leaves_asleep(struct memory *my, int64_t now, int64_t bytes)
+{
+    if (now < my->awake_until)
+        return 0;
+    my->done_alone = now - my->last_ended > AWAKE ? bytes : my->done_alone + bytes;
+    return my->done_alone < WAKING * atomic_load_explicit(&bytes_per_thread, memory_order_relaxed);
+}
+
+struct fbn_team fbn_team_for(int requested, int64_t bytes, int64_t exchanged, int64_t tasks)
+{
+    struct fbn_team team = {1, 0, 0};
+    int64_t least = atomic_load_explicit(&bytes_per_thread, memory_order_relaxed);
+    struct memory *my = &mine;
+    my->last_team = 1;
+    if (bytes < 2 * least)
+        return team;
+    team.counted = 1;
+    int others = atomic_fetch_add_explicit(&calls, 1, memory_order_relaxed), always = least == 0;
+    least += always ? 1 : exchanged;
+    if (requested == 1 || tasks <= 1 || (!always && bytes < 2 * least))
+        return team;
+    team.begun = clock_now();
+    int threads = smaller(threads_at(team.begun), tasks);
+    if (requested > 0)
+        threads = smaller(threads, requested);
+    if (!always) {
+        threads = share_of_call(smaller(threads, bytes / least), others, team.begun);
+        threads = fbn_backoff_limit(threads, team.begun);
+        if (threads > 1 && leaves_asleep(my, team.begun, bytes))
+            threads = 1;
+    }
+    team.threads = threads > 1 ? threads : 1;
+    return team;
+}
+
+/* ---- running on them ---- */
+
+#ifdef _OPENMP
+
+/* LLVM's library lets idle threads spin for a fifth of a second. A millisecond is the shortest time that leaves the
+ * barriers of a call fast; it is set for each calling thread, unless somebody has chosen. */
+static void let_idle_threads_sleep(void)
+{
+#ifdef KMP_VERSION_MAJOR
+    if (mine.pool == 0 && !getenv("KMP_BLOCKTIME") && !getenv("OMP_WAIT_POLICY"))
+        kmp_set_blocktime(1);
+#endif
+}
+
+/* The runtime ends the threads that a smaller team does not need and starts them again for a larger one. */
+static int can_have(struct fbn_team team)
+{
+    if (team.threads - 1 > mine.pool && !fbn_can_start(team.threads - 1 - mine.pool)) {
+        fbn_backoff_refused(team.begun);
+        return 0;
+    }
+    let_idle_threads_sleep();
+    mine.pool = team.threads - 1;
+    atomic_store_explicit(&has_pool, 1, memory_order_relaxed);
+    return 1;
+}
+
+static void wait_as_tests_want(int thread)
+{
+    int64_t wanted = atomic_load_explicit(&delay, memory_order_relaxed);
+    if (wanted > 0 && thread > 0)
+        for (int64_t end = clock_now() + wanted; clock_now() < end;)
+            continue;
+}
+
+/* The time of the quickest thread. Another processor's lines are read where the call took long: there they cost nothing
+ * beside it, and show whether this thread was the one that had to wait for a processor. */
+static void report(struct memory *my, int threads, int64_t begun)
+{
+    int64_t now = clock_now(), elapsed = now - begun, computed = my->watches[0].computed;
+    for (int i = 1; elapsed > LONG_CALL && i < threads && i < WATCHED; i++)
+        if (my->watches[i].computed < computed)
+            computed = my->watches[i].computed;
+    fbn_backoff_report(threads, elapsed, computed, now);
+    my->last_ended = now;
+    my->awake_until = now + AWAKE;
+    my->last_team = threads;
+}
+
+static void run_on_threads(struct fbn_team team, fbn_work *work, void *job)
+{
+    int given = 1;
+    struct memory *caller = &mine;
+#pragma omp parallel num_threads(team.threads) shared(given, caller)
+    {
+        struct memory *my = &mine;
+        int thread = omp_get_thread_num(), threads = omp_get_num_threads();
+        int64_t begun = thread == 0 ? team.begun : clock_now();
+        if (thread == 0)
+            given = threads;
+        my->waited = 0;
+        work(job, thread, threads);
+        if (thread < WATCHED)
+            atomic_store_explicit(&caller->watches[thread].computed, clock_now() - begun - my->waited,
+                                  memory_order_relaxed);
+        wait_as_tests_want(thread);
+    }
+    report(caller, given, team.begun);
+}
+#endif
+
+void fbn_run(struct fbn_team team, fbn_work *work, void *job)
 {
 #ifdef _OPENMP
-    if (threads > 1) {
-        int team = 1;
-#pragma omp parallel num_threads(threads) shared(team)
-        {
-            if (omp_get_thread_num() == 0)
-                team = omp_get_num_threads();
-            work(job, omp_get_thread_num(), omp_get_num_threads());
-        }
-        last_team = team;
-        return;
-    }
+    if (team.threads > 1 && can_have(team))
+        run_on_threads(team, work, job);
+    else
 #endif
-    work(job, 0, 1);
+    {
+        work(job, 0, 1);
+        if (team.begun)
+            mine.last_ended = clock_now();
+    }
+    if (team.counted)
+        atomic_fetch_sub_explicit(&calls, 1, memory_order_relaxed);
 }
 
 void fbn_barrier(int threads)
 {
 #ifdef _OPENMP
     if (threads > 1) {
+        int64_t begun = clock_now();
 #pragma omp barrier
+        mine.waited += clock_now() - begun;
     }
 #else
     (void)threads;
 #endif
 }
 
+void fbn_delay_threads(int64_t nanoseconds) { atomic_store(&delay, nanoseconds); }
+
 int64_t fbn_set_bytes_per_thread(int64_t bytes) { return atomic_exchange(&bytes_per_thread, bytes); }
 
-int fbn_last_team_size(void) { return last_team; }
+int fbn_last_team_size(void) { return mine.last_team; }
 
 const char *fastbn_openmp(void)
 {

@@ -21,7 +21,7 @@ enum {
     BACKWARDS = 512 * 1024,
     SHORT_RUN = 1024,
     LONG_COLUMNS = 8192,
-    EXCHANGE = 512,
+    EXCHANGE = 384,
     LONG_RUN = 128 * 1024 /* adjacent bytes that memory delivers at full speed */
 };
 
@@ -309,14 +309,15 @@ static int reads_ahead(const struct fbn_job *job, int threads)
 }
 
 /* Without the memory, parameters are shared. */
-static void run_team(struct schedule *schedule, int threads)
+static void run_team(struct schedule *schedule, struct fbn_team team)
 {
     const struct fbn_job *job = schedule->job;
+    const int threads = team.threads;
     if (threads > 1 && !job->op->prepare && job->entries >= (int64_t)OWN_ENTRIES * threads) {
         schedule->own_bytes = fbn_own_bytes(job);
         schedule->own = malloc((size_t)threads * schedule->own_bytes);
     }
-    fbn_run(threads, work, schedule);
+    fbn_run(team, work, schedule);
     free(schedule->own);
 }
 
@@ -324,9 +325,10 @@ void fbn_schedule(struct fbn_job *job, int num_threads)
 {
     int64_t arrays = (job->y.data != NULL) + (job->residual.data != NULL) + (job->dresidual.data != NULL);
     int64_t bytes = (bytes_of_feature(job) + arrays * job->entries * job->size) * job->sums_plan.c;
-    int threads = fbn_team_for(num_threads, bytes, exchanged(job), tasks(job));
+    struct fbn_team team = fbn_team_for(num_threads, bytes, exchanged(job), tasks(job));
+    const int threads = team.threads;
     job->way = way_of(job, bytes, threads);
     job->reads_ahead = reads_ahead(job, threads);
     struct schedule schedule = {job, goes_by_features(job, threads), features_in_cache(job, threads), NULL, 0};
-    run_team(&schedule, threads);
+    run_team(&schedule, team);
 }

@@ -6,9 +6,10 @@ beside it. See README.md, and csrc/fastbn.h for the numeric contract.
 """
 import os as _os
 
+from . import _openmp  # isort: skip - first, since it decides how the core is loaded
 from . import _core
-from ._config import (get_config, get_num_threads, get_output_cache, rearm_threads, set_num_threads, set_output_cache,
-                      show_config)
+from ._config import (get_backoff, get_config, get_num_threads, get_output_cache, rearm_threads, set_backoff,
+                      set_num_threads, set_output_cache, show_config)
 from ._double_backward import batch_norm_double_backward
 from ._drift import Drift
 from ._functional import batch_norm_backward, batch_norm_inference, batch_norm_training, moments
@@ -19,8 +20,9 @@ from .folding import fold_conv, fold_linear
 __version__ = _core.version()
 
 __all__ = ["BatchNorm", "Drift", "Moments", "batch_norm_backward", "batch_norm_double_backward", "batch_norm_inference",
-           "batch_norm_training", "fold_conv", "fold_linear", "get_config", "get_include", "get_num_threads",
-           "get_output_cache", "moments", "rearm_threads", "set_num_threads", "set_output_cache", "show_config"]
+           "batch_norm_training", "fold_conv", "fold_linear", "get_backoff", "get_config", "get_include", "get_num_threads",
+           "get_output_cache", "moments", "rearm_threads", "set_backoff", "set_num_threads", "set_output_cache",
+           "show_config"]
 
 
 def get_include():

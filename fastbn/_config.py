@@ -4,28 +4,56 @@ import sys
 
 import numpy as np
 
-from . import _checks, _core
+from . import _checks, _core, _environment, _openmp
+
+_came_from = {}  # setting: who made it what it is, where that is not the default
 
 
 def set_num_threads(num_threads):
     """Lets every call from now on use at most `num_threads` threads; None takes the limit away.
 
-    OpenMP's own maximum (OMP_NUM_THREADS, threadpoolctl) still holds: this can only lower it. FASTBN_NUM_THREADS sets the
-    limit that a process starts with. Raises TypeError, ValueError.
+    OpenMP's own maximum (OMP_NUM_THREADS, threadpoolctl), the processors that this process may run on and a container's
+    quota still hold: this can only lower them. FASTBN_NUM_THREADS sets the limit that a process starts with. Raises
+    TypeError, ValueError.
     """
     _core.set_num_threads(_checks.threads(num_threads))
+    _came_from["threads"] = f"set_num_threads({num_threads})"
 
 
 def get_num_threads():
-    """The threads that a call may use now: 1 without OpenMP and in a forked child."""
+    """The threads that a call may use now: 1 without OpenMP and in a forked child.
+
+    A call uses fewer where it is short, while other calls of this process are under way, and while the process backs
+    off (`set_backoff`).
+    """
     return _core.get_num_threads()
+
+
+def set_backoff(on):
+    """Whether calls take fewer threads for a while where threads wait for each other longer than they gain.
+
+    So it is on a machine that is busy with other programs: a call ends with its last thread, and the system may take one
+    off its processor for milliseconds. Teams are halved then, down to one thread, for a while of at most a second, and
+    grow again afterwards; results do not change. On by default; FASTBN_BACKOFF=0 switches it off when a process starts.
+    `get_config()["backoffs"]` tells how often it happened. Raises TypeError.
+    """
+    if not isinstance(on, (bool, np.bool_)):
+        raise TypeError(f"on is {on!r}, expected True or False")
+    _core.set_backoff(on)
+    _came_from["backoff"] = f"set_backoff({on})"
+
+
+def get_backoff():
+    """Whether it is on, see set_backoff."""
+    return _core.get_backoff()
 
 
 def rearm_threads():
     """In a forked child: use threads again.
 
-    After a fork fastbn computes on one thread, since the parent's OpenMP threads do not exist in the child and waiting for them would
-    hang. Call this where it is certain that no library had started the OpenMP pool before the fork.
+    After a fork fastbn computes on one thread, since the parent's OpenMP threads do not exist in the child and waiting
+    for them would hang. Raises RuntimeError where fastbn itself had used threads before the fork. It cannot know whether
+    another library that shares its OpenMP pool had: call this where that is certain not to be so.
     """
     _core.rearm_threads()
 
@@ -36,10 +64,11 @@ def set_output_cache(nbytes):
     An array of more than 32 MiB that a call returned, once nothing refers to it, would go back to the system, which clears its
     pages before it hands them out again: that costs two to three times the computation. Such memory is kept instead, the
     longest unused goes first, and the system may take it whenever it runs short. FASTBN_OUTPUT_CACHE sets the bytes that a
-    process starts with. Linux only; elsewhere, and where NumPy was given another allocator, nothing is kept.
+    process starts with, also as 64M or 2G. Linux only; elsewhere, and where NumPy was given another allocator, nothing is kept.
     Raises TypeError, ValueError.
     """
     _core.set_output_cache(_OUTPUT_CACHE if nbytes is None else _checks.byte_count(nbytes, "nbytes"))
+    _came_from["output cache"] = f"set_output_cache({nbytes})"
 
 
 def get_output_cache():
@@ -48,8 +77,35 @@ def get_output_cache():
 
 
 _OUTPUT_CACHE = _core.get_output_cache()
-if os.environ.get("FASTBN_OUTPUT_CACHE", "").isdecimal():
-    set_output_cache(int(os.environ["FASTBN_OUTPUT_CACHE"]))
+
+
+def _start():
+    """What the environment says."""
+    threads = _environment.setting("FASTBN_NUM_THREADS", _environment.read_threads,
+                                   f"a whole number from 1 to {_environment.MOST_THREADS}, or 0 for no limit",
+                                   "there is no limit")
+    nbytes = _environment.setting("FASTBN_OUTPUT_CACHE", _environment.read_bytes, "bytes such as 1000000, 64M or 2G",
+                                  f"{_size(_OUTPUT_CACHE)} are kept")
+    backoff = _environment.setting("FASTBN_BACKOFF", _environment.read_switch, "0 or 1", "it is on")
+    if threads is not None:
+        _core.set_num_threads(threads)
+    if nbytes is not None:
+        _core.set_output_cache(nbytes)
+    if backoff is not None:
+        _core.set_backoff(backoff)
+    found = {"threads": (threads or None, "FASTBN_NUM_THREADS"), "output cache": (nbytes, "FASTBN_OUTPUT_CACHE"),
+             "backoff": (backoff, "FASTBN_BACKOFF")}
+    _came_from.update({what: name for what, (value, name) in found.items() if value is not None})
+
+
+def _threads_came_from():
+    if _core.openmp() is None:
+        return "built without OpenMP"
+    if "threads" in _came_from:
+        return _came_from["threads"]
+    if "OMP_NUM_THREADS" in os.environ:
+        return "OMP_NUM_THREADS"
+    return "default: OpenMP's maximum, within the processors that this process may use"
 
 
 def get_config():
@@ -68,6 +124,9 @@ def get_config():
         "isa_active": _core.isa_active(),
         "openmp": _core.openmp(),
         "num_threads": _core.get_num_threads(),
+        "idle_threads": _openmp.IDLE_THREADS if _core.openmp() else None,
+        "backoff": _core.get_backoff(),
+        "backoffs": _core.backoffs(),
         "output_cache": _core.get_output_cache(),
         "cache_bytes": [_core.cache_bytes(level) or None for level in (1, 2, 3)],
     }
@@ -89,11 +148,18 @@ def show_config(file=None):
         ("compiler", config["compiler"]),
         ("flags", config["flags"]),
         ("instruction sets", f"built {', '.join(config['isa_built'])}; supported {', '.join(config['isa_supported'])}; "
-                             f"active {config['isa_active']}"),
-        ("threads", f"{config['num_threads']}"),
+                             f"active {config['isa_active']} "
+                             f"({'FASTBN_ISA' if os.environ.get('FASTBN_ISA') else 'default: the best of these'})"),
+        ("threads", f"{config['num_threads']} ({_threads_came_from()})"),
         ("OpenMP", config["openmp"] or "none: every call runs on one thread"),
+        ("idle threads", config["idle_threads"] or "none"),
+        ("backing off", f"{'on' if config['backoff'] else 'off'} ({_came_from.get('backoff', 'default')}); so far "
+                        f"{config['backoffs']} times"),
         ("data caches", caches),
-        ("output cache", _size(config["output_cache"])),
+        ("output cache", f"{_size(config['output_cache'])} ({_came_from.get('output cache', 'default')})"),
     ]
     for name, value in rows:
         print(f"{name:17} {value}", file=file)
+
+
+_start()

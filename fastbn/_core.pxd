@@ -17,6 +17,7 @@ cdef extern from "fastbn.h" nogil:
         FASTBN_ERROR_ISA_UNKNOWN
         FASTBN_ERROR_ISA_UNSUPPORTED
         FASTBN_ERROR_ACTIVATION
+        FASTBN_ERROR_FORKED
 
     ctypedef enum fastbn_dtype:
         FASTBN_FLOAT32
@@ -100,6 +101,9 @@ cdef fastbn_status fastbn_isa_active(const char **name) noexcept nogil
 cdef fastbn_status fastbn_set_isa(const char *name) noexcept nogil
 cdef int fastbn_get_num_threads() noexcept nogil
 cdef void fastbn_set_num_threads(int num_threads) noexcept nogil
-cdef void fastbn_rearm_threads() noexcept nogil
+cdef fastbn_status fastbn_rearm_threads() noexcept nogil
+cdef void fastbn_set_backoff(int on) noexcept nogil
+cdef int fastbn_get_backoff() noexcept nogil
+cdef int64_t fastbn_backoffs() noexcept nogil
 cdef const char *fastbn_openmp() noexcept nogil
 cdef int64_t fastbn_cache_bytes(int level) noexcept nogil

@@ -19,6 +19,18 @@ cnp.import_array()
 cdef extern from "parallel.h":
     int64_t fbn_set_bytes_per_thread(int64_t nbytes)
     int fbn_last_team_size()
+    void fbn_delay_threads(int64_t nanoseconds)
+
+cdef extern from "backoff.h":
+    int fbn_backoff_limit(int threads, int64_t now)
+    void fbn_backoff_report(int threads, int64_t elapsed, int64_t computed, int64_t now)
+    void fbn_backoff_reset()
+
+cdef extern from "cgroup.h":
+    int fbn_cgroup_processors(const char *root)
+
+cdef extern from "trial.h":
+    void fbn_refuse_threads(int yes)
 
 cdef extern from *:
     """
@@ -384,7 +396,24 @@ def set_num_threads(int num_threads):
 
 
 def rearm_threads():
-    fastbn_rearm_threads()
+    cdef fastbn_status status = fastbn_rearm_threads()
+    if status == FASTBN_ERROR_FORKED:
+        raise RuntimeError(f"rearm_threads: {fastbn_status_text(status).decode()}: fastbn's next call would wait for them for "
+                           "ever. Start the process by spawn or forkserver, or let the parent use one thread before it "
+                           "forks (FASTBN_NUM_THREADS=1)")
+    check(status)
+
+
+def set_backoff(bint on):
+    fastbn_set_backoff(on)
+
+
+def get_backoff():
+    return fastbn_get_backoff() != 0
+
+
+def backoffs():
+    return fastbn_backoffs()
 
 
 def openmp():
@@ -404,3 +433,33 @@ def set_bytes_per_thread(int64_t nbytes):
 def last_team_size():
     """For tests: the threads of the last call that this thread made."""
     return fbn_last_team_size()
+
+
+def delay_threads(int64_t nanoseconds):
+    """For tests: each thread but the calling one arrives so much later at the end of every call."""
+    fbn_delay_threads(nanoseconds)
+
+
+def refuse_threads(bint yes):
+    """For tests: the system seems to have no thread to give."""
+    fbn_refuse_threads(yes)
+
+
+def backoff_limit(int threads, int64_t now):
+    """For tests: the largest team at a time of the test's own clock."""
+    return fbn_backoff_limit(threads, now)
+
+
+def backoff_report(int threads, int64_t elapsed, int64_t computed, int64_t now):
+    """For tests: what a team tells at its end."""
+    fbn_backoff_report(threads, elapsed, computed, now)
+
+
+def backoff_reset():
+    """For tests: as at the start."""
+    fbn_backoff_reset()
+
+
+def cgroup_processors(str root not None):
+    """For tests: the processors that the control groups below a folder allow; 0: no limit."""
+    return fbn_cgroup_processors(root.encode())

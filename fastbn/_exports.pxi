@@ -37,7 +37,10 @@ cdef extern from "fastbn.h" nogil:
     fastbn_status c_set_isa "fastbn_set_isa"(const char *name)
     int c_get_num_threads "fastbn_get_num_threads"()
     void c_set_num_threads "fastbn_set_num_threads"(int num_threads)
-    void c_rearm_threads "fastbn_rearm_threads"()
+    fastbn_status c_rearm_threads "fastbn_rearm_threads"()
+    void c_set_backoff "fastbn_set_backoff"(int on)
+    int c_get_backoff "fastbn_get_backoff"()
+    int64_t c_backoffs "fastbn_backoffs"()
     const char *c_openmp "fastbn_openmp"()
     int64_t c_cache_bytes "fastbn_cache_bytes"(int level)
 
@@ -128,8 +131,20 @@ cdef void fastbn_set_num_threads(int num_threads) noexcept nogil:
     c_set_num_threads(num_threads)
 
 
-cdef void fastbn_rearm_threads() noexcept nogil:
-    c_rearm_threads()
+cdef fastbn_status fastbn_rearm_threads() noexcept nogil:
+    return c_rearm_threads()
+
+
+cdef void fastbn_set_backoff(int on) noexcept nogil:
+    c_set_backoff(on)
+
+
+cdef int fastbn_get_backoff() noexcept nogil:
+    return c_get_backoff()
+
+
+cdef int64_t fastbn_backoffs() noexcept nogil:
+    return c_backoffs()
 
 
 cdef const char *fastbn_openmp() noexcept nogil:

@@ -49,8 +49,9 @@ SETTINGS = {"OMP_NUM_THREADS": "4", "OMP_DYNAMIC": "false", "OMP_WAIT_POLICY": "
 def run(script, *, prelude=PRELUDE, timeout=60, options=(), **environment):
     """Run a script with four OpenMP threads; its output. Idle threads sleep, so that two cores are enough."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("FASTBN_", "OMP_", "GOMP_", "KMP_"))}
-    done = subprocess.run([sys.executable, *options, "-c", prelude + textwrap.dedent(script)], timeout=timeout,
-                          env={**clean, **SETTINGS, **environment}, capture_output=True, text=True)
+    wanted = {k: v for k, v in {**clean, **SETTINGS, **environment}.items() if v is not None}
+    done = subprocess.run([sys.executable, *options, "-c", prelude + textwrap.dedent(script)], timeout=timeout, env=wanted,
+                          capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -12,8 +12,8 @@ contiguous the core reads them itself (_torch_eager.py). A call that is traced (
 torch.jit.trace, fake and meta tensors) takes operators of the library "fastbn" (_torch_operators.py).
 
 momentum has PyTorch's meaning here, the weight of the new batch. At most torch.get_num_threads() threads compute. The
-two have an OpenMP pool each, and the threads of a pool spin for a while after their work: OMP_WAIT_POLICY=passive
-where that costs more than it gains.
+two have an OpenMP pool each, and PyTorch's threads spin for some milliseconds after their work: GOMP_SPINCOUNT=4000 in
+the environment where that costs more than it gains.
 
 Not offered: forward-mode derivatives, transforms of torch.func, a double backward through an activation or a residual,
 SyncBatchNorm, eps=0. torch.fx.symbolic_trace needs a Tracer for which the modules here are leaves; ONNX has no such

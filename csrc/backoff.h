@@ -1,0 +1,33 @@
+/* backoff.h - smaller teams while large ones lose time.
+ *
+ * A parallel call ends when its last thread does. Where other programs want the processors too, the system takes one
+ * thread of a team off its processor, and the others wait for it: a call of 10 microseconds can take as long as a time
+ * slice of the scheduler, several milliseconds. So every call with more than one thread reports how long it took and how
+ * long its quickest thread computed. Where the waits add up to more than what the team gained, teams are halved for a
+ * while; the while doubles each time, up to a second. After it they double in steps, so that all threads are back within
+ * two seconds of quiet.
+ *
+ * The state is the process's. Its members are atomic each by itself: two calls that report at the same moment can lose
+ * one of the reports, which does no harm.
+ */
+#ifndef FBN_BACKOFF_H
+#define FBN_BACKOFF_H
+
+#include <stdint.h>
+
+/* Times are nanoseconds of one clock that never goes back. */
+
+/* The largest team that a call may take at this time, of `threads` that it would take otherwise. */
+int fbn_backoff_limit(int threads, int64_t now);
+
+/* A team of so many threads has just ended. elapsed: the time of the call; computed: that of its quickest thread, waits
+ * left out. */
+void fbn_backoff_report(int threads, int64_t elapsed, int64_t computed, int64_t now);
+
+/* The system refuses threads: one thread for the longest time. */
+void fbn_backoff_refused(int64_t now);
+
+/* As at the start, but for the switch. */
+void fbn_backoff_reset(void);
+
+#endif
