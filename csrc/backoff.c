@@ -27,7 +27,7 @@ static const int64_t LONGEST = INT64_C(1000000000);
 
 static atomic_int enabled = -1; /* -1: FASTBN_BACKOFF not read yet */
 static atomic_int limit;
-static _Atomic int64_t until, length, lost, times;
+static _Atomic int64_t until, length, lost, times, refused_until;
 
 static int is_enabled(void)
 {
@@ -53,6 +53,8 @@ int64_t fastbn_backoffs(void) { return atomic_load(&times); }
 
 int fbn_backoff_limit(int threads, int64_t now)
 {
+    if (now < atomic_load_explicit(&refused_until, memory_order_relaxed))
+        return 1;
     int64_t end = atomic_load_explicit(&until, memory_order_relaxed);
     int64_t most = atomic_load_explicit(&limit, memory_order_relaxed);
     if (now >= end) {
@@ -64,16 +66,6 @@ int fbn_backoff_limit(int threads, int64_t now)
     return most < threads && is_enabled() ? (int)most : threads;
 }
 
-static void back_off_for(int64_t wanted, int threads, int64_t now)
-{
-    int64_t time = wanted < LONGEST ? wanted : LONGEST;
-    atomic_store(&limit, threads);
-    atomic_store(&length, time);
-    atomic_store(&until, now + time);
-    atomic_store(&lost, 0);
-    atomic_fetch_add(&times, 1);
-}
-
 /* Teams that began before the last step back say nothing about the smaller ones. The while doubles where the one before
  * has just ended, and less the longer it went well since. */
 static void back_off(int threads, int64_t loss, int64_t now)
@@ -82,7 +74,12 @@ static void back_off(int threads, int64_t loss, int64_t now)
     if (now < end && threads > atomic_load(&limit))
         return;
     int64_t again = 2 * last - (now - end), first = FACTOR * loss;
-    back_off_for(again > first ? again : first, threads > 1 ? threads / 2 : 1, now);
+    int64_t wanted = again > first ? again : first, time = wanted < LONGEST ? wanted : LONGEST;
+    atomic_store(&limit, threads > 1 ? threads / 2 : 1);
+    atomic_store(&length, time);
+    atomic_store(&until, now + time);
+    atomic_store(&lost, 0);
+    atomic_fetch_add(&times, 1);
 }
 
 void fbn_backoff_report(int threads, int64_t elapsed, int64_t computed, int64_t now)
@@ -99,11 +96,12 @@ void fbn_backoff_report(int threads, int64_t elapsed, int64_t computed, int64_t 
         atomic_store_explicit(&lost, after, memory_order_relaxed);
 }
 
-void fbn_backoff_refused(int64_t now) { back_off_for(LONGEST, 1, now); }
+void fbn_backoff_refused(int64_t now) { atomic_store(&refused_until, now + LONGEST); }
 
 void fbn_backoff_reset(void)
 {
     atomic_store(&until, 0);
+    atomic_store(&refused_until, 0);
     atomic_store(&length, 0);
     atomic_store(&lost, 0);
 }

@@ -24,7 +24,7 @@ int fbn_backoff_limit(int threads, int64_t now);
  * left out. */
 void fbn_backoff_report(int threads, int64_t elapsed, int64_t computed, int64_t now);
 
-/* The system refuses threads: one thread for the longest time. */
+/* The system refuses threads: every call takes one for a second, also where backing off is switched off. */
 void fbn_backoff_refused(int64_t now);
 
 /* As at the start, but for the switch. */

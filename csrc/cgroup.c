@@ -2,12 +2,13 @@
  *
  * A container's limit is a quota of processor time in each period, set on its control group or on one above it. Both
  * versions of control groups write the group's path to /proc/self/cgroup: version 2 in a line "0::/path", version 1 in
- * one that names the controller, "4:cpu,cpuacct:/path". Within a container the path may be the host's, of which only
+ * one that names the controller, "4:cpu,cpuacct:/path", whose folder has the link "cpu". Within a container the path may be the host's, of which only
  * the end is mounted or nothing; so every folder from the path up to the root is looked at, and the least quota holds.
  */
 #include "cgroup.h"
 
 #ifdef __linux__
+#include <pthread.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -82,14 +83,16 @@ static int quota_of_line(const char *root, char *line)
     group[strcspn(group, "\n")] = '\0';
     if (*controllers && !has_word(controllers, "cpu"))
         return 0;
-    snprintf(mount, sizeof mount, "%s/sys/fs/cgroup%s%s", root, *controllers ? "/" : "", controllers);
+    snprintf(mount, sizeof mount, "%s/sys/fs/cgroup%s", root, *controllers ? "/cpu" : "");
     return quota_along(mount, strcmp(group, "/") == 0 ? "" : group, *controllers ? 1 : 2);
 }
 
+/* A thread that is cancelled here would leave a file open and its call counted for ever. */
 int fbn_cgroup_processors(const char *root)
 {
     char line[PATH / 2];
-    int least = 0;
+    int least = 0, before;
+    pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &before);
     snprintf(line, sizeof line, "%s/proc/self/cgroup", root);
     FILE *file = fopen(line, "r");
     while (file && fgets(line, sizeof line, file)) {
@@ -99,6 +102,7 @@ int fbn_cgroup_processors(const char *root)
     }
     if (file)
         fclose(file);
+    pthread_setcancelstate(before, NULL);
     return least;
 }
 

@@ -40,9 +40,12 @@ enum {
     WATCHED = 8, /* threads of a team whose time is taken; more would say the same */
     LINE = 64,
     WAKING = 32, /* the work done alone before another thread is woken, in times of the least for a thread */
+    /* nanoseconds */
+    AWAKE = 80000,
+    LONG_CALL = 100000
 };
 
-static const int64_t SECOND = 1000000000, AWAKE = 80000, LONG_CALL = 100000; /* nanoseconds */
+static const int64_t SECOND = 1000000000;
 
 /* Each thread writes to a line that nobody reads in a short call: see report. */
 struct watch {
@@ -52,6 +55,7 @@ struct watch {
 
 static atomic_int thread_limit = -1; /* 0: none, -1: FASTBN_NUM_THREADS not read yet */
 static atomic_int forked = 0, has_pool = 0, calls = 0;
+static atomic_int maximum_is_chosen = 0;
 static _Atomic int64_t bytes_per_thread = DEFAULT_BYTES_PER_THREAD, delay = 0;
 
 /* What a thread remembers. Of one that calls: all but `waited`; of one in a team: that. */
@@ -60,6 +64,8 @@ static THREAD_LOCAL struct memory {
     int pool;                      /* the other threads that the runtime keeps for this one */
     int64_t awake_until;           /* they sleep from then on */
     int64_t last_ended, done_alone; /* see leaves_asleep */
+    int processors;                /* that it may run on */
+    int64_t processors_asked;
     int64_t waited;                /* at the barriers of this call */
     struct watch watches[WATCHED];
 } mine;
@@ -80,7 +86,14 @@ static void in_forked_child(void)
     atomic_store(&calls, 0);
 }
 
-__attribute__((constructor)) static void watch_forks(void) { pthread_atfork(NULL, NULL, in_forked_child); }
+/* OMP_NUM_THREADS is a number that somebody chose; without it the runtime's maximum is only a default. It is read when the
+ * runtime reads it; one that is no number is ignored there too. */
+__attribute__((constructor)) static void at_load(void)
+{
+    const char *text = getenv("OMP_NUM_THREADS");
+    atomic_store(&maximum_is_chosen, text && strtol(text, NULL, 10) > 0);
+    pthread_atfork(NULL, NULL, in_forked_child);
+}
 #else
 static int64_t clock_now(void)
 {
@@ -113,36 +126,39 @@ static int current_limit(void)
 static int smaller(int threads, int64_t limit) { return limit < threads ? (int)limit : threads; }
 
 #ifdef _OPENMP
-static int ask_for_processors(void)
+/* The same for all threads; -1: not asked yet. */
+static int quota(int64_t now)
 {
-    int processors = omp_get_num_procs(), quota = fbn_cgroup_processors("");
-    return quota > 0 ? smaller(processors, quota) : processors;
-}
-
-/* Those that the calling thread may run on, or fewer where a container's share of processor time is less. The system is
- * asked once a second. */
-static int processors(int64_t now)
-{
-    static atomic_int known = 0;
+    static atomic_int known = -1;
     static _Atomic int64_t asked = 0;
-    if (atomic_load_explicit(&known, memory_order_relaxed) == 0
+    if (atomic_load_explicit(&known, memory_order_relaxed) < 0
         || now - atomic_load_explicit(&asked, memory_order_relaxed) > SECOND) {
         atomic_store(&asked, now);
-        atomic_store(&known, ask_for_processors());
+        atomic_store(&known, fbn_cgroup_processors(""));
     }
     return atomic_load_explicit(&known, memory_order_relaxed);
 }
 
-/* OMP_NUM_THREADS is a number that somebody chose; without it the runtime's maximum is only a default. */
+/* Those that the calling thread, and with it the threads that it starts, may run on, or fewer where a container's share
+ * of processor time is less. The system is asked once a second. */
+static int processors(int64_t now)
+{
+    struct memory *my = &mine;
+    if (my->processors == 0 || now - my->processors_asked > SECOND) {
+        my->processors_asked = now;
+        my->processors = omp_get_num_procs();
+    }
+    int limit = quota(now);
+    return limit > 0 ? smaller(my->processors, limit) : my->processors;
+}
+
+/* A region of one thread counts as one of the caller's too: the runtime keeps no threads within it. */
 static int runtime_threads(int64_t now)
 {
-    static atomic_int chosen = -1;
-    if (atomic_load(&forked) || omp_in_parallel())
+    if (atomic_load(&forked) || omp_get_level() > 0)
         return 1;
-    if (atomic_load_explicit(&chosen, memory_order_relaxed) < 0)
-        atomic_store(&chosen, getenv("OMP_NUM_THREADS") != NULL);
     int threads = omp_get_max_threads();
-    return atomic_load_explicit(&chosen, memory_order_relaxed) ? threads : smaller(threads, processors(now));
+    return atomic_load_explicit(&maximum_is_chosen, memory_order_relaxed) ? threads : smaller(threads, processors(now));
 }
 #else
 static int processors(int64_t now) { return (void)now, 1; }
@@ -171,8 +187,10 @@ fastbn_status fastbn_rearm_threads(void)
 /* Calls in flight share the processors. */
 static int share_of_call(int threads, int others, int64_t now)
 {
+    if (others <= 0)
+        return threads;
     int share = processors(now) / (others + 1);
-    return others > 0 ? smaller(threads, share > 1 ? share : 1) : threads;
+    return smaller(threads, share > 1 ? share : 1);
 }
 
 /* Whether threads that sleep are left asleep. Waking them pays once the calls that follow each other at once have done so
@@ -226,7 +244,8 @@ static void let_idle_threads_sleep(void)
 #endif
 }
 
-/* The runtime ends the threads that a smaller team does not need and starts them again for a larger one. */
+/* The runtime ends the threads that a smaller team does not need and starts them again for a larger one. (It also ends
+ * them where the calling thread runs a smaller region of somebody else's, of which nothing is known here.) */
 static int can_have(struct fbn_team team)
 {
     if (team.threads - 1 > mine.pool && !fbn_can_start(team.threads - 1 - mine.pool)) {
@@ -234,7 +253,6 @@ static int can_have(struct fbn_team team)
         return 0;
     }
     let_idle_threads_sleep();
-    mine.pool = team.threads - 1;
     atomic_store_explicit(&has_pool, 1, memory_order_relaxed);
     return 1;
 }
@@ -259,6 +277,7 @@ static void report(struct memory *my, int threads, int64_t begun)
     my->last_ended = now;
     my->awake_until = now + AWAKE;
     my->last_team = threads;
+    my->pool = threads - 1;
 }
 
 static void run_on_threads(struct fbn_team team, fbn_work *work, void *job)

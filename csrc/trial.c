@@ -10,6 +10,7 @@
 #include "trial.h"
 
 #include <stdatomic.h>
+#include <stdlib.h>
 
 static atomic_int refuses = 0;
 
@@ -36,19 +37,37 @@ static long number_of_this_thread(void) { return 0; }
 static void wait_until_gone(long number) { (void)number; }
 #endif
 
+/* As OpenMP's runtimes read it: a number and a unit, KiB without one; 0 where nobody has set it. */
+static size_t stack_bytes(void)
+{
+    const char *text = getenv("OMP_STACKSIZE");
+    char *end = NULL;
+    text = text ? text : getenv("GOMP_STACKSIZE");
+    unsigned long long size = text ? strtoull(text, &end, 10) : 0;
+    while (end && *end == ' ')
+        end++;
+    switch (end ? *end : 'B') {
+    case 'B': case 'b': return (size_t)size;
+    case 'M': case 'm': return (size_t)(size << 20);
+    case 'G': case 'g': return (size_t)(size << 30);
+    default: return (size_t)(size << 10);
+    }
+}
+
 struct trial {
+    const pthread_attr_t *attributes;
     int left; /* threads still to start */
     long number;
 };
 
 static void *start_next(void *trial_)
 {
-    struct trial *trial = trial_, next = {trial->left - 1, 0};
+    struct trial *trial = trial_, next = {trial->attributes, trial->left - 1, 0};
     pthread_t thread;
     trial->number = number_of_this_thread();
     if (trial->left == 0)
         return NULL;
-    if (pthread_create(&thread, NULL, start_next, &next) != 0)
+    if (pthread_create(&thread, trial->attributes, start_next, &next) != 0)
         return NULL;
     pthread_join(thread, NULL);
     wait_until_gone(next.number);
@@ -58,10 +77,18 @@ static void *start_next(void *trial_)
 
 int fbn_can_start(int threads)
 {
-    struct trial trial = {threads, 0};
-    if (atomic_load(&refuses))
+    pthread_attr_t attributes;
+    struct trial trial = {&attributes, threads, 0};
+    int before;
+    if (atomic_load(&refuses) || pthread_attr_init(&attributes) != 0)
         return 0;
+    size_t bytes = stack_bytes();
+    if (bytes > 0)
+        pthread_attr_setstacksize(&attributes, bytes); /* what is too small is ignored by the runtimes as well */
+    pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &before);
     start_next(&trial);
+    pthread_setcancelstate(before, NULL);
+    pthread_attr_destroy(&attributes);
     return trial.left == 0;
 }
 

@@ -1,11 +1,13 @@
 """What was built, what this machine offers, what is in use; the number of threads and the memory kept for results."""
 import os
+import re
 import sys
 
 import numpy as np
 
 from . import _checks, _core, _environment, _openmp
 
+_OMP_NUM_THREADS = re.match(r"\s*\+?0*[1-9]", os.environ.get("OMP_NUM_THREADS", ""))  # as parallel.c looks at it
 _came_from = {}  # setting: who made it what it is, where that is not the default
 
 
@@ -87,8 +89,8 @@ def _start():
     nbytes = _environment.setting("FASTBN_OUTPUT_CACHE", _environment.read_bytes, "bytes such as 1000000, 64M or 2G",
                                   f"{_size(_OUTPUT_CACHE)} are kept")
     backoff = _environment.setting("FASTBN_BACKOFF", _environment.read_switch, "0 or 1", "it is on")
-    if threads is not None:
-        _core.set_num_threads(threads)
+    if "FASTBN_NUM_THREADS" in os.environ:  # the core would read more spellings than are promised
+        _core.set_num_threads(threads or 0)
     if nbytes is not None:
         _core.set_output_cache(nbytes)
     if backoff is not None:
@@ -103,7 +105,7 @@ def _threads_came_from():
         return "built without OpenMP"
     if "threads" in _came_from:
         return _came_from["threads"]
-    if "OMP_NUM_THREADS" in os.environ:
+    if _OMP_NUM_THREADS:
         return "OMP_NUM_THREADS"
     return "default: OpenMP's maximum, within the processors that this process may use"
 

@@ -5,6 +5,7 @@ in its place.
 """
 import os
 import re
+import sys
 import warnings
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
@@ -23,7 +24,8 @@ def read_threads(text):
 def read_bytes(text):
     """A number of bytes, also as 64K, 64M, 64MB, 64MiB or 2G, where K is 1024. None where it cannot be read."""
     found = re.fullmatch(r"\s*([0-9]{1,15})\s*([KMG]?)(?:I?B)?\s*", text.upper())
-    return int(found[1]) * _UNITS[found[2]] if found else None
+    nbytes = int(found[1]) * _UNITS[found[2]] if found else None
+    return nbytes if nbytes is None or nbytes <= sys.maxsize else None
 
 
 def read_switch(text):

@@ -8,9 +8,13 @@ chosen (GOMP_SPINCOUNT, OMP_WAIT_POLICY), or the library was there before, nothi
 function for it, which csrc/parallel.c calls.
 """
 import os
+import platform
 
-# Rounds of a tenth of a millisecond on the whole: longer than calls that follow each other are apart.
-SPINS = "4000"
+import numpy  # noqa: F401 - first: no library of its own shall see the setting
+
+# Rounds of a tenth of a millisecond on the whole: longer than calls that follow each other are apart. A round of x86 has
+# a pause of some 25 ns; elsewhere it takes a nanosecond or two (untested).
+SPINS = "4000" if platform.machine() in ("x86_64", "AMD64", "i686") else "60000"
 
 
 def _chosen(*names):
@@ -23,7 +27,8 @@ def _loaded_libraries():
     """The files of GNU's OpenMP libraries in this process; None where the system does not tell."""
     try:
         with open("/proc/self/maps", encoding="utf-8", errors="replace") as file:
-            return {line.split(maxsplit=5)[-1] for line in file if "gomp" in line}
+            files = {line.split(maxsplit=5)[-1].strip() for line in file if line.count("/")}
+            return {file for file in files if "gomp" in os.path.basename(file)}
     except OSError:
         return None
 
@@ -41,9 +46,10 @@ def _load():
         del os.environ["GOMP_SPINCOUNT"]
     if _core.openmp() == "libomp":
         return _chosen("KMP_BLOCKTIME") or "sleep after a millisecond"
-    if _core.openmp() != "libgomp" or before is None:
+    after = _loaded_libraries()
+    if _core.openmp() != "libgomp" or before is None or after is None:
         return "as the OpenMP library does by itself"
-    if _loaded_libraries() - before:
+    if after - before:
         return "sleep after a tenth of a millisecond"
     return ("spin for some milliseconds, since another package had loaded the OpenMP library before: import fastbn first, "
             f"or set GOMP_SPINCOUNT={SPINS} in the environment")

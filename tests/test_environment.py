@@ -24,7 +24,7 @@ def shown(**environment):
 
 @pytest.mark.parametrize("text, nbytes", [
     ("0", 0), ("1000", 1000), ("64K", 64 * 2**10), ("64M", 64 * 2**20), ("2g", 2 * 2**30), ("64MiB", 64 * 2**20),
-    (" 5 MB ", 5 * 2**20), ("", None), ("64X", None), ("-1", None), ("M", None), ("1.5G", None), ("9" * 30, None),
+    (" 5 MB ", 5 * 2**20), ("", None), ("64X", None), ("-1", None), ("M", None), ("1.5G", None), ("9" * 30, None), ("999999999999G", None),
 ])
 def test_bytes(text, nbytes):
     assert _environment.read_bytes(text) == nbytes
@@ -44,13 +44,14 @@ def test_switch(text, on):
 
 
 @pytest.mark.parametrize("name, text, expected", [
-    ("FASTBN_NUM_THREADS", "two", "there is no limit"), ("FASTBN_NUM_THREADS", "-3", "there is no limit"),
+    ("FASTBN_NUM_THREADS", "two", "there is no limit"), ("FASTBN_NUM_THREADS", "+1", "there is no limit"),
     ("FASTBN_OUTPUT_CACHE", "64X", "are kept"), ("FASTBN_BACKOFF", "no", "it is on"),
 ])
 def test_what_cannot_be_read_is_told_once(name, text, expected):
     lines, warned = shown(**{name: text})
     assert warned.count("RuntimeWarning") == 1 and f"{name}={text!r} cannot be read, expected " in warned
     assert expected in warned and name not in str(lines)
+    assert lines["threads"] == shown()[0]["threads"]
 
 
 def test_what_can_be_read_is_told_by_nobody():

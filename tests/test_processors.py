@@ -9,7 +9,7 @@ from test_processes import TEAM, linux_only, needs_fork, needs_openmp, run, run_
 
 # ---- quotas of control groups ----
 
-V2, V1 = "0::{}\n", "3:memory:/m\n2:cpu,cpuacct:{}\n1:name=systemd:/s\n"
+V2, V1 = "0::{}\n", "3:memory:/m\n2:cpuacct,cpu:{}\n1:name=systemd:/s\n"
 
 
 def tree(root, groups, files):
@@ -50,7 +50,7 @@ def test_a_group_of_which_only_the_root_is_mounted(tmp_path):
     ("400000", "100000", 4), ("250000", "100000", 3), ("-1", "100000", 0), ("0", "100000", 0), ("100000", "", 0),
 ])
 def test_quota_of_version_1(tmp_path, quota, period, processors):
-    files = {"cpu,cpuacct/g/cpu.cfs_quota_us": quota, "cpu,cpuacct/g/cpu.cfs_period_us": period,
+    files = {"cpu/g/cpu.cfs_quota_us": quota, "cpu/g/cpu.cfs_period_us": period,
              "memory/cpu.cfs_quota_us": "100000", "memory/cpu.cfs_period_us": "100000"}
     assert tree(tmp_path, V1.format("/g"), files) == processors
 
@@ -84,6 +84,38 @@ def test_affinity():
     run_fine("os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])\n"
              "assert fastbn.get_num_threads() == 1\nprint('fine')", OMP_NUM_THREADS=None)
     run_fine("assert fastbn.get_num_threads() == 3\nprint('fine')", OMP_NUM_THREADS="3")
+
+
+@linux_only
+@needs_openmp
+def test_affinity_is_each_thread_s_own():
+    """A thread that pins itself changes nothing for the others."""
+    run_fine("""
+        everywhere, found = fastbn.get_num_threads(), []
+        def pinned():
+            os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])   # this thread's
+            found.append(fastbn.get_num_threads())
+        other = threading.Thread(target=pinned)
+        other.start()
+        other.join()
+        time.sleep(1.2)
+        assert found == [1] and fastbn.get_num_threads() == everywhere
+        print("fine")
+    """, OMP_NUM_THREADS=None)
+
+
+@linux_only
+@needs_openmp
+def test_a_maximum_that_nobody_chose_is_a_default():
+    """What comes into the environment later, or is no number, the runtime has not read."""
+    script = """
+        os.environ["OMP_NUM_THREADS"] = "64"
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])
+        assert fastbn.get_num_threads() == 1
+        print("fine")
+    """
+    run_fine(script, OMP_NUM_THREADS=None)
+    run_fine(script, OMP_NUM_THREADS="")
 
 
 # ---- other calls in flight ----
@@ -161,6 +193,46 @@ resource.setrlimit(resource.RLIMIT_NPROC, (4, 4))   # just enough
 print([team(4) for _ in range(5)], [team(n) for n in (2, 4, 3, 4)])
 """)
     assert output.split("\n")[0] == "[4, 4, 4, 4, 4] [2, 4, 3, 4]"
+
+
+@needs_openmp
+def test_refused_threads_are_remembered_for_a_second():
+    """Also where backing off is switched off; and it is none."""
+    run_fine(TEAM + """
+_core.set_bytes_per_thread(1)
+_core.refuse_threads(True)
+assert team() == 1
+_core.refuse_threads(False)
+assert team() == 1 and fastbn.get_config()["backoffs"] == 0
+_core.backoff_reset()
+assert team() == 4
+print("fine")
+""", FASTBN_BACKOFF="0")
+
+
+@needs_openmp
+def test_a_team_smaller_than_asked_for_is_what_the_thread_has():
+    """The runtime gives two; a larger team later is asked for again."""
+    run_fine(TEAM + """
+assert team(4) == 2
+_core.refuse_threads(True)
+assert team(2) == 2 and team(3) == 1
+print("fine")
+""", OMP_THREAD_LIMIT="2")
+
+
+@linux_only
+@needs_openmp
+def test_stacks_that_do_not_fit():
+    """OMP_STACKSIZE holds for the trial as for the runtime's threads."""
+    run_fine(TEAM + """
+import resource
+with open("/proc/self/statm") as file:
+    used = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+resource.setrlimit(resource.RLIMIT_AS, (used + 2**29, used + 2**29))
+assert team(4) == 1
+print("fine")
+""", OMP_STACKSIZE="1G")
 
 
 # ---- fork ----
