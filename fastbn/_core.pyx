@@ -1,10 +1,9 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False, cdivision=True
 """The C core for Python: arrays in, status codes out as exceptions.
 
-Two ways lead to it. The general one takes memoryviews of shape (n, c, s), see csrc/fastbn.h, whose last axis is
-contiguous; _canonical.py makes them. There is a function for each data type instead of a fused one, whose dispatch
-costs more than a small call; half types come as their bits, since bfloat16 arrays export no buffer. The short one takes
-NumPy arrays that need no conversion as they are: a memoryview alone costs as much as the rest of a small call.
+Two ways lead to it. The general one takes arrays of shape (n, c, s), see csrc/fastbn.h, whose last axis is contiguous;
+_canonical.py makes them. The short one takes NumPy arrays that need no conversion as they are: a memoryview alone costs
+as much as the rest of a small call.
 """
 import os
 
@@ -58,12 +57,6 @@ cdef extern from *:
 
 include "_exports.pxi"
 
-ctypedef fused real:
-    float
-    double
-    uint16_t  # float16 or bfloat16, as bits
-
-
 # ---- errors ----
 
 cdef int check(fastbn_status status) except -1:
@@ -82,44 +75,6 @@ def isa_message(name, fastbn_status status):
             f"this build runs {here} on this processor (unset it to take the best)")
 
 
-# ---- arrays ----
-
-cdef fastbn_shape shape_of(const real[:, :, :] a, fastbn_dtype dtype) except *:
-    cdef fastbn_shape shape
-    if a.shape[2] > 1 and a.strides[2] != sizeof(real):
-        raise ValueError("the last axis of x is not contiguous")
-    shape.n, shape.c, shape.s = a.shape[0], a.shape[1], a.shape[2]
-    shape.dtype = dtype
-    return shape
-
-
-cdef fastbn_input as_input(const real[:, :, :] a) noexcept:
-    cdef fastbn_input array
-    array.data, array.stride_n, array.stride_c = NULL, 0, 0
-    if a is not None:
-        array.data = <const void *> &a[0, 0, 0]
-        array.stride_n, array.stride_c = a.strides[0] // <int> sizeof(real), a.strides[1] // <int> sizeof(real)
-    return array
-
-
-cdef fastbn_output as_output(real[:, :, :] a) noexcept:
-    cdef fastbn_output array
-    array.data, array.stride_n, array.stride_c = NULL, 0, 0
-    if a is not None:
-        array.data = <void *> &a[0, 0, 0]
-        array.stride_n, array.stride_c = a.strides[0] // <int> sizeof(real), a.strides[1] // <int> sizeof(real)
-    return array
-
-
-cdef fastbn_params as_params(const double[::1] gamma, const double[::1] beta) noexcept:
-    cdef fastbn_params params
-    params.gamma = <const void *> &gamma[0] if gamma is not None else NULL
-    params.beta = <const void *> &beta[0] if beta is not None else NULL
-    params.dtype = FASTBN_FLOAT64
-    params.activation, params.slope, params.extra = FASTBN_IDENTITY, 0, NULL
-    return params
-
-
 def wants_packed(int64_t n, int64_t c, int64_t s):
     """Whether data of this shape must be packed to be computed fast and with the bits of a packed array."""
     cdef fastbn_shape shape
@@ -134,12 +89,13 @@ cdef bint is_brief(const fastbn_shape *shape) noexcept:
     return shape.n * shape.c * shape.s <= (2048 if shape.dtype == FASTBN_FLOAT64 else 4096)
 
 
-cdef int call_moments(const fastbn_shape *shape, fastbn_input x, double *mean, double *m2, int threads) except -1:
+cdef int call_moments(const fastbn_shape *shape, fastbn_input x, const fastbn_weights *weights, double *mean, double *m2,
+                      int threads) except -1:
     cdef fastbn_status status
     if is_brief(shape):
-        return check(fastbn_moments(shape, x, mean, m2, threads))
+        return check(fastbn_weighted_moments(shape, x, weights, mean, m2, threads))
     with nogil:
-        status = fastbn_moments(shape, x, mean, m2, threads)
+        status = fastbn_weighted_moments(shape, x, weights, mean, m2, threads)
     return check(status)
 
 
@@ -176,146 +132,6 @@ cdef int call_backward(const fastbn_shape *shape, fastbn_input x, fastbn_input d
 
 # ---- the operations on memoryviews; parameters and statistics are float64 ----
 
-cdef int run_moments(fastbn_dtype dtype, const real[:, :, :] x, double[::1] mean, double[::1] m2,
-                     int threads) except -1:
-    cdef fastbn_shape shape = shape_of(x, dtype)
-    return call_moments(&shape, as_input(x), &mean[0], &m2[0], threads)
-
-
-def moments_f32(const float[:, :, :] x not None, double[::1] mean not None, double[::1] m2 not None, int threads):
-    run_moments(FASTBN_FLOAT32, x, mean, m2, threads)
-
-
-def moments_f64(const double[:, :, :] x not None, double[::1] mean not None, double[::1] m2 not None, int threads):
-    run_moments(FASTBN_FLOAT64, x, mean, m2, threads)
-
-
-def moments_f16(const uint16_t[:, :, :] x not None, double[::1] mean not None, double[::1] m2 not None, int threads):
-    run_moments(FASTBN_FLOAT16, x, mean, m2, threads)
-
-
-def moments_bf16(const uint16_t[:, :, :] x not None, double[::1] mean not None, double[::1] m2 not None, int threads):
-    run_moments(FASTBN_BFLOAT16, x, mean, m2, threads)
-
-
-cdef int run_inference(fastbn_dtype dtype, const real[:, :, :] x, const double[::1] mean, const double[::1] var,
-                       const double[::1] gamma, const double[::1] beta, double eps, real[:, :, :] y,
-                       int threads) except -1:
-    cdef fastbn_shape shape = shape_of(x, dtype)
-    cdef fastbn_params params = as_params(gamma, beta)
-    return call_inference(&shape, as_input(x), &mean[0], &var[0], &params, eps, as_output(y), threads)
-
-
-def inference_f32(const float[:, :, :] x not None, const double[::1] mean not None, const double[::1] var not None,
-                  const double[::1] gamma, const double[::1] beta, double eps, float[:, :, :] y not None,
-                  int threads):
-    run_inference(FASTBN_FLOAT32, x, mean, var, gamma, beta, eps, y, threads)
-
-
-def inference_f64(const double[:, :, :] x not None, const double[::1] mean not None, const double[::1] var not None,
-                  const double[::1] gamma, const double[::1] beta, double eps, double[:, :, :] y not None,
-                  int threads):
-    run_inference(FASTBN_FLOAT64, x, mean, var, gamma, beta, eps, y, threads)
-
-
-def inference_f16(const uint16_t[:, :, :] x not None, const double[::1] mean not None, const double[::1] var not None,
-                  const double[::1] gamma, const double[::1] beta, double eps, uint16_t[:, :, :] y not None,
-                  int threads):
-    run_inference(FASTBN_FLOAT16, x, mean, var, gamma, beta, eps, y, threads)
-
-
-def inference_bf16(const uint16_t[:, :, :] x not None, const double[::1] mean not None, const double[::1] var not None,
-                  const double[::1] gamma, const double[::1] beta, double eps, uint16_t[:, :, :] y not None,
-                  int threads):
-    run_inference(FASTBN_BFLOAT16, x, mean, var, gamma, beta, eps, y, threads)
-
-
-cdef int run_training(fastbn_dtype dtype, const real[:, :, :] x, const double[::1] gamma, const double[::1] beta,
-                      double eps, real[:, :, :] y, double[::1] mean, double[::1] var, double[::1] rstd,
-                      int threads) except -1:
-    cdef fastbn_shape shape = shape_of(x, dtype)
-    cdef fastbn_params params = as_params(gamma, beta)
-    return call_training(&shape, as_input(x), &params, eps, as_output(y), &mean[0], &var[0], &rstd[0], threads)
-
-
-def training_f32(const float[:, :, :] x not None, const double[::1] gamma, const double[::1] beta, double eps,
-                 float[:, :, :] y not None, double[::1] mean not None, double[::1] var not None,
-                 double[::1] rstd not None, int threads):
-    run_training(FASTBN_FLOAT32, x, gamma, beta, eps, y, mean, var, rstd, threads)
-
-
-def training_f64(const double[:, :, :] x not None, const double[::1] gamma, const double[::1] beta, double eps,
-                 double[:, :, :] y not None, double[::1] mean not None, double[::1] var not None,
-                 double[::1] rstd not None, int threads):
-    run_training(FASTBN_FLOAT64, x, gamma, beta, eps, y, mean, var, rstd, threads)
-
-
-def training_f16(const uint16_t[:, :, :] x not None, const double[::1] gamma, const double[::1] beta, double eps,
-                 uint16_t[:, :, :] y not None, double[::1] mean not None, double[::1] var not None,
-                 double[::1] rstd not None, int threads):
-    run_training(FASTBN_FLOAT16, x, gamma, beta, eps, y, mean, var, rstd, threads)
-
-
-def training_bf16(const uint16_t[:, :, :] x not None, const double[::1] gamma, const double[::1] beta, double eps,
-                 uint16_t[:, :, :] y not None, double[::1] mean not None, double[::1] var not None,
-                 double[::1] rstd not None, int threads):
-    run_training(FASTBN_BFLOAT16, x, gamma, beta, eps, y, mean, var, rstd, threads)
-
-
-cdef int run_backward(fastbn_dtype dtype, const real[:, :, :] x, const real[:, :, :] dy,
-                      const double[::1] gamma, const double[::1] mean, const double[::1] rstd, bint frozen, real[:, :, :] dx,
-                      double[::1] dgamma, double[::1] dbeta, int threads) except -1:
-    cdef fastbn_shape shape = shape_of(dy, dtype)
-    cdef fastbn_params params = as_params(gamma, None)
-    cdef void *dgamma_data = <void *> &dgamma[0] if dgamma is not None else NULL
-    cdef void *dbeta_data = <void *> &dbeta[0] if dbeta is not None else NULL
-    return call_backward(&shape, as_input(x), as_input(dy), &params, &mean[0], &rstd[0], frozen, as_output(dx),
-                         dgamma_data, dbeta_data, threads)
-
-
-def backward_f32(const float[:, :, :] x, const float[:, :, :] dy not None, const double[::1] gamma,
-                 const double[::1] mean not None, const double[::1] rstd not None, bint frozen,
-                 float[:, :, :] dx, double[::1] dgamma, double[::1] dbeta, int threads):
-    run_backward(FASTBN_FLOAT32, x, dy, gamma, mean, rstd, frozen, dx, dgamma, dbeta, threads)
-
-
-def backward_f64(const double[:, :, :] x, const double[:, :, :] dy not None, const double[::1] gamma,
-                 const double[::1] mean not None, const double[::1] rstd not None, bint frozen,
-                 double[:, :, :] dx, double[::1] dgamma, double[::1] dbeta, int threads):
-    run_backward(FASTBN_FLOAT64, x, dy, gamma, mean, rstd, frozen, dx, dgamma, dbeta, threads)
-
-
-def backward_f16(const uint16_t[:, :, :] x, const uint16_t[:, :, :] dy not None, const double[::1] gamma,
-                 const double[::1] mean not None, const double[::1] rstd not None, bint frozen,
-                 uint16_t[:, :, :] dx, double[::1] dgamma, double[::1] dbeta, int threads):
-    run_backward(FASTBN_FLOAT16, x, dy, gamma, mean, rstd, frozen, dx, dgamma, dbeta, threads)
-
-
-def backward_bf16(const uint16_t[:, :, :] x, const uint16_t[:, :, :] dy not None, const double[::1] gamma,
-                 const double[::1] mean not None, const double[::1] rstd not None, bint frozen,
-                 uint16_t[:, :, :] dx, double[::1] dgamma, double[::1] dbeta, int threads):
-    run_backward(FASTBN_BFLOAT16, x, dy, gamma, mean, rstd, frozen, dx, dgamma, dbeta, threads)
-
-
-def round_f32(const double[::1] a not None, float[::1] rounded not None):
-    """Without NumPy's warning where a float32 overflows."""
-    cdef Py_ssize_t i
-    for i in range(a.shape[0]):
-        rounded[i] = <float> a[i]
-
-
-def update_running_f32(const double[::1] mean not None, const double[::1] var not None, double momentum,
-                       double var_scale, float[::1] running_mean not None, float[::1] running_var not None):
-    check(fastbn_update_running(mean.shape[0], &mean[0], &var[0], momentum, var_scale, &running_mean[0],
-                                &running_var[0], FASTBN_FLOAT32))
-
-
-def update_running_f64(const double[::1] mean not None, const double[::1] var not None, double momentum,
-                       double var_scale, double[::1] running_mean not None, double[::1] running_var not None):
-    check(fastbn_update_running(mean.shape[0], &mean[0], &var[0], momentum, var_scale, &running_mean[0],
-                                &running_var[0], FASTBN_FLOAT64))
-
-
 # ---- the operations on plain arrays, and the layer ----
 
 include "_outputs.pxi"
@@ -327,8 +143,7 @@ include "_layer_base.pxi"
 include "_exchange.pxi"
 include "_activate.pxi"
 include "_xla.pxi"
-include "_fused.pxi"
-include "_double.pxi"
+include "_general.pxi"
 include "_dlpack.pxi"
 
 

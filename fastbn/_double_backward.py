@@ -6,7 +6,6 @@ from ._canonical import arrange
 from ._functional import as_parameter, like_input, needed
 from ._saved import Saved
 
-_DOUBLE_BACKWARD = {np.dtype(np.float32): _core.double_backward_f32, np.dtype(np.float64): _core.double_backward_f64}
 _RESULTS = ("ddy", "dx", "dgamma")
 
 
@@ -70,7 +69,7 @@ def batch_norm_double_backward(ddx, ddgamma, ddbeta, dy, saved, *, needs=_RESULT
     if x.size and names:
         x_view, dy_view, ddx_view = (None if a is None else arrangement.readable(a.astype(dtype, copy=False))
                                      for a in (x if uses_x else None, dy, ddx))
-        _DOUBLE_BACKWARD[dtype](x_view, dy_view, ddx_view, ddgamma, ddbeta, saved.gamma, saved.mean, saved.rstd,
-                                saved.frozen, ddy_view, dx_view, dgamma, threads)
+        _core.double_backward(x_view, dy_view, ddx_view, ddgamma, ddbeta, saved.gamma, saved.mean, saved.rstd,
+                              saved.frozen, ddy_view, dx_view, dgamma, threads)
     ddy, dx = (None if a is None else a.astype(x.dtype, copy=False) for a in (ddy, dx))
     return ddy, dx, as_parameter(dgamma, saved.rounds_gradients)

@@ -18,7 +18,9 @@ class Extras(NamedTuple):
     has_residual: bool = False
 
     def for_core(self, arrangement, **more):
-        """The core's form; arrays as (n, c, s)."""
+        """The core's form; arrays as (n, c, s). None where there is nothing."""
+        if self is NONE and not more:
+            return None
         weights = {}
         if self.weights is not None:
             weights = {"weights": self.weights.data(arrangement), "total": self.weights.total,

@@ -15,16 +15,6 @@ from ._canonical import arrange, normalize_axes
 from ._moments import Moments, by_feature
 from ._saved import Composite, Saved, about_input
 
-# By the name of the data's type: bfloat16 is not NumPy's own.
-_MOMENTS = {"float32": _core.moments_f32, "float64": _core.moments_f64, "float16": _core.moments_f16,
-            "bfloat16": _core.moments_bf16}
-_INFERENCE = {"float32": _core.inference_f32, "float64": _core.inference_f64, "float16": _core.inference_f16,
-              "bfloat16": _core.inference_bf16}
-_TRAINING = {"float32": _core.training_f32, "float64": _core.training_f64, "float16": _core.training_f16,
-             "bfloat16": _core.training_bf16}
-_BACKWARD = {"float32": _core.backward_f32, "float64": _core.backward_f64, "float16": _core.backward_f16,
-             "bfloat16": _core.backward_bf16}
-
 _FLOAT64 = np.dtype(np.float64)
 _RESULTS = ("dx", "dgamma", "dbeta")
 _OF_STATISTICS = ("dmean", "dvar")
@@ -33,11 +23,6 @@ _OF_STATISTICS = ("dmean", "dvar")
 def _wide(parameter):
     """A float64 copy."""
     return None if parameter is None else parameter.astype(_FLOAT64)
-
-
-def for_core(a):
-    """Data as the core's functions take them: half types as their bits. None stays None."""
-    return a.view(np.uint16) if a is not None and a.itemsize == 2 else a
 
 
 def prepare(x, axis, params):
@@ -121,10 +106,8 @@ def batch_norm_inference(x, mean, var, gamma=None, beta=None, *, eps=1e-5, axis=
     arrangement, y, target = target_for(out, x, axes, {"x": x, "residual": extras.residual, **p})
     source = arrangement.readable(x)
     mean, var, gamma, beta = map(_wide, p.values())
-    if x.size and extras is _extras.NONE:
-        _INFERENCE[x.dtype.name](for_core(source), mean, var, gamma, beta, eps, for_core(target), threads)
-    elif x.size:
-        _core.fused_inference(source, extras.for_core(arrangement), mean, var, gamma, beta, eps, target, threads)
+    if x.size:
+        _core.inference(source, extras.for_core(arrangement), mean, var, gamma, beta, eps, target, threads)
     if not return_saved:
         return y
     saved = Saved(x, axes, c, p["gamma"], p["beta"], frozen=True, in_place=is_in_place(out, x))
@@ -218,12 +201,9 @@ def normalize_by_batch(x, axes, gamma, beta, eps, out, threads, extras=_extras.N
     saved = Saved(x, axes, arrangement.packed[1], gamma, beta, frozen=False, in_place=is_in_place(out, x))
     if not x.size:
         saved.mean[:], saved.var[:], saved.rstd[:] = 0, np.nan, np.nan
-    elif extras is _extras.NONE:
-        _TRAINING[x.dtype.name](for_core(source), saved.gamma, saved.beta, eps, for_core(target), saved.mean, saved.var,
-                                saved.rstd, threads)
     else:
-        _core.fused_training(source, extras.for_core(arrangement), saved.gamma, saved.beta, eps, target, saved.mean,
-                             saved.var, saved.rstd, threads)
+        _core.training(source, extras.for_core(arrangement), saved.gamma, saved.beta, eps, target, saved.mean, saved.var,
+                       saved.rstd, threads)
     saved.extras = None if extras is _extras.NONE else extras.kept(y)
     return y, saved
 
@@ -333,12 +313,10 @@ def run_backward(x, dy, saved, extras, factors, arrangement, dx, dgamma, dbeta, 
     """The core's backward; dx and dresidual as (n, c, s). None: x where nothing needs it, and what is not wanted."""
     source, dy = None if x is None else arrangement.readable(x), arrangement.readable(dy)
     gamma, mean, rstd = factors
-    if extras is _extras.NONE and dresidual is None:
-        _BACKWARD[dy.dtype.name](for_core(source), for_core(dy), gamma, mean, rstd, saved.frozen, for_core(dx), dgamma,
-                                 dbeta, threads)
-    else:
+    core = None
+    if extras is not _extras.NONE or dresidual is not None:
         core = extras.for_backward(arrangement, saved, dresidual)
-        _core.fused_backward(source, dy, core, gamma, saved.beta, mean, rstd, saved.frozen, dx, dgamma, dbeta, threads)
+    _core.backward(source, dy, core, gamma, saved.beta, mean, rstd, saved.frozen, dx, dgamma, dbeta, threads)
 
 
 def _of_statistics(dgamma, dbeta, saved, needs):
@@ -415,8 +393,6 @@ def _moments_of(x, axes, extras, threads):
     arrangement = arrange(x, axes)
     c = arrangement.packed[1]
     mean, m2 = np.zeros(c), np.zeros(c)
-    if x.size and extras.weights is None:
-        _MOMENTS[x.dtype.name](for_core(arrangement.readable(x)), mean, m2, threads)
-    elif x.size:
-        _core.fused_moments(arrangement.readable(x), extras.for_core(arrangement), mean, m2, threads)
+    if x.size:
+        _core.moments(arrangement.readable(x), extras.for_core(arrangement), mean, m2, threads)
     return Moments.of_arrays(extras.count_of(x, c), mean, m2)

@@ -213,6 +213,6 @@ def plain_moments(x, axis, num_threads):
     if not read_call(x, axis, num_threads, &call):
         return None
     mean, m2 = new_vector(call.shape.c, cnp.NPY_FLOAT64), new_vector(call.shape.c, cnp.NPY_FLOAT64)
-    call_moments(&call.shape, packed_input(&call.shape, x), <double *> cnp.PyArray_DATA(mean),
+    call_moments(&call.shape, packed_input(&call.shape, x), NULL, <double *> cnp.PyArray_DATA(mean),
                  <double *> cnp.PyArray_DATA(m2), call.threads)
     return call.shape.n * call.shape.s, mean, m2

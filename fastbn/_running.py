@@ -8,8 +8,6 @@ from ._calibration import calibrate
 from ._drift import drift
 from ._moments import Moments, by_feature
 
-_UPDATE_RUNNING = {np.dtype(np.float32): _core.update_running_f32, np.dtype(np.float64): _core.update_running_f64}
-
 
 class Running:
     """Moving averages of mean and variance, new = momentum * old + (1 - momentum) * batch, of every batch or of those that
@@ -79,11 +77,10 @@ class Running:
             return
         seen = self.num_batches_tracked
         momentum = seen / (seen + 1) if self.momentum is None else self.momentum
-        update = _UPDATE_RUNNING[self.dtype]
         if np.ndim(count):
-            _update_by_feature(update, mean, var, momentum, count, self.ddof, self.running_mean, self.running_var)
+            _update_by_feature(mean, var, momentum, count, self.ddof, self.running_mean, self.running_var)
         else:
-            update(mean, var, momentum, count / (count - self.ddof), self.running_mean, self.running_var)
+            _core.update_running(mean, var, momentum, count / (count - self.ddof), self.running_mean, self.running_var)
         self.num_batches_tracked = seen + 1
 
 
@@ -92,11 +89,11 @@ def _all(truth):
     return truth.all() if isinstance(truth, np.ndarray) else truth
 
 
-def _update_by_feature(update, mean, var, momentum, count, ddof, running_mean, running_var):
+def _update_by_feature(mean, var, momentum, count, ddof, running_mean, running_var):
     """Of features with counts above 1; the others keep what they have."""
     known = count > 1
     scale = count[known] / (count[known] - ddof)
     new_mean, new_var = running_mean[known], running_var[known]
     with np.errstate(all="ignore"):
-        update(mean[known], var[known] * scale, momentum, 1.0, new_mean, new_var)
+        _core.update_running(mean[known], var[known] * scale, momentum, 1.0, new_mean, new_var)
     running_mean[known], running_var[known] = new_mean, new_var

@@ -398,7 +398,7 @@ def test_the_core_takes_residuals_with_gaps(rng, name, shape, dtype):
     for r in (residual, apart):
         dx, dresidual, dgamma, dbeta = np.empty_like(x), np.empty_like(x), np.empty(c), np.empty(c)
         extra = _core.Extra(_core.activation_names().index(name), residual=r, dresidual=dresidual)
-        _core.fused_backward(x, dy, extra, gamma, beta, mean, rstd, False, dx, dgamma, dbeta, 1)
+        _core.backward(x, dy, extra, gamma, beta, mean, rstd, False, dx, dgamma, dbeta, 1)
         results.append((dx, dresidual, dgamma, dbeta))
     for a, b in zip(*results):
         np.testing.assert_allclose(a, b, rtol=2e-3 if dtype == np.float16 else 1e-5, atol=1e-4)
@@ -408,4 +408,4 @@ def test_the_core_refuses_to_compute_z_without_x():
     dy, c = np.ones((5, 3, 1), np.float32), 3
     arguments = np.ones(c), np.zeros(c), np.zeros(c), np.ones(c), True
     with pytest.raises((ValueError, RuntimeError)):
-        _core.fused_backward(None, dy, _core.Extra(1), *arguments, np.empty_like(dy), None, np.empty(c), 1)
+        _core.backward(None, dy, _core.Extra(1), *arguments, np.empty_like(dy), None, np.empty(c), 1)

@@ -128,7 +128,7 @@ def test_a_clean_batch_is_not_looked_at_again(rng, monkeypatch):
     layer = fastbn.BatchNorm(5, nan_policy="raise")
     with monkeypatch.context() as patch:
         patch.setattr(_core, "plain_moments", None)
-        patch.setattr(_core, "moments_f32", None)
+        patch.setattr(_core, "moments", None)
         fastbn.batch_norm_training(x, nan_policy="raise")
         fastbn.batch_norm_training(x, nan_policy="raise", out=np.empty_like(x))
         fastbn.batch_norm_training(x, nan_policy="raise", ghost_batch_size=5)

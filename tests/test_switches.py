@@ -123,13 +123,13 @@ def test_running_statistics_normalize_as_they_were_before_the_step(rng, momentum
 
 def test_no_sums_are_taken_that_dx_does_not_need(rng, monkeypatch):
     asked = []
-    backward = _core.backward_f32
+    backward = _core.backward
 
-    def watched(x, dy, gamma, mean, rstd, frozen, dx, dgamma, dbeta, threads):
+    def watched(x, dy, extra, gamma, beta, mean, rstd, frozen, dx, dgamma, dbeta, threads):
         asked.append((x is not None, frozen, dgamma is not None, dbeta is not None))
-        return backward(x, dy, gamma, mean, rstd, frozen, dx, dgamma, dbeta, threads)
+        return backward(x, dy, extra, gamma, beta, mean, rstd, frozen, dx, dgamma, dbeta, threads)
 
-    monkeypatch.setitem(fastbn._functional._BACKWARD, "float32", watched)
+    monkeypatch.setattr(_core, "backward", watched)
     layer = make_layer(rng)
     layer.parameter_gradients = False
     x, dy = sample(rng, (12, 5)), sample(rng, (12, 5))

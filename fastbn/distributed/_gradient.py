@@ -16,7 +16,6 @@ from fastbn._canonical import arrange
 from fastbn._functional import as_parameter, factors_of, run_backward, target_for
 from fastbn._saved import OfCore
 
-_COMBINE = {np.dtype(np.float32): _core.double_backward_f32, np.dtype(np.float64): _core.double_backward_f64}
 _LEAST = 1e-300  # an eps that leaves 1 / sqrt(1 + eps) at 1
 
 
@@ -100,7 +99,7 @@ class _Local:
         gamma, mean, rstd = self.factors
         source = self.arrangement.readable(self._normalized())
         dz = None if dz is None else self.arrangement.readable(dz)
-        _COMBINE[self.x.dtype](source, source, dz, slope, offset, gamma, mean, rstd, True, target, None, None, self.threads)
+        _core.double_backward(source, source, dz, slope, offset, gamma, mean, rstd, True, target, None, None, self.threads)
 
     def _combine_weighted(self, dz, scale, slope, offset, target):
         """What an entry without weight is, or one that is missing, leaves no trace."""
@@ -112,8 +111,8 @@ class _Local:
             shared *= by_entry
         np.copyto(shared, 0.0, where=by_entry == 0)
         extra = _extras.Extras(residual=shared).for_core(self.arrangement)
-        _core.fused_inference(self.arrangement.readable(dz), extra, np.zeros(scale.size), np.ones(scale.size), scale, None,
-                              _LEAST, target, self.threads)
+        _core.inference(self.arrangement.readable(dz), extra, np.zeros(scale.size), np.ones(scale.size), scale, None, _LEAST,
+                        target, self.threads)
         if weights.counts is not None:  # where nothing counts, the factors are NaN
             np.copyto(target, 0.0, where=np.isnan(self.arrangement.readable(self.x)))
 

@@ -58,8 +58,7 @@ def _update(running_mean, running_var, saved, count, momentum):
     both = running_mean, running_var
     wide = torch.float64 if running_mean.dtype is torch.float64 else torch.float32
     targets = [t if t.dtype is wide and t.is_contiguous() else t.to(wide).contiguous() for t in both]
-    update = _core.update_running_f64 if wide is torch.float64 else _core.update_running_f32
-    update(saved.mean, saved.var, 1.0 - momentum, count / (count - 1), *(t.numpy() for t in targets))
+    _core.update_running(saved.mean, saved.var, 1.0 - momentum, count / (count - 1), *(t.numpy() for t in targets))
     for tensor, target in zip(both, targets):
         if target is not tensor:
             tensor.copy_(target)

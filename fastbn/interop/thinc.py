@@ -83,5 +83,5 @@ def _step(attrs, saved, count):
     if count < 2:
         return
     mean, var = (np.array(attrs[name]) for name in _STATISTICS)
-    _core.update_running_f32(saved.mean, saved.var, attrs["momentum"], count / (count - attrs["ddof"]), mean, var)
+    _core.update_running(saved.mean, saved.var, attrs["momentum"], count / (count - attrs["ddof"]), mean, var)
     attrs["running_mean"], attrs["running_var"] = mean, var
