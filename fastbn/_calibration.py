@@ -5,7 +5,8 @@ import numpy as np
 
 from . import _checks, _nan_policy
 from ._canonical import normalize_axes
-from ._functional import moments
+from ._engine import moments_by
+from ._extras import NONE
 from ._moments import Moments
 from ._progress import tracked
 
@@ -98,4 +99,4 @@ def layer_moments(layer, x):
     x = _checks.batch(x)
     axes = normalize_axes(layer.axis, x.ndim)
     _checks.features(x, axes, layer.num_features)
-    return moments(x, axis=layer.axis, nan_policy=layer._omission())
+    return moments_by(x, axes, NONE, 0, layer._omits())[0]

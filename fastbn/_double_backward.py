@@ -3,7 +3,7 @@ import numpy as np
 
 from . import _checks, _core, _dlpack
 from ._canonical import arrange
-from ._functional import as_parameter, like_input, needed
+from ._engine import as_parameter, like_input, needed
 from ._saved import Saved
 
 _RESULTS = ("ddy", "dx", "dgamma")

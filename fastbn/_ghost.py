@@ -10,7 +10,7 @@ import numpy as np
 
 from . import _checks, _extras
 from ._canonical import arrange
-from ._functional import as_parameter, batch_norm_backward, is_in_place, target_for
+from ._engine import as_parameter, backward_of, is_in_place, target_for
 from ._moments import Moments, by_feature
 from ._saved import Composite
 
@@ -81,7 +81,7 @@ class GhostSaved(Composite):
         sums = {name: 0.0 for name in ("dgamma", "dbeta") if name in needs}
         for part, s in zip(self.parts, self.slices):
             def gradients(dy, dx):
-                return batch_norm_backward(dy, part, out=dx, needs=needs, num_threads=num_threads)
+                return backward_of(part, dy, dx, needs, num_threads)
             found = gradients(dy[s], None)[1:] if dx is None else into(gradients, dy[s], dx[s], self.axes)
             if dresidual is not None:
                 dresidual[s] = found[2]

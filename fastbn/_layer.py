@@ -8,7 +8,7 @@ import numpy as np
 
 from . import _activation, _checks, _core, _dlpack, _extras, _nan_policy, _state
 from ._canonical import normalize_axes
-from ._functional import batch_norm_backward, batch_norm_inference, count_of, moments, normalize
+from ._engine import backward_of, count_of, like_input, moments_by, normalize, normalize_by_given
 from ._options import Options
 from ._running import Running
 from ._saved import Composite
@@ -225,18 +225,29 @@ class BatchNorm(_core.LayerBase, Running, Switches, Options, Conversions):
         """By the statistics as they are before this batch's step."""
         keeps = self.training or self._get_keeps_input()
         batch = self._moments_of(x, axes, weights) if updates else None
-        y = batch_norm_inference(x, self.running_mean, self.running_var, self.gamma, self.beta, eps=self.eps, axis=axes,
-                                 activation=self.activation, residual=residual, out=out, return_saved=keeps)
+        y, saved = self._infer(x, axes, out, residual, keeps)
         if keeps:
-            y, self._saved = y
+            self._saved = saved
         if updates:
             self._set_batch(batch, batch.count)
             self._take_step(batch.mean, batch.biased_var(), batch.count)
         return y
 
+    def _infer(self, x, axes, out, residual, keeps):
+        """(y by the running statistics, what backward needs if it `keeps` that)"""
+        given = {"mean": self.running_mean, "var": self.running_var, "gamma": self.gamma, "beta": self.beta}
+        if keeps and residual is None and len(axes) == 1:
+            act = _extras.alone(self._activation)
+            result = _core.plain_frozen(x, *given.values(), self.eps, axes[0], out, None, act)
+            if result is not None:
+                return result
+        extras = _extras.extras_of(x, self._activation, residual)
+        return normalize_by_given(x, axes, given, self.eps, out, 0, extras, keeps)
+
     def _moments_of(self, x, axes, weights):
         """Of a batch that the running statistics alone see."""
-        batch = moments(x, axis=axes, nan_policy=self._omission(), **weights)
+        extras = _extras.with_weights(_extras.NONE, x, axes, **weights)
+        batch = moments_by(x, axes, extras, 0, self._omits())[0]
         if self._nan_policy == "raise":
             _nan_policy.refuse(x, axes, batch.M2)
         return batch
@@ -267,7 +278,8 @@ class BatchNorm(_core.LayerBase, Running, Switches, Options, Conversions):
         learns = self._parameter_gradients
         needs = ["dx"] + ["dgamma"] * (self._scale and learns) + ["dbeta"] * (self._center and learns)
         needs += ["dresidual"] * (self._saved.extras is not None and self._saved.extras.has_residual)
-        dx, dgamma, dbeta, *dresidual = batch_norm_backward(dy, self._saved, out=out, needs=needs)
+        dy = like_input(dy, "dy", self._saved.x)
+        dx, dgamma, dbeta, *dresidual = backward_of(self._saved, dy, out, needs, None)
         self._saved = None
         self.dgamma = None if dgamma is None else dgamma.astype(self.dtype, copy=False)
         self.dbeta = None if dbeta is None else dbeta.astype(self.dtype, copy=False)

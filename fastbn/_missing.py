@@ -9,7 +9,8 @@ equal. Where it is so far from the mean that the difference would lose digits, t
 import numpy as np
 
 from ._canonical import arrange
-from ._functional import moments
+from ._engine import moments_by
+from ._extras import NONE
 from ._moments import Moments
 
 _ROUNDS = 4
@@ -23,7 +24,7 @@ def moments_of_present(block, axes, num_threads=None):
     missing = x.shape[0] * x.shape[2] - count
     p = _entry_of_each(x, there)
     for _ in range(_ROUNDS):
-        found = moments(np.where(there, x, p[:, None]), num_threads=num_threads)
+        found = moments_by(np.where(there, x, p[:, None]), (1,), NONE, num_threads or 0)[0]
         mean, M2, taken_out = _without(found, p, count, missing)
         far = taken_out > M2
         if not far.any():

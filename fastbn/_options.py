@@ -60,9 +60,9 @@ class Options:
         running = (None, None) if limits is None else (self.running_mean, self.running_var)
         return Variant(size, limits, *running, policy)
 
-    def _omission(self):
-        """nan_policy for moments."""
-        return "omit" if self._nan_policy == "omit" else "propagate"
+    def _omits(self):
+        """Whether NaN entries are missing."""
+        return self._nan_policy == "omit"
 
     def _trains_plainly(self):
         return self._ghost_batch_size is None and self._renorm is None and self._nan_policy == "propagate"

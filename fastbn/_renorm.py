@@ -12,7 +12,7 @@ Source: Ioffe, "Batch Renormalization: Towards Reducing Minibatch Dependence in 
 import numpy as np
 
 from . import _checks
-from ._functional import as_parameter, batch_norm_backward
+from ._engine import as_parameter, backward_of
 from ._saved import OfCore
 
 
@@ -55,7 +55,7 @@ class RenormSaved(OfCore):
 
     def backward(self, dy, out, needs, num_threads):
         both = (*needs, "dbeta") if "dgamma" in needs and "dbeta" not in needs else needs
-        dx, dgamma, dbeta, *rest = batch_norm_backward(dy, self.core, out=out, needs=both, num_threads=num_threads)
+        dx, dgamma, dbeta, *rest = backward_of(self.core, dy, out, both, num_threads)
         if dgamma is not None:
             with np.errstate(all="ignore"):
                 dgamma = self.r * dgamma + self.d * dbeta

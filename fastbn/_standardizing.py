@@ -1,8 +1,10 @@
 """(x - mean) / scale with given statistics, as one call of the core."""
 import numpy as np
 
+from . import _checks
 from ._canonical import arrange, normalize_axes
-from ._functional import batch_norm_inference
+from ._engine import normalize_by_given, prepare
+from ._extras import NONE
 
 # Of scale, by the type of the arithmetic: below it 1 / scale overflows, or scale has lost bits; so has 1 / scale beyond
 # the reciprocal.
@@ -16,8 +18,9 @@ def linear(x, mean, gamma, beta=None, *, axis=1, out=None, num_threads=None):
     variance would be squared and rooted, and overflow. mean, gamma, beta: vectors of float64, of which the core takes the
     mean in two parts: float32 data is centred by the whole mean, not by its rounding.
     """
-    return batch_norm_inference(x, mean, np.zeros_like(mean), gamma, beta, eps=1.0, axis=axis, out=out,
-                                num_threads=num_threads)
+    given = {"mean": mean, "var": np.zeros_like(mean), "gamma": gamma, "beta": beta}
+    x, axes, _, given = prepare(x, axis, given)
+    return normalize_by_given(x, axes, given, 1.0, out, _checks.threads(num_threads), NONE, False)[0]
 
 
 def has_reciprocal(scale, dtype):

@@ -10,8 +10,10 @@ import math
 
 import numpy as np
 
+from . import _checks
 from ._canonical import memory_order
-from ._functional import moments
+from ._engine import moments_by
+from ._extras import NONE, with_weights
 from ._missing import moments_of_present
 from ._moments import Moments, by_feature, merged
 
@@ -97,8 +99,8 @@ class _Total:
 
 def moments_of_block(block, axes, index, shape, *, weights=None, name="x", num_threads=None):
     """The Moments of one block of an array, see moments_of_blocks; index: its place there."""
-    axis = axes[0] if len(axes) == 1 else axes
-    found = moments(block, axis=axis, num_threads=num_threads)
+    block, threads = _checks.batch(block), num_threads or 0
+    found = moments_by(block, axes, NONE, threads)[0]
     finite = np.isfinite(found.M2).all()
     if finite and weights is None:
         return found
@@ -107,8 +109,8 @@ def moments_of_block(block, axes, index, shape, *, weights=None, name="x", num_t
     if weights is None:
         found = moments_of_present(block, axes, num_threads)
     else:
-        policy = "propagate" if finite else "omit"
-        found = by_feature(moments(block, axis=axis, weights=weights, nan_policy=policy, num_threads=num_threads))
+        extras = with_weights(NONE, block, axes, weights=weights)
+        found = by_feature(moments_by(block, axes, extras, threads, omits=not finite)[0])
         found.count = found.count.astype(np.float64)
         found.M2[found.count == 0] = 0
     _refuse_overflow(found, name)

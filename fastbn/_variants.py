@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 
 from . import _checks, _dlpack, _extras, _ghost, _nan_policy, _renorm
-from ._functional import (batch_norm_inference, batch_norm_training, is_in_place, moments_by, normalize_by_batch,
-                          normalize_without_nan, prepare, target_for)
+from ._engine import (is_in_place, moments_by, normalize_by_batch, normalize_by_given, normalize_without_nan, prepare,
+                      target_for, train_shortly)
 from ._saved import Saved
 
 
@@ -57,9 +57,6 @@ class More:
         residual = self.act.residual
         return {"activation": self.activation, "residual": None if residual is None else residual[s]}
 
-    def of_slice(self, s):
-        return self.act_of_slice(s) | self.weights_of_slice(s)
-
     def extras(self, x, s=slice(None)):
         """x: the slice s of the batch."""
         extras = _extras.extras_of(x, **self.act_of_slice(s))
@@ -77,10 +74,6 @@ def _of_whole_batch(value, shape, name):
 
 def train_arguments(x, gamma, beta, eps, axis, out, num_threads, variant, more):
     """batch_norm_training, nothing of which is checked but the variant's settings. more: the other arguments, by name."""
-    if variant.nan_policy == "raise" and _leaves_input(variant, out, x):
-        y, saved = batch_norm_training(x, gamma, beta, eps=eps, axis=axis, out=out, num_threads=num_threads, **more)
-        _refuse_nan(saved.x, saved.axes, [saved], variant)
-        return y, saved
     x, axes, _, p = prepare(x, axis, {"gamma": gamma, "beta": beta, "running_mean": variant.running_mean,
                                       "running_var": variant.running_var})
     variant = variant._replace(running_mean=p["running_mean"], running_var=p["running_var"])
@@ -93,8 +86,7 @@ def train(x, axes, gamma, beta, eps, out, threads, variant, more):
     omits = variant.nan_policy == "omit"
     apart = not omits or out is None or more.act.residual is None or not is_in_place(out, more.act.residual)
     if apart and _leaves_input(variant, out, x):
-        run = normalize_without_nan if omits else normalize_by_batch
-        y, saved = run(x, axes, gamma, beta, eps, out, threads, more.extras(x))
+        y, saved = _plainly(x, axes, gamma, beta, eps, out, threads, more.extras(x), omits)
         _refuse_nan(x, axes, [saved], variant)
         return y, saved
     slices = _ghost.slices_of(x, axes, variant.ghost_batch_size)
@@ -105,11 +97,10 @@ def train(x, axes, gamma, beta, eps, out, threads, variant, more):
     narrow = (x if gamma is None else gamma).dtype != np.float64
     if variant.ghost_batch_size is not None:  # so that the slices' gradients are float64
         gamma = np.ones(_count_features(x, axes)) if gamma is None else gamma.astype(np.float64)
-    settings = {"eps": eps, "axis": axes if len(axes) > 1 else axes[0], "num_threads": threads or None}
     watches_in_place = variant.nan_policy != "propagate" and is_in_place(out, x)
     first_the_moments = variant.renorm is not None or watches_in_place or not apart
     run = _after_moments if first_the_moments else _fused
-    parts = run(x, axes, gamma, beta, y, slices, settings, variant, more)
+    parts = run(x, axes, gamma, beta, eps, y, threads, slices, variant, more)
     if variant.ghost_batch_size is not None:
         return y, _ghost.GhostSaved(x, axes, slices, parts, narrow, omits)
     if variant.renorm is not None:
@@ -138,41 +129,51 @@ def _count_features(x, axes):
     return int(np.prod([x.shape[i] for i in axes]))
 
 
-def _fused(x, axes, gamma, beta, y, slices, settings, variant, more):
-    parts, policy = [], "omit" if variant.nan_policy == "omit" else "propagate"
+def _plainly(x, axes, gamma, beta, eps, out, threads, extras, omits):
+    """Statistics and y in one call of the core, or two where NaN entries are missing."""
+    if omits:
+        return normalize_without_nan(x, axes, gamma, beta, eps, out, threads, extras)
+    result = train_shortly(x, gamma, beta, eps, axes[0], out, threads, extras) if len(axes) == 1 else None
+    return result or normalize_by_batch(x, axes, gamma, beta, eps, out, threads, extras)
+
+
+def _fused(x, axes, gamma, beta, eps, y, threads, slices, variant, more):
+    parts, omits = [], variant.nan_policy == "omit"
     for s in slices:
         def compute(x, y):
-            return batch_norm_training(x, gamma, beta, out=y, nan_policy=policy, **settings, **more.of_slice(s))
+            return _plainly(x, axes, gamma, beta, eps, y, threads, more.extras(x, s), omits)
         parts += _ghost.into(compute, x[s], y[s], axes)
     _refuse_nan(x, axes, parts, variant)
     return parts
 
 
-def _after_moments(x, axes, gamma, beta, y, slices, settings, variant, more):
-    threads, omits = _checks.threads(settings["num_threads"]), variant.nan_policy == "omit"
+def _after_moments(x, axes, gamma, beta, eps, y, threads, slices, variant, more):
+    omits = variant.nan_policy == "omit"
     found = [moments_by(x[s], axes, more.extras(x[s], s), threads, omits) for s in slices]
     if variant.nan_policy == "raise":
         _nan_policy.refuse(x, axes, np.stack([batch.M2 for batch, _ in found]))
     parts = []
     for (batch, extras), s in zip(found, slices):
         def compute(x, y):
-            return normalize_by_moments(x, axes, batch, gamma, beta, y, settings, variant, extras, more.act_of_slice(s))
+            act = _extras.extras_of(x, **more.act_of_slice(s))
+            return normalize_by_moments(x, axes, batch, gamma, beta, eps, y, threads, variant, extras, act)
         parts += _ghost.into(compute, x[s], y[s], axes)
     return parts
 
 
-def normalize_by_moments(x, axes, batch, gamma, beta, y, settings, variant, extras, act):
-    """(y by the batch's moments, what backward needs), where all is checked. act: activation and residual, by name."""
+def normalize_by_moments(x, axes, batch, gamma, beta, eps, y, threads, variant, extras, act):
+    """(y by the batch's moments, what backward needs), where all is checked. act: the extras without weights."""
     gamma_r, beta_d = gamma, beta
     if variant.renorm is not None:
-        r, d = _renorm.correction(batch, variant.running_mean, variant.running_var, settings["eps"], variant.renorm)
+        r, d = _renorm.correction(batch, variant.running_mean, variant.running_var, eps, variant.renorm)
         with np.errstate(all="ignore"):
             gamma_r = r if gamma is None else gamma * r
             beta_d = (d if gamma is None else gamma * d) + (0.0 if beta is None else beta)
     saved = Saved(x, axes, batch.mean.size, gamma_r, beta_d, frozen=False, in_place=is_in_place(y, x))
     saved.mean[:], saved.var[:] = batch.mean, batch.biased_var()
     with np.errstate(all="ignore"):
-        saved.rstd[:] = 1.0 / np.sqrt(saved.var + settings["eps"])
-    y = batch_norm_inference(x, saved.mean, saved.var, saved.gamma, saved.beta, out=y, **settings, **act)
+        saved.rstd[:] = 1.0 / np.sqrt(saved.var + eps)
+    given = {"mean": saved.mean, "var": saved.var, "gamma": saved.gamma, "beta": saved.beta}
+    y = normalize_by_given(x, axes, given, eps, y, threads, act, False)[0]
     saved.extras = None if extras is _extras.NONE else extras.kept(y)
     return y, saved if variant.renorm is None else _renorm.RenormSaved(saved, batch, r, d, narrow=False)

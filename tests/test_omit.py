@@ -8,7 +8,7 @@ import pytest
 from fused_oracle import parts_of
 
 import fastbn
-from fastbn import _core, _functional, _omit
+from fastbn import _core, _engine, _omit
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -301,7 +301,7 @@ def test_a_batch_without_nan_is_not_looked_at_again(rng, monkeypatch):
     x = rng.normal(size=(12, 5)).astype(np.float32)
     layer = fastbn.BatchNorm(5, nan_policy="omit")
     with monkeypatch.context() as patch:
-        patch.setattr(_functional, "_moments_of", None)
+        patch.setattr(_engine, "_moments_of", None)
         fastbn.batch_norm_training(x, nan_policy="omit")
         fastbn.batch_norm_training(x, nan_policy="omit", ghost_batch_size=5)
         layer(x)

@@ -13,7 +13,7 @@ import numpy as np
 
 from fastbn import _checks, _core, _extras
 from fastbn._canonical import arrange
-from fastbn._functional import as_parameter, factors_of, run_backward, target_for
+from fastbn._engine import as_parameter, factors_of, run_backward, target_for
 from fastbn._saved import OfCore
 
 _LEAST = 1e-300  # an eps that leaves 1 / sqrt(1 + eps) at 1

@@ -2,7 +2,7 @@
 import numpy as np
 
 from fastbn import _extras, _nan_policy
-from fastbn._functional import moments_by, target_for
+from fastbn._engine import moments_by, target_for
 from fastbn._renorm import RenormSaved
 from fastbn._variants import normalize_by_moments
 
@@ -20,9 +20,8 @@ def train(x, axes, gamma, beta, eps, out, variant, more, of_all_ranks):
     if variant.nan_policy == "raise":
         _nan_policy.refuse(x, axes, local.M2)
     whole = of_all_ranks(local)
-    settings = {"eps": eps, "axis": axes if len(axes) > 1 else axes[0], "num_threads": None}
-    act = {"activation": more["activation"], "residual": extras.residual}
-    y, saved = normalize_by_moments(x, axes, whole, gamma, beta, y, settings, variant, extras, act)
+    act = _extras.extras_of(x, more["activation"], extras.residual)
+    y, saved = normalize_by_moments(x, axes, whole, gamma, beta, eps, y, 0, variant, extras, act)
     if not isinstance(saved, RenormSaved):
         return y, SyncSaved(saved, whole)
     saved.core, saved.narrow = SyncSaved(saved.core, whole), (x if gamma is None else gamma).dtype != np.float64

@@ -10,7 +10,7 @@ autograd hands arguments on to derivatives, however many traces are one inside t
 import fastbn
 from fastbn import _checks
 from fastbn._canonical import normalize_axes
-from fastbn._functional import count_of
+from fastbn._engine import count_of
 
 try:
     from autograd.extend import defjvp_argnums, defvjp_argnums, primitive, vspace
