@@ -17,7 +17,7 @@ import threading
 
 import fastbn
 
-COMMANDS = {"demo": "fastbn.demo.command", "explain": "fastbn.explain.command", "parallel": "fastbn.demo.parallel",
+COMMANDS = {"demo": "fastbn.explain.demo_command", "explain": "fastbn.explain.command", "parallel": "fastbn.demo.parallel",
             "standardize": "fastbn.standardize.command"}
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130

@@ -7,7 +7,7 @@ import tempfile
 from dataclasses import fields
 from pathlib import Path
 
-from fastbn._cli import INTERRUPTED, CommandError
+from fastbn._cli import CommandError
 from fastbn.demo.settings import LEARNING_RATES, Settings
 
 HELP = "train a small network on handwritten digits, with and without batch norm"
@@ -41,12 +41,6 @@ def positive_number(text):
 
 
 def add_arguments(parser):
-    add_training_arguments(parser)
-    parser.add_argument("--report", type=Path, metavar="FILE",
-                        help="then write the page of the command explain, with the same seed and threads")
-
-
-def add_training_arguments(parser):
     rates = ", ".join(f"{rate} for {name}" for name, rate in LEARNING_RATES.items())
     add = parser.add_argument
     add("--epochs", type=whole_number(1, 100_000), default=Settings.epochs, metavar="N",
@@ -66,21 +60,11 @@ def add_training_arguments(parser):
 
 
 def run(arguments):
-    from fastbn.explain import command as explain
-
-    settings = Settings(**{field.name: getattr(arguments, field.name) for field in fields(Settings)})
     check_packages()
-    if arguments.report is not None:
-        explain.check_packages()
-    prepare_folder(settings.output)
-    if arguments.report is not None:
-        explain.check_target(arguments.report, "--report")
+    prepare_folder(arguments.output)
     from fastbn.demo.main import run_demo
 
-    status = run_demo(settings)
-    if arguments.report is not None and status != INTERRUPTED:
-        explain.write(arguments.report, explain.Settings(seed=settings.seed), settings.threads, "--report")
-    return status
+    return run_demo(Settings(**{field.name: getattr(arguments, field.name) for field in fields(Settings)}))
 
 
 def check_packages(needing="the demo", required=REQUIRED):

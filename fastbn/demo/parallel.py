@@ -12,7 +12,7 @@ from fastbn.demo.settings import Settings
 
 HELP = "under mpiexec: train the demo's network over all ranks, and compare with one process"
 
-add_arguments = command.add_training_arguments
+add_arguments = command.add_arguments
 
 
 def run(arguments):

@@ -19,7 +19,7 @@ from threadpoolctl import ThreadpoolController
 from fastbn._mapped import read_only
 from fastbn._moments import Moments
 from fastbn._streaming import moments_of_block
-from fastbn.sklearn._sources import float_type, refuse_empty, refuse_shape, weights_for
+from fastbn.sklearn._tables import float_type, refuse_empty, refuse_shape, weights_for
 
 _FAN_IN = 8
 

@@ -18,6 +18,8 @@ from fastbn._npy import NpyFile
 from fastbn._progress import counted_bytes
 from fastbn._streaming import BLOCK_BYTES, moments_of_block, moments_of_blocks
 
+from ._tables import float_type, refuse_empty, refuse_shape, weights_for
+
 MAPPED_BYTES = 32 << 20  # a mapped array of fewer is read as any other
 
 
@@ -38,43 +40,6 @@ def recognize(X):
         is_large = X.nbytes > MAPPED_BYTES and mapping_of(X)[0] is not None
         return MappedSource(X) if is_large and X.ndim == 2 and X.dtype.kind in "fiub" else None
     return IteratorSource(X) if hasattr(X, "__next__") else None
-
-
-def float_type(dtype):
-    """The type that data of this one is computed and returned in: its own, or float64. Raises TypeError, ValueError."""
-    if dtype.kind == "f" and dtype.itemsize <= 8:
-        return dtype.newbyteorder("=")
-    if dtype.kind == "c":
-        raise ValueError(f"Complex data not supported: X has dtype {dtype}")
-    if dtype.kind not in "fiub":
-        raise TypeError(f"X has dtype {dtype}, expected numbers")
-    return np.dtype(np.float64)
-
-
-def refuse_empty(rows, columns):
-    """With scikit-learn's words."""
-    if not rows:
-        raise ValueError(f"Found array with 0 sample(s) (shape=({rows}, {columns})) while a minimum of 1 is required")
-    if not columns:
-        raise ValueError(f"Found array with 0 feature(s) (shape=({rows}, {columns})) while a minimum of 1 is required")
-
-
-def refuse_shape(shape):
-    if len(shape) != 2:
-        raise ValueError(f"Expected 2D array, got {len(shape)}D array instead: X has shape {shape}, expected (samples, "
-                         "features)")
-
-
-def weights_for(sample_weight, rows):
-    """As a float64 array of shape (rows,); None stays None. Raises ValueError."""
-    if sample_weight is None:
-        return None
-    weights = np.asarray(sample_weight, np.float64)
-    if weights.ndim == 0:
-        weights = np.full(rows, weights)
-    if weights.shape != (rows,):
-        raise ValueError(f"sample_weight has shape {weights.shape}, expected ({rows},): one for each sample")
-    return weights
 
 
 class MappedSource:
