@@ -16,11 +16,11 @@
 
 enum {
     US = 1000,
-    WAKING = 20 * US,      /* of a call: threads that were asleep start later, which says nothing of other programs */
+    WAKING_TIME = 20 * US, /* of a call: threads that were asleep start later, which says nothing of other programs */
     TOLERATED = 8000 * US, /* lost on balance before teams are halved: two or three time slices of a scheduler */
     CREDIT = 8000 * US,    /* gained before, which losses may use up */
-    FACTOR = 4,            /* the first while, in times of what was lost */
-    GROWTH_STEPS = 8       /* teams double this often in a time as long as the while was */
+    FACTOR = 4,            /* the first period, in times of what was lost */
+    GROWTH_STEPS = 8       /* teams double this often in a time as long as the last period */
 };
 
 static const int64_t LONGEST = INT64_C(1000000000);
@@ -40,11 +40,17 @@ static int is_enabled(void)
     return is;
 }
 
+static void forget_losses(void)
+{
+    atomic_store(&until, 0);
+    atomic_store(&length, 0);
+    atomic_store(&lost, 0);
+}
+
 void fastbn_set_backoff(int on)
 {
     atomic_store(&enabled, on != 0);
-    if (!on)
-        fbn_backoff_reset();
+    forget_losses();
 }
 
 int fastbn_get_backoff(void) { return is_enabled(); }
@@ -66,8 +72,8 @@ int fbn_backoff_limit(int threads, int64_t now)
     return most < threads && is_enabled() ? (int)most : threads;
 }
 
-/* Teams that began before the last step back say nothing about the smaller ones. The while doubles where the one before
- * has just ended, and less the longer it went well since. */
+/* A team that began before teams were last halved says nothing about the smaller ones, so its report is dropped. A period
+ * that follows at once is twice as long as the last one; quiet time since then is taken off. */
 static void back_off(int threads, int64_t loss, int64_t now)
 {
     int64_t end = atomic_load(&until), last = atomic_load(&length);
@@ -85,8 +91,8 @@ static void back_off(int threads, int64_t loss, int64_t now)
 void fbn_backoff_report(int threads, int64_t elapsed, int64_t computed, int64_t now)
 {
     int64_t before = atomic_load_explicit(&lost, memory_order_relaxed), balance = elapsed - 2 * computed;
-    if (balance > WAKING)
-        balance -= WAKING;
+    if (balance > WAKING_TIME)
+        balance -= WAKING_TIME;
     else if (balance > 0)
         balance = 0;
     int64_t after = before + balance > -CREDIT ? before + balance : -CREDIT;
@@ -100,8 +106,6 @@ void fbn_backoff_refused(int64_t now) { atomic_store(&refused_until, now + LONGE
 
 void fbn_backoff_reset(void)
 {
-    atomic_store(&until, 0);
+    forget_losses();
     atomic_store(&refused_until, 0);
-    atomic_store(&length, 0);
-    atomic_store(&lost, 0);
 }

@@ -1,9 +1,10 @@
 /* cgroup.c - see cgroup.h.
  *
  * A container's limit is a quota of processor time in each period, set on its control group or on one above it. Both
- * versions of control groups write the group's path to /proc/self/cgroup: version 2 in a line "0::/path", version 1 in
- * one that names the controller, "4:cpu,cpuacct:/path", whose folder has the link "cpu". Within a container the path may be the host's, of which only
- * the end is mounted or nothing; so every folder from the path up to the root is looked at, and the least quota holds.
+ * versions of control groups write the group's path to /proc/self/cgroup. Version 2 has a line "0::/path". Version 1
+ * has one that names the controller, "4:cpu,cpuacct:/path", and the link "cpu" leads to its folder. Within a container
+ * the path may be the host's, and only its end may be mounted, or none of it. So every folder from the path up to the
+ * root is read, and the least quota holds.
  */
 #include "cgroup.h"
 
@@ -14,7 +15,8 @@
 
 enum { PATH = 1024, MOST = 1 << 20 };
 
-/* Two numbers of a file, of which the first is "max" or negative where there is no limit: how many are numbers. */
+/* Reads up to two numbers and returns how many there were. The first is "max", which is no number, or negative where
+ * there is no limit. */
 static int read_numbers(const char *path, long long *first, long long *second)
 {
     FILE *file = fopen(path, "r");

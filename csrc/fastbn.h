@@ -151,7 +151,7 @@ typedef struct fastbn_params {
  * empty feature has mean 0 and m2 0. */
 fastbn_status fastbn_moments(const fastbn_shape *shape, fastbn_input x, double *mean, double *m2, int num_threads);
 
-/* The same with weights: mean = sum(w * x) / total, m2 = sum(w * (x - mean)^2), var = m2 / total. */
+/* The same with weights (NULL: every entry counts as one): mean = sum(w * x) / total, m2 = sum(w * (x - mean)^2), var = m2 / total. */
 fastbn_status fastbn_weighted_moments(const fastbn_shape *shape, fastbn_input x, const fastbn_weights *weights,
                                       double *mean, double *m2, int num_threads);
 
@@ -214,8 +214,9 @@ fastbn_status fastbn_set_isa(const char *name);
 
 /* The threads that a call may use: the smallest of the runtime's maximum at the time of the call, fastbn_set_num_threads
  * (0: no limit; FASTBN_NUM_THREADS is its first value) and the argument of the call. Where OMP_NUM_THREADS does not set
- * the maximum, it is at most the number of processors that the process may run on and, in a container, that its quota
- * of processor time amounts to, rounded up. 1 after a fork, and without OpenMP. A call takes fewer where it is short,
+ * the maximum, it is at most the number of processors that the calling thread may run on, and in a container at most its
+ * quota of processor time in whole processors, rounded up. It is 1 without OpenMP, inside a parallel region of the caller,
+ * and after a fork until fastbn_rearm_threads succeeds. A call takes fewer where it is short,
  * where other calls of the process are under way, where the runtime's threads have gone to sleep and waking them costs
  * more than they gain, while the process backs off (see below), and where the system has no more threads to give. */
 int fastbn_get_num_threads(void);

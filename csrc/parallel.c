@@ -4,8 +4,8 @@
  * started them, and a parallel region could wait for them for ever. The handler is therefore installed when the library
  * is loaded, not at its first parallel region.
  *
- * Small work never reaches the pragma: even a region of one thread costs a quarter of a microsecond. Nor does it read
- * the clock, nor is it counted among the calls that share the processors.
+ * Small work never reaches the pragma: even a region of one thread costs a quarter of a microsecond. It does not read the
+ * clock either, and does not count among the calls that share the processors.
  */
 #define _POSIX_C_SOURCE 200809L /* clock_gettime, nanosleep */
 #include "parallel.h"
@@ -25,9 +25,11 @@
 
 /* A parallel region costs about a microsecond where the processors share a cache, in which one moves some tens of KiB.
  * It costs several where they do not, and each line of data that the other had last costs six times as much; the host of
- * a virtual machine moves its processors from one state to the other at any time. Measured in both on Zen 5: with two
- * threads, calls of 0.4 MB take 0.8 to 1.2 of one thread's time in the one state and 1.3 to 2.0 in the other, of 0.8 MB
- * 0.7 and 0.9 to 1.2, of 1.6 MB 0.5 and 0.6 to 0.7. */
+ * a virtual machine moves its processors from one state to the other at any time. Measured on Zen 5, the time with two
+ * threads in times of one thread's:
+ *     bytes of the call                     0.4 MB        0.8 MB        1.6 MB
+ *     processors that share a cache         0.8 to 1.2    0.7           0.5
+ *     processors that do not                1.3 to 2.0    0.9 to 1.2    0.6 to 0.7 */
 #define DEFAULT_BYTES_PER_THREAD (512 * 1024)
 
 #if defined(_MSC_VER)
@@ -39,7 +41,7 @@
 enum {
     WATCHED = 8, /* threads of a team whose time is taken; more would say the same */
     LINE = 64,
-    WAKING = 32, /* the work done alone before another thread is woken, in times of the least for a thread */
+    WORK_BEFORE_WAKING = 32, /* that is done alone, in times of the least for a thread */
     /* nanoseconds */
     AWAKE = 80000,
     LONG_CALL = 100000
@@ -58,7 +60,8 @@ static atomic_int forked = 0, has_pool = 0, calls = 0;
 static atomic_int maximum_is_chosen = 0;
 static _Atomic int64_t bytes_per_thread = DEFAULT_BYTES_PER_THREAD, delay = 0;
 
-/* What a thread remembers. Of one that calls: all but `waited`; of one in a team: that. */
+/* What each thread remembers. Every thread of a team, the caller too, uses `waited`; the other members are used by threads
+ * that call. */
 static THREAD_LOCAL struct memory {
     int last_team;
     int pool;                      /* the other threads that the runtime keeps for this one */
@@ -95,6 +98,7 @@ __attribute__((constructor)) static void at_load(void)
     pthread_atfork(NULL, NULL, in_forked_child);
 }
 #else
+/* Untested. This clock can be set back, see backoff.h; Windows has QueryPerformanceCounter. */
 static int64_t clock_now(void)
 {
     struct timespec t;
@@ -139,8 +143,8 @@ static int quota(int64_t now)
     return atomic_load_explicit(&known, memory_order_relaxed);
 }
 
-/* Those that the calling thread, and with it the threads that it starts, may run on, or fewer where a container's share
- * of processor time is less. The system is asked once a second. */
+/* The processors that the calling thread may run on, and with it the threads that it starts; fewer where a container's
+ * quota is less. The system is asked once a second. */
 static int processors(int64_t now)
 {
     struct memory *my = &mine;
@@ -193,14 +197,14 @@ static int share_of_call(int threads, int others, int64_t now)
     return smaller(threads, share > 1 ? share : 1);
 }
 
-/* Whether threads that sleep are left asleep. Waking them pays once the calls that follow each other at once have done so
- * much work without them; one large call has, and so has a long row of short ones. */
+/* Whether sleeping threads are left asleep. Waking them pays once calls that follow each other at once have done enough
+ * work without them, whether that is one large call or a long row of short ones. */
 static int leaves_asleep(struct memory *my, int64_t now, int64_t bytes)
 {
     if (now < my->awake_until)
         return 0;
     my->done_alone = now - my->last_ended > AWAKE ? bytes : my->done_alone + bytes;
-    return my->done_alone < WAKING * atomic_load_explicit(&bytes_per_thread, memory_order_relaxed);
+    return my->done_alone < WORK_BEFORE_WAKING * atomic_load_explicit(&bytes_per_thread, memory_order_relaxed);
 }
 
 struct fbn_team fbn_team_for(int requested, int64_t bytes, int64_t exchanged, int64_t tasks)
@@ -244,9 +248,10 @@ static void let_idle_threads_sleep(void)
 #endif
 }
 
-/* The runtime ends the threads that a smaller team does not need and starts them again for a larger one. (It also ends
+/* Asks the system for the threads that the pool lacks; 0 where it refuses them.
+ * The runtime ends the threads that a smaller team does not need and starts them again for a larger one. (It also ends
  * them where the calling thread runs a smaller region of somebody else's, of which nothing is known here.) */
-static int can_have(struct fbn_team team)
+static int get_threads_ready(struct fbn_team team)
 {
     if (team.threads - 1 > mine.pool && !fbn_can_start(team.threads - 1 - mine.pool)) {
         fbn_backoff_refused(team.begun);
@@ -265,8 +270,9 @@ static void wait_as_tests_want(int thread)
             continue;
 }
 
-/* The time of the quickest thread. Another processor's lines are read where the call took long: there they cost nothing
- * beside it, and show whether this thread was the one that had to wait for a processor. */
+/* Reports the time of the team's quickest thread. After a short call only the caller's own time is looked at, since reading
+ * what another processor wrote would cost too much. A long call reads all of them, which shows whether the caller itself
+ * had to wait for a processor. */
 static void report(struct memory *my, int threads, int64_t begun)
 {
     int64_t now = clock_now(), elapsed = now - begun, computed = my->watches[0].computed;
@@ -305,7 +311,7 @@ static void run_on_threads(struct fbn_team team, fbn_work *work, void *job)
 void fbn_run(struct fbn_team team, fbn_work *work, void *job)
 {
 #ifdef _OPENMP
-    if (team.threads > 1 && can_have(team))
+    if (team.threads > 1 && get_threads_ready(team))
         run_on_threads(team, work, job);
     else
 #endif

@@ -14,10 +14,12 @@ struct fbn_team {
     int64_t begun; /* nanoseconds; only where there was a choice */
 };
 
-/* Those worth using for a call that moves `bytes`, can be cut into `tasks`, and makes the threads pass each other what
- * costs as much as moving `exchanged` bytes. One inside a parallel region of the caller. fbn_run has to follow. */
+/* Chooses the threads for a call that moves `bytes` and can be cut into `tasks`; what the threads pass to each other
+ * costs as much as moving `exchanged` bytes. requested: the most to take; 0 or less: as the settings allow. Inside a
+ * parallel region of the caller it is one thread. fbn_run must follow, since the call counts as in flight until then. */
 struct fbn_team fbn_team_for(int requested, int64_t bytes, int64_t exchanged, int64_t tasks);
 
+/* Calls work on each thread of the team, which may be smaller than asked for, and ends the call. */
 void fbn_run(struct fbn_team team, fbn_work *work, void *job);
 
 /* All threads of the team wait here. */
@@ -25,8 +27,8 @@ void fbn_barrier(int threads);
 
 /* ---- for tests ---- */
 
-/* The least number of bytes a thread must have to do (returns the previous one); 0: all threads always, whatever else
- * goes on in the process and on the machine. */
+/* Sets the least number of bytes that a thread must have to do, and returns the previous one. 0: every call takes all
+ * threads, whatever else goes on in the process and on the machine. */
 int64_t fbn_set_bytes_per_thread(int64_t bytes);
 
 /* The team of the last call made by the calling thread. */

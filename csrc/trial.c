@@ -14,7 +14,7 @@
 
 static atomic_int refuses = 0;
 
-void fbn_refuse_threads(int yes) { atomic_store(&refuses, yes); }
+void fbn_pretend_refusal(int yes) { atomic_store(&refuses, yes); }
 
 #if defined(__unix__) || defined(__APPLE__)
 #include <pthread.h>

@@ -7,6 +7,6 @@
 int fbn_can_start(int threads);
 
 /* For tests: from now on the system seems to refuse, or no longer. */
-void fbn_refuse_threads(int yes);
+void fbn_pretend_refusal(int yes);
 
 #endif

@@ -8,35 +8,36 @@ import numpy as np
 from . import _checks, _core, _environment, _openmp
 
 _OMP_NUM_THREADS = re.match(r"\s*\+?0*[1-9]", os.environ.get("OMP_NUM_THREADS", ""))  # as parallel.c looks at it
-_came_from = {}  # setting: who made it what it is, where that is not the default
+_came_from = {}  # for each setting that is not the default: the variable or call that set it
 
 
 def set_num_threads(num_threads):
     """Lets every call from now on use at most `num_threads` threads; None takes the limit away.
 
-    OpenMP's own maximum (OMP_NUM_THREADS, threadpoolctl), the processors that this process may run on and a container's
-    quota still hold: this can only lower them. FASTBN_NUM_THREADS sets the limit that a process starts with. Raises
-    TypeError, ValueError.
+    This can only lower the number, never raise it. The number is otherwise OpenMP's maximum (OMP_NUM_THREADS,
+    threadpoolctl); where OMP_NUM_THREADS is not set, it is also at most the processors that the calling thread may run on
+    and a container's quota. FASTBN_NUM_THREADS sets the limit that a process starts with. Raises TypeError, ValueError.
     """
     _core.set_num_threads(_checks.threads(num_threads))
-    _came_from["threads"] = f"set_num_threads({num_threads})"
+    _came_from["threads"] = (num_threads, f"set_num_threads({num_threads})")
 
 
 def get_num_threads():
-    """The threads that a call may use now: 1 without OpenMP and in a forked child.
+    """The threads that a call may use now: 1 without OpenMP, and in a forked child until `rearm_threads` is called.
 
-    A call uses fewer where it is short, while other calls of this process are under way, and while the process backs
-    off (`set_backoff`).
+    A call uses fewer where it is short, while other calls of this process are under way, while the process backs off
+    (`set_backoff`), where waking sleeping threads costs more than they gain, and where the system has no thread to give.
     """
     return _core.get_num_threads()
 
 
 def set_backoff(on):
-    """Whether calls take fewer threads for a while where threads wait for each other longer than they gain.
+    """Switches backing off on or off: calls take fewer threads for up to a second after threads have lost more time by
+    waiting for each other than they gained.
 
-    So it is on a machine that is busy with other programs: a call ends with its last thread, and the system may take one
-    off its processor for milliseconds. Teams are halved then, down to one thread, for a while of at most a second, and
-    grow again afterwards; results do not change. On by default; FASTBN_BACKOFF=0 switches it off when a process starts.
+    That happens on a machine that is busy with other programs: a call ends with its last thread, and the system may take
+    one off its processor for milliseconds. Teams are halved, down to one thread, and grow again afterwards; results do
+    not change. on: bool. On by default; FASTBN_BACKOFF=0 switches it off when a process starts.
     `get_config()["backoffs"]` tells how often it happened. Raises TypeError.
     """
     if not isinstance(on, (bool, np.bool_)):
@@ -46,7 +47,7 @@ def set_backoff(on):
 
 
 def get_backoff():
-    """Whether it is on, see set_backoff."""
+    """Whether backing off is on, a bool; see set_backoff."""
     return _core.get_backoff()
 
 
@@ -95,16 +96,17 @@ def _start():
         _core.set_output_cache(nbytes)
     if backoff is not None:
         _core.set_backoff(backoff)
-    found = {"threads": (threads or None, "FASTBN_NUM_THREADS"), "output cache": (nbytes, "FASTBN_OUTPUT_CACHE"),
-             "backoff": (backoff, "FASTBN_BACKOFF")}
+    _came_from["threads"] = (threads or None, "FASTBN_NUM_THREADS")
+    found = {"output cache": (nbytes, "FASTBN_OUTPUT_CACHE"), "backoff": (backoff, "FASTBN_BACKOFF")}
     _came_from.update({what: name for what, (value, name) in found.items() if value is not None})
 
 
 def _threads_came_from():
     if _core.openmp() is None:
         return "built without OpenMP"
-    if "threads" in _came_from:
-        return _came_from["threads"]
+    limit, origin = _came_from.get("threads", (None, None))
+    if limit is not None and _core.get_num_threads() == limit:
+        return origin
     if _OMP_NUM_THREADS:
         return "OMP_NUM_THREADS"
     return "default: OpenMP's maximum, within the processors that this process may use"

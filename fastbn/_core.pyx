@@ -11,7 +11,7 @@ cimport cython
 cimport numpy as cnp
 from libc.math cimport INFINITY, sqrt
 from libc.stdint cimport uint16_t, uint64_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memset
 
 cnp.import_array()
 
@@ -29,7 +29,7 @@ cdef extern from "cgroup.h":
     int fbn_cgroup_processors(const char *root)
 
 cdef extern from "trial.h":
-    void fbn_refuse_threads(int yes)
+    void fbn_pretend_refusal(int yes)
 
 cdef extern from *:
     """
@@ -130,9 +130,7 @@ cdef int call_backward(const fastbn_shape *shape, fastbn_input x, fastbn_input d
     return check(status)
 
 
-# ---- the operations on memoryviews; parameters and statistics are float64 ----
-
-# ---- the operations on plain arrays, and the layer ----
+# ---- the operations, by the short way and the general one, and the layer ----
 
 include "_outputs.pxi"
 include "_plain.pxi"
@@ -257,7 +255,7 @@ def delay_threads(int64_t nanoseconds):
 
 def refuse_threads(bint yes):
     """For tests: the system seems to have no thread to give."""
-    fbn_refuse_threads(yes)
+    fbn_pretend_refusal(yes)
 
 
 def backoff_limit(int threads, int64_t now):

@@ -1,17 +1,18 @@
-"""The engine: what the public functions, the variants of training and the layer compute with, once arguments are checked.
+"""The engine: what the public functions, the variants of training and the layer compute with.
 
-Arrays are brought into the core's shape (_canonical.py), its operations are run in the general way, and what a forward
-call leaves for backward is kept. Nothing here looks at an argument twice; errors that only the arrays tell, of `out` and
-of what is added to a call, are raised here.
+`prepare`, `like_input` and `needed` check arguments, and the other functions take them checked. Arrays are brought into
+the core's shape (_canonical.py), the core's general operations are run, and what backward needs is kept. Errors that
+only the arrays show, of `out` and of what is added to a call, are raised here.
 """
 import math
 
 import numpy as np
 
-from . import _activation, _checks, _core, _extras, _omit
+from . import _checks, _core, _extras, _missing
 from ._canonical import arrange, normalize_axes
 from ._moments import Moments, by_feature
 from ._saved import Composite, Saved, about_input
+from ._weights import equal_weights
 
 RESULTS = ("dx", "dgamma", "dbeta")
 
@@ -39,7 +40,7 @@ def prepare(x, axis, params):
 
 
 def is_in_place(out, x):
-    """Of an `out` that was checked: it is x or apart from it."""
+    """Whether `out`, which was checked to be x or apart from it, is x."""
     return out is not None and x.size > 0 and np.may_share_memory(out, x) and _checks.share_memory(out, x)
 
 
@@ -119,17 +120,36 @@ def normalize_by_batch(x, axes, gamma, beta, eps, out, threads, extras=_extras.N
 
 def normalize_without_nan(x, axes, gamma, beta, eps, out, threads, extras):
     """The same where NaN entries are missing; `out` shares no memory with x and the residual."""
-    def compute(extras):
-        nonlocal out
+    found = None
+    if extras.weights is None:
         out, saved = normalize_by_batch(x, axes, gamma, beta, eps, out, threads, extras)
-        return out, saved
-    return _omit.omitting(x, axes, extras, compute, lambda found: found[1].var)[0]
+        if not np.isnan(saved.var).any():
+            return out, saved
+        found = Moments.of_variance(count_of(saved), saved.mean, saved.var)
+    batch, counted = moments_of_present(x, axes, extras, threads, found)
+    if counted is not extras:
+        return normalize_by_moments(x, axes, batch, gamma, beta, eps, out, threads, counted)
+    return normalize_by_batch(x, axes, gamma, beta, eps, out, threads, extras) if found is None else (out, saved)
+
+
+def normalize_by_moments(x, axes, batch, gamma, beta, eps, out, threads, extras):
+    """(y by the batch's moments, what backward needs), where these are known before y is written."""
+    extras.refuse_overwriting(out)
+    saved = Saved(x, axes, batch.mean.size, gamma, beta, frozen=False, in_place=is_in_place(out, x))
+    saved.mean[:], saved.var[:] = batch.mean, batch.biased_var()
+    with np.errstate(all="ignore"):
+        saved.rstd[:] = 1.0 / np.sqrt(saved.var + eps)
+    given = {"mean": saved.mean, "var": saved.var, "gamma": saved.gamma, "beta": saved.beta}
+    act = _extras.NONE if extras is _extras.NONE else extras._replace(weights=None)
+    y = normalize_by_given(x, axes, given, eps, out, threads, act, False)[0]
+    saved.extras = None if extras is _extras.NONE else extras.kept(y)
+    return y, saved
 
 
 # ---- backward ----
 
 def backward_of(saved, dy, out, needs, num_threads):
-    """batch_norm_backward after its checks, but for that of `out`. saved: of any call."""
+    """batch_norm_backward after its checks, except those of `out` and `num_threads`. saved: what any forward call returned."""
     if needs is RESULTS:
         result = _core.plain_backward(dy, saved, out, num_threads)
         if result is not None:
@@ -219,12 +239,38 @@ def needed(needs, known):
 # ---- moments ----
 
 def moments_by(x, axes, extras, threads, omits=False):
-    """(moments, extras) after the checks, where the extras know what of x is missing."""
-    if omits:
-        found, extras = _omit.omitting(x, axes, extras, lambda extras: _moments_of(x, axes, extras, threads),
-                                       lambda found: found.M2)
+    """(moments, extras) after the checks, where the extras know what of x is missing.
+
+    Looking for NaN costs no pass where there is none: a feature's M2 is NaN where it has one. (With weights all entries
+    are looked at, since an entry of weight 0 leaves no trace in M2.)
+    """
+    if not omits:
+        return _moments_of(x, axes, extras, threads), extras
+    found = _moments_of(x, axes, extras, threads) if extras.weights is None else None
+    if found is not None and not np.isnan(found.M2).any():
         return by_feature(found), extras
-    return _moments_of(x, axes, extras, threads), extras
+    return moments_of_present(x, axes, extras, threads, found)
+
+
+def moments_of_present(x, axes, extras, threads, found=None):
+    """(the moments of the entries that are not NaN, extras that know of them); the same extras where none is NaN.
+
+    found: the moments with NaN, where they are known: those of features without NaN stay as they are.
+    """
+    arrangement = arrange(x, axes)
+    n, c, s = arrangement.packed
+    weights = None if extras.weights is None else extras.weights.data(arrangement).reshape(n, s)
+    there = _missing.present(arrangement.readable(x), weights, threads)
+    short = there.entries < n * s
+    if not short.any():
+        return by_feature(_moments_of(x, axes, extras, threads) if found is None else found), extras
+    given = equal_weights(x, axes) if weights is None else extras.weights
+    counts = np.where(short, there.weight, given.total)
+    extras = extras._replace(weights=given._replace(counts=counts, absent=there.entries == 0))
+    mean, M2 = there.mean, there.M2
+    if found is not None:
+        mean, M2 = np.where(short, mean, found.mean), np.where(short, M2, found.M2)
+    return Moments.of_arrays(extras.count_of(x, c), mean, M2), extras
 
 
 def _moments_of(x, axes, extras, threads):

@@ -34,7 +34,7 @@ def read_switch(text):
 
 
 def setting(name, read, expected, otherwise):
-    """What the variable says, or None where it is not set or cannot be read, which a warning tells.
+    """The value of the variable; None where it is not set, or cannot be read, and then a warning says so.
 
     expected: in words; otherwise: what is used in its place, in words.
     """

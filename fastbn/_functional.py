@@ -210,5 +210,3 @@ def moments(x, *, axis=1, mask=None, weights=None, lengths=None, nan_policy="pro
     x, axes, _, _ = prepare(x, axis, {})
     extras = _extras.with_weights(_extras.NONE, x, axes, mask=mask, weights=weights, lengths=lengths)
     return moments_by(x, axes, extras, _checks.threads(num_threads), omits)[0]
-
-

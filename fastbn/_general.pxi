@@ -55,7 +55,8 @@ cdef fastbn_output output_of(cnp.ndarray a) noexcept:
     return result
 
 
-cdef const double *features(const double[::1] a, const fastbn_shape *shape) except? NULL:
+cdef const double *read_pointer(const double[::1] a, const fastbn_shape *shape) except? NULL:
+    """A pointer to a vector of one number a feature; NULL for None. Raises ValueError (another length)."""
     """The first of one number a feature; NULL of None."""
     if a is None:
         return NULL
@@ -64,8 +65,8 @@ cdef const double *features(const double[::1] a, const fastbn_shape *shape) exce
     return &a[0] if a.shape[0] else NULL
 
 
-cdef double *results(double[::1] a, const fastbn_shape *shape) except? NULL:
-    return <double *> features(a, shape)
+cdef double *write_pointer(double[::1] a, const fastbn_shape *shape) except? NULL:
+    return <double *> read_pointer(a, shape)
 
 
 @cython.final
@@ -116,7 +117,7 @@ cdef fastbn_params params_of(const fastbn_shape *shape, const double[::1] gamma,
                              cnp.ndarray x) except *:
     """extra: None where there is nothing beyond normalization."""
     cdef fastbn_params params
-    params.gamma, params.beta, params.dtype = features(gamma, shape), features(beta, shape), FASTBN_FLOAT64
+    params.gamma, params.beta, params.dtype = read_pointer(gamma, shape), read_pointer(beta, shape), FASTBN_FLOAT64
     params.activation, params.slope, params.extra = FASTBN_IDENTITY, 0, NULL
     if extra is not None:
         extra.add_to(&params, x)
@@ -125,8 +126,8 @@ cdef fastbn_params params_of(const fastbn_shape *shape, const double[::1] gamma,
 
 def moments(cnp.ndarray x not None, Extra extra, double[::1] mean not None, double[::1] m2 not None, int threads):
     cdef fastbn_shape shape = shape_of(x)
-    call_moments(&shape, input_of(x), NULL if extra is None else extra.weights_for_c(), results(mean, &shape),
-                 results(m2, &shape), threads)
+    call_moments(&shape, input_of(x), NULL if extra is None else extra.weights_for_c(), write_pointer(mean, &shape),
+                 write_pointer(m2, &shape), threads)
 
 
 def inference(cnp.ndarray x not None, Extra extra, const double[::1] mean not None, const double[::1] var not None,
@@ -134,7 +135,7 @@ def inference(cnp.ndarray x not None, Extra extra, const double[::1] mean not No
     cdef fastbn_shape shape = shape_of(x)
     cdef fastbn_params params = params_of(&shape, gamma, beta, extra, x)
     check_data(y, x, True)
-    call_inference(&shape, input_of(x), features(mean, &shape), features(var, &shape), &params, eps, output_of(y), threads)
+    call_inference(&shape, input_of(x), read_pointer(mean, &shape), read_pointer(var, &shape), &params, eps, output_of(y), threads)
 
 
 def training(cnp.ndarray x not None, Extra extra, const double[::1] gamma, const double[::1] beta, double eps,
@@ -143,8 +144,8 @@ def training(cnp.ndarray x not None, Extra extra, const double[::1] gamma, const
     cdef fastbn_shape shape = shape_of(x)
     cdef fastbn_params params = params_of(&shape, gamma, beta, extra, x)
     check_data(y, x, True)
-    call_training(&shape, input_of(x), &params, eps, output_of(y), results(mean, &shape), results(var, &shape),
-                  results(rstd, &shape), threads)
+    call_training(&shape, input_of(x), &params, eps, output_of(y), write_pointer(mean, &shape), write_pointer(var, &shape),
+                  write_pointer(rstd, &shape), threads)
 
 
 def backward(cnp.ndarray x, cnp.ndarray dy not None, Extra extra, const double[::1] gamma, const double[::1] beta,
@@ -154,24 +155,24 @@ def backward(cnp.ndarray x, cnp.ndarray dy not None, Extra extra, const double[:
     cdef fastbn_params params = params_of(&shape, gamma, beta, extra, dy)
     check_data(x, dy, False)
     check_data(dx, dy, True)
-    call_backward(&shape, input_of(x), input_of(dy), &params, features(mean, &shape), features(rstd, &shape), frozen,
-                  output_of(dx), results(dgamma, &shape), results(dbeta, &shape), threads)
+    call_backward(&shape, input_of(x), input_of(dy), &params, read_pointer(mean, &shape), read_pointer(rstd, &shape), frozen,
+                  output_of(dx), write_pointer(dgamma, &shape), write_pointer(dbeta, &shape), threads)
 
 
 def double_backward(cnp.ndarray x, cnp.ndarray dy not None, cnp.ndarray ddx, const double[::1] ddgamma,
                     const double[::1] ddbeta, const double[::1] gamma, const double[::1] mean not None,
                     const double[::1] rstd not None, bint frozen, cnp.ndarray ddy, cnp.ndarray dx, double[::1] dgamma,
                     int threads):
-    """Of float32 and float64 data."""
+    """The data are float32 or float64."""
     cdef fastbn_shape shape = shape_of(dy)
     cdef fastbn_params params = params_of(&shape, gamma, None, None, dy)
     cdef fastbn_input x_in = input_of(x), dy_in = input_of(dy), ddx_in = input_of(ddx)
     cdef fastbn_output ddy_out = output_of(ddy), dx_out = output_of(dx)
-    cdef const double *ddgamma_data = features(ddgamma, &shape)
-    cdef const double *ddbeta_data = features(ddbeta, &shape)
-    cdef const double *mean_data = features(mean, &shape)
-    cdef const double *rstd_data = features(rstd, &shape)
-    cdef double *dgamma_data = results(dgamma, &shape)
+    cdef const double *ddgamma_data = read_pointer(ddgamma, &shape)
+    cdef const double *ddbeta_data = read_pointer(ddbeta, &shape)
+    cdef const double *mean_data = read_pointer(mean, &shape)
+    cdef const double *rstd_data = read_pointer(rstd, &shape)
+    cdef double *dgamma_data = write_pointer(dgamma, &shape)
     cdef fastbn_status status
     for a in (x, ddx):
         check_data(a, dy, False)

@@ -1,4 +1,4 @@
-"""What becomes of a batch with NaN or Inf: nan_policy. ("omit", for NaN alone: _omit.py.)
+"""What becomes of a batch with NaN or Inf: nan_policy. ("omit", for NaN alone: _missing.py.)
 
 Looking for them costs no pass: a feature's variance is NaN exactly where the feature has a NaN or an Inf, or finite
 entries whose sums overflow. Only then are the entries looked at.

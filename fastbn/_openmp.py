@@ -12,13 +12,13 @@ import platform
 
 import numpy  # noqa: F401 - first: no library of its own shall see the setting
 
-# Rounds of a tenth of a millisecond on the whole: longer than calls that follow each other are apart. A round of x86 has
+# Rounds that take a tenth of a millisecond in all. That is longer than the gap between calls that follow each other. A round of x86 has
 # a pause of some 25 ns; elsewhere it takes a nanosecond or two (untested).
 SPINS = "4000" if platform.machine() in ("x86_64", "AMD64", "i686") else "60000"
 
 
 def _chosen(*names):
-    """A sentence, where the environment has one of these."""
+    """A phrase that names those of these variables that are set; None where none is."""
     found = [f"{name}={os.environ[name]}" for name in names if name in os.environ]
     return f"as {' and '.join(found)} in the environment says" if found else None
 
@@ -34,18 +34,19 @@ def _loaded_libraries():
 
 
 def _load():
-    """Imports the core; a sentence about idle threads."""
-    if chosen := _chosen("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
-        from . import _core  # noqa: F401
-        return chosen
-    before = _loaded_libraries()
-    os.environ["GOMP_SPINCOUNT"] = SPINS
+    """Imports the core. Returns a phrase about when idle threads sleep, for get_config."""
+    chosen, before = _chosen("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"), _loaded_libraries()
+    if not chosen:
+        os.environ["GOMP_SPINCOUNT"] = SPINS
     try:
         from . import _core
     finally:
-        del os.environ["GOMP_SPINCOUNT"]
+        if not chosen:
+            del os.environ["GOMP_SPINCOUNT"]
     if _core.openmp() == "libomp":
-        return _chosen("KMP_BLOCKTIME") or "sleep after a millisecond"
+        return _chosen("KMP_BLOCKTIME", "OMP_WAIT_POLICY") or "sleep after a millisecond"
+    if chosen:
+        return chosen
     after = _loaded_libraries()
     if _core.openmp() != "libgomp" or before is None or after is None:
         return "as the OpenMP library does by itself"

@@ -12,9 +12,8 @@ import numpy as np
 
 from . import _checks
 from ._canonical import memory_order
-from ._engine import moments_by
+from ._engine import moments_by, moments_of_present
 from ._extras import NONE, with_weights
-from ._missing import moments_of_present
 from ._moments import Moments, by_feature, merged
 
 BLOCK_BYTES = 1 << 22
@@ -107,10 +106,10 @@ def moments_of_block(block, axes, index, shape, *, weights=None, name="x", num_t
     if not finite:
         refuse_infinite(block, axes, index, shape, name)
     if weights is None:
-        found = moments_of_present(block, axes, num_threads)
+        found = by_feature(moments_of_present(block, axes, NONE, threads)[0])
     else:
         extras = with_weights(NONE, block, axes, weights=weights)
-        found = by_feature(moments_by(block, axes, extras, threads, omits=not finite)[0])
+        found = by_feature((moments_by if finite else moments_of_present)(block, axes, extras, threads)[0])
         found.count = found.count.astype(np.float64)
         found.M2[found.count == 0] = 0
     _refuse_overflow(found, name)

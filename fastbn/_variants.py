@@ -10,10 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import _checks, _dlpack, _extras, _ghost, _nan_policy, _renorm
-from ._engine import (is_in_place, moments_by, normalize_by_batch, normalize_by_given, normalize_without_nan, prepare,
-                      target_for, train_shortly)
-from ._saved import Saved
+from . import _checks, _dlpack, _engine, _extras, _ghost, _nan_policy, _renorm
+from ._engine import (is_in_place, moments_by, normalize_by_batch, normalize_without_nan, prepare, target_for,
+                      train_shortly)
 
 
 class Variant(NamedTuple):
@@ -155,25 +154,18 @@ def _after_moments(x, axes, gamma, beta, eps, y, threads, slices, variant, more)
     parts = []
     for (batch, extras), s in zip(found, slices):
         def compute(x, y):
-            act = _extras.extras_of(x, **more.act_of_slice(s))
-            return normalize_by_moments(x, axes, batch, gamma, beta, eps, y, threads, variant, extras, act)
+            return normalize_by_moments(x, axes, batch, gamma, beta, eps, y, threads, variant, extras)
         parts += _ghost.into(compute, x[s], y[s], axes)
     return parts
 
 
-def normalize_by_moments(x, axes, batch, gamma, beta, eps, y, threads, variant, extras, act):
-    """(y by the batch's moments, what backward needs), where all is checked. act: the extras without weights."""
-    gamma_r, beta_d = gamma, beta
-    if variant.renorm is not None:
-        r, d = _renorm.correction(batch, variant.running_mean, variant.running_var, eps, variant.renorm)
-        with np.errstate(all="ignore"):
-            gamma_r = r if gamma is None else gamma * r
-            beta_d = (d if gamma is None else gamma * d) + (0.0 if beta is None else beta)
-    saved = Saved(x, axes, batch.mean.size, gamma_r, beta_d, frozen=False, in_place=is_in_place(y, x))
-    saved.mean[:], saved.var[:] = batch.mean, batch.biased_var()
+def normalize_by_moments(x, axes, batch, gamma, beta, eps, y, threads, variant, extras):
+    """(y by the batch's moments, what backward needs), where all is checked."""
+    if variant.renorm is None:
+        return _engine.normalize_by_moments(x, axes, batch, gamma, beta, eps, y, threads, extras)
+    r, d = _renorm.correction(batch, variant.running_mean, variant.running_var, eps, variant.renorm)
     with np.errstate(all="ignore"):
-        saved.rstd[:] = 1.0 / np.sqrt(saved.var + eps)
-    given = {"mean": saved.mean, "var": saved.var, "gamma": saved.gamma, "beta": saved.beta}
-    y = normalize_by_given(x, axes, given, eps, y, threads, act, False)[0]
-    saved.extras = None if extras is _extras.NONE else extras.kept(y)
-    return y, saved if variant.renorm is None else _renorm.RenormSaved(saved, batch, r, d, narrow=False)
+        gamma_r = r if gamma is None else gamma * r
+        beta_d = (d if gamma is None else gamma * d) + (0.0 if beta is None else beta)
+    y, saved = _engine.normalize_by_moments(x, axes, batch, gamma_r, beta_d, eps, y, threads, extras)
+    return y, _renorm.RenormSaved(saved, batch, r, d, narrow=False)

@@ -23,7 +23,7 @@ def as_at_the_start():
 
 
 def lose(threads, now):
-    """A call of the team that may be taken has waited; the team."""
+    """Reports a call, by the largest team allowed, that did nothing but wait. Returns the team's size."""
     team = _core.backoff_limit(threads, now)
     _core.backoff_report(team, LOSING, 0, now)
     return team
@@ -41,7 +41,7 @@ def test_teams_are_halved_down_to_one_thread(threads):
 
 @pytest.mark.parametrize("threads", TEAMS)
 def test_all_threads_are_back_within_two_seconds(threads):
-    """Even after the longest while, which a second of nothing but losses leads to."""
+    """This holds even after the longest period, which ten seconds of losses lead to."""
     now = SECOND
     for _ in range(1000):
         if _core.backoff_limit(threads, now) > 1:

@@ -8,7 +8,7 @@ import pytest
 from fused_oracle import parts_of
 
 import fastbn
-from fastbn import _core, _engine, _omit
+from fastbn import _core, _engine, _missing
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -297,7 +297,7 @@ def test_without_nan_the_bits_are_those_without_the_policy(rng, options, dtype, 
 
 
 def test_a_batch_without_nan_is_not_looked_at_again(rng, monkeypatch):
-    monkeypatch.setattr(_omit, "_counted", None)
+    monkeypatch.setattr(_missing, "present", None)
     x = rng.normal(size=(12, 5)).astype(np.float32)
     layer = fastbn.BatchNorm(5, nan_policy="omit")
     with monkeypatch.context() as patch:

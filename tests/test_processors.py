@@ -155,7 +155,7 @@ print("fine")
 
 @needs_openmp
 def test_refused_threads():
-    """The call runs on one thread; every calling thread and every larger team asks again."""
+    """The call runs on one thread. With all threads forced, as here, every calling thread and every larger team asks again."""
     run_fine(TEAM + """
 expected = compute(dy, dy, 1)
 assert team(2) == 2

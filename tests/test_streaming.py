@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fastbn
-from fastbn import _mapped, _missing, _streaming
+from fastbn import _engine, _extras, _mapped, _streaming
 
 SHAPES = [(50, 4), (7, 3, 5), (3, 400), (400, 3), (2, 3, 4, 50), (1, 1), (300,), (5, 0, 3), (0, 4)]
 
@@ -85,7 +85,7 @@ def test_moments_of_what_is_present(seed, rate, ratio, dtype, order, outlier):
         x[0] += outlier
     x[rng.random(x.shape) < rate] = np.nan
     x[:, 3] = np.where(np.isnan(x[:, 3]), np.nan, dtype(0.1))
-    found = _missing.moments_of_present(x, (1,))
+    found = _engine.moments_of_present(x, (1,), _extras.NONE, 1)[0]
     there = ~np.isnan(x)
     np.testing.assert_array_equal(found.count, there.sum(axis=(0, 2)))
     for f in range(5):

@@ -1,6 +1,6 @@
 """python -m bench.busy: the default number of threads against one, where others want the processors too.
 
-Starts busy loops and worker processes by itself. A ratio of times is the default's divided by one thread's: below 1 the
+This program starts busy loops and worker processes by itself. A ratio of times is the default's divided by one thread's: below 1 the
 default is faster. A ratio of work is the default's divided by one thread's: above 1 it does more.
 """
 import argparse
@@ -17,7 +17,7 @@ import fastbn
 from bench import machine, report
 from bench.busy import callers, idle, loops, network, workers
 
-PARTS = ("idle", "loops", "workers", "callers", "network")  # OpenBLAS, which the last wakes, spins for 20 ms
+PARTS = ("idle", "loops", "workers", "callers", "network")  # network last: the OpenBLAS threads it wakes spin for 20 ms
 
 
 def make_parser():

@@ -37,14 +37,14 @@ def _turns_of(case, contenders):
         wanted = {"default": None, "one thread": 1} if contender.name == "fastbn" else {contender.name: None}
         output = "out=" if contender.can(case, "out=") else "fresh"
         for name, threads in wanted.items():
-            session = threads_session(threads) if contender.name == "fastbn" else _session_of(contender, default_of(contender))
+            session = threads_session(threads) if contender.name == "fastbn" else _session_of(contender, _torch_threads(contender))
             with session():
                 call = contender.work(case, data, output, threads).function()
             turns.append(Turn(name, call, session))
     return turns
 
 
-def default_of(contender):
+def _torch_threads(contender):
     """The threads that PyTorch takes by itself."""
     return contender.torch.get_num_threads()
 

@@ -1,4 +1,4 @@
-"""The work that workers and calling threads do: inference, training and backward on shapes of several sizes, in turn."""
+"""The work of the worker processes: inference, training and backward on shapes of several sizes, in turn."""
 import numpy as np
 
 import fastbn

@@ -32,7 +32,7 @@ def _start(seconds, seed, threads):
 
 
 def rounds_of(number, seconds, threads):
-    """Of all workers together, started at the same moment."""
+    """The rounds that all workers together did, started at the same moment."""
     workers = [_start(seconds, seed, threads) for seed in range(number)]
     try:
         for worker in workers:

@@ -20,8 +20,7 @@ def train(x, axes, gamma, beta, eps, out, variant, more, of_all_ranks):
     if variant.nan_policy == "raise":
         _nan_policy.refuse(x, axes, local.M2)
     whole = of_all_ranks(local)
-    act = _extras.extras_of(x, more["activation"], extras.residual)
-    y, saved = normalize_by_moments(x, axes, whole, gamma, beta, eps, y, 0, variant, extras, act)
+    y, saved = normalize_by_moments(x, axes, whole, gamma, beta, eps, y, 0, variant, extras)
     if not isinstance(saved, RenormSaved):
         return y, SyncSaved(saved, whole)
     saved.core, saved.narrow = SyncSaved(saved.core, whole), (x if gamma is None else gamma).dtype != np.float64
