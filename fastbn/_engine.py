@@ -66,12 +66,18 @@ def normalize_by_given(x, axes, parameters, eps, out, threads, extras, keeps):
         _core.inference(arrangement.readable(x), extras.for_core(arrangement), mean, var, gamma, beta, eps, target, threads)
     if not keeps:
         return y, None
-    saved = Saved(x, axes, mean.size, parameters["gamma"], parameters["beta"], frozen=True, in_place=is_in_place(out, x))
-    saved.mean[:], saved.var[:] = mean, var
-    with np.errstate(all="ignore"):
-        saved.rstd[:] = 1.0 / np.sqrt(var + eps)
+    saved = _saved_by(x, axes, mean, var, parameters["gamma"], parameters["beta"], eps, out, frozen=True)
     saved.extras = None if extras is _extras.NONE else extras.kept(y)
     return y, saved
+
+
+def _saved_by(x, axes, mean, var, gamma, beta, eps, out, *, frozen):
+    """What a call by these statistics leaves for backward, but for the extras."""
+    saved = Saved(x, axes, mean.size, gamma, beta, frozen=frozen, in_place=is_in_place(out, x))
+    saved.mean[:], saved.var[:] = mean, var
+    with np.errstate(all="ignore"):
+        saved.rstd[:] = 1.0 / np.sqrt(saved.var + eps)
+    return saved
 
 
 # ---- by the batch's statistics ----
@@ -135,10 +141,7 @@ def normalize_without_nan(x, axes, gamma, beta, eps, out, threads, extras):
 def normalize_by_moments(x, axes, batch, gamma, beta, eps, out, threads, extras):
     """(y by the batch's moments, what backward needs), where these are known before y is written."""
     extras.refuse_overwriting(out)
-    saved = Saved(x, axes, batch.mean.size, gamma, beta, frozen=False, in_place=is_in_place(out, x))
-    saved.mean[:], saved.var[:] = batch.mean, batch.biased_var()
-    with np.errstate(all="ignore"):
-        saved.rstd[:] = 1.0 / np.sqrt(saved.var + eps)
+    saved = _saved_by(x, axes, batch.mean, batch.biased_var(), gamma, beta, eps, out, frozen=False)
     given = {"mean": saved.mean, "var": saved.var, "gamma": saved.gamma, "beta": saved.beta}
     act = _extras.NONE if extras is _extras.NONE else extras._replace(weights=None)
     y = normalize_by_given(x, axes, given, eps, out, threads, act, False)[0]
@@ -154,6 +157,11 @@ def backward_of(saved, dy, out, needs, num_threads):
         result = _core.plain_backward(dy, saved, out, num_threads)
         if result is not None:
             return result
+    return general_backward(saved, dy, out, needs, num_threads)
+
+
+def general_backward(saved, dy, out, needs, num_threads):
+    """The same, where the core's short way does not take the call."""
     if isinstance(saved, Composite):
         return saved.backward(dy, out, needs, num_threads)
     return gradients(dy, saved, out, needs, _checks.threads(num_threads))

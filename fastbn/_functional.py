@@ -7,7 +7,7 @@ Each function first tries the short way, which takes arrays that need no convers
 of a small call's time would go into the checks. Where it answers None, the general way converts, checks and explains.
 """
 from . import _activation, _checks, _core, _dlpack, _extras, _nan_policy, _variants
-from ._engine import (RESULTS, gradients, like_input, moments_by, needed, normalize, normalize_by_given, prepare,
+from ._engine import (RESULTS, general_backward, like_input, moments_by, needed, normalize, normalize_by_given, prepare,
                       with_residual)
 from ._moments import Moments
 from ._saved import Composite, Saved
@@ -173,9 +173,7 @@ def batch_norm_backward(dy, saved, *, out=None, needs=RESULTS, num_threads=None,
     if out is not None and "dx" not in needs:
         raise ValueError(f"out is given, but needs is {tuple(needs)}: dx is not computed")
     _refuse_statistics(needs, saved)
-    if isinstance(saved, Composite):
-        return saved.backward(dy, out, needs, num_threads)
-    return gradients(dy, saved, out, needs, threads)
+    return general_backward(saved, dy, out, needs, threads or None)
 
 
 def _refuse_statistics(needs, saved):

@@ -98,7 +98,7 @@ class _Total:
 
 def moments_of_block(block, axes, index, shape, *, weights=None, name="x", num_threads=None):
     """The Moments of one block of an array, see moments_of_blocks; index: its place there."""
-    block, threads = _checks.batch(block), num_threads or 0
+    block, threads = _checks.batch(block), _checks.threads(num_threads)
     found = moments_by(block, axes, NONE, threads)[0]
     finite = np.isfinite(found.M2).all()
     if finite and weights is None:

@@ -1,11 +1,11 @@
 """Several Python threads of one process, each calling a layer in inference, against the same with num_threads=1."""
 from concurrent.futures import ThreadPoolExecutor
-from time import perf_counter, sleep
+from time import perf_counter
 
 import numpy as np
 
 import fastbn
-from bench.busy.turns import BLOCK_SECONDS, REST_SECONDS, threads_session
+from bench.busy.turns import blocks_for, in_turn, threads_session
 
 SHAPE = (1, 64, 56, 56)
 
@@ -24,12 +24,10 @@ def calls_of(number, seconds):
     bn, done = fastbn.BatchNorm(SHAPE[1]).eval(), {None: 0, 1: 0}
     xs = np.random.default_rng(0).normal(3, 2, (number, *SHAPE)).astype(np.float32)
     outs = np.empty_like(xs)
-    blocks = max(2, round(seconds / BLOCK_SECONDS))
+    blocks = blocks_for(seconds)
     with ThreadPoolExecutor(number) as pool:
-        for block in range(blocks):
-            for threads in (None, 1) if block % 2 == 0 else (1, None):
-                sleep(REST_SECONDS)
-                with threads_session(threads)():
-                    end = perf_counter() + seconds / blocks
-                    done[threads] += sum(pool.map(_calls_until, [end] * number, [bn] * number, xs, outs))
+        for threads in in_turn((None, 1), blocks):
+            with threads_session(threads)():
+                end = perf_counter() + seconds / blocks
+                done[threads] += sum(pool.map(_calls_until, [end] * number, [bn] * number, xs, outs))
     return done[None] / seconds, done[1] / seconds

@@ -28,7 +28,10 @@ def busy_loops(number):
 
 
 def _session_of(contender, threads):
-    return lambda: contender.session(threads)
+    """Calls with so many threads at most; None: as many as the contender takes by itself."""
+    if contender.name == "fastbn":
+        return threads_session(threads)
+    return lambda: contender.session(contender.torch.get_num_threads())
 
 
 def _turns_of(case, contenders):
@@ -37,16 +40,11 @@ def _turns_of(case, contenders):
         wanted = {"default": None, "one thread": 1} if contender.name == "fastbn" else {contender.name: None}
         output = "out=" if contender.can(case, "out=") else "fresh"
         for name, threads in wanted.items():
-            session = threads_session(threads) if contender.name == "fastbn" else _session_of(contender, _torch_threads(contender))
+            session = _session_of(contender, threads)
             with session():
                 call = contender.work(case, data, output, threads).function()
             turns.append(Turn(name, call, session))
     return turns
-
-
-def _torch_threads(contender):
-    """The threads that PyTorch takes by itself."""
-    return contender.torch.get_num_threads()
 
 
 def cells(seconds):

@@ -42,12 +42,23 @@ def threads_session(threads):
 
 def take_turns(turns, seconds):
     """Fills each turn's times, for about `seconds` of each in all."""
-    blocks = max(2, round(seconds / BLOCK_SECONDS))
+    blocks = blocks_for(seconds)
+    for turn in in_turn(turns, blocks):
+        with turn.session():
+            _fill(turn, min(seconds / blocks, BLOCK_SECONDS))
+
+
+def blocks_for(seconds):
+    """How many blocks a setting has in so many seconds."""
+    return max(2, round(seconds / BLOCK_SECONDS))
+
+
+def in_turn(settings, blocks):
+    """Yields each setting once a block, in every other block backwards, each after a rest."""
     for block in range(blocks):
-        for turn in turns if block % 2 == 0 else turns[::-1]:
+        for setting in settings if block % 2 == 0 else settings[::-1]:
             sleep(REST_SECONDS)
-            with turn.session():
-                _fill(turn, min(seconds / blocks, BLOCK_SECONDS))
+            yield setting
 
 
 def _fill(turn, seconds):
