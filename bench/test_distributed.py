@@ -23,7 +23,7 @@ def test_a_step_sends_what_the_model_counts(features):
     bn(x)
     bn.backward(x)
     sizes = model.sizes_of_step(features)
-    assert len(sizes) == 3 and sizes[1] == 24 * features and 0 < sizes[2] - 16 * features < 200
+    assert len(sizes) == 3 and sizes[1] == 32 * features and 0 < sizes[2] - 16 * features < 200
     assert comm.sent == comm.received == sum(sizes) and comm.seconds > 0
 
 

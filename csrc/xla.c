@@ -207,6 +207,21 @@ static fastbn_status inference(const struct call *call)
                             call->eps, data_result(call, 0), 0);
 }
 
+/* From the old averages in the arguments, which XLA may not see changed, to new ones in the results. */
+static fastbn_status update_running(const struct call *call)
+{
+    const double *momentum = attribute(call->frame, "momentum", FBN_XLA_F64);
+    const double *scale = attribute(call->frame, "var_scale", FBN_XLA_F64);
+    const size_t bytes = (size_t)call->shape.c * (call->dtype == FASTBN_FLOAT64 ? sizeof(double) : sizeof(float));
+    void *saved = argument(call, 2);
+    if (momentum == NULL || scale == NULL)
+        return FASTBN_ERROR_NULL;
+    for (int i = 0; i < 2; i++)
+        memcpy(result(call, i), argument(call, i), bytes);
+    return fastbn_update_running(call->shape.c, row_of(call, saved, 0), row_of(call, saved, 1), *momentum, *scale,
+                                 result(call, 0), result(call, 1), call->dtype);
+}
+
 fbn_xla_error *fbn_xla_training(fbn_xla_frame *frame) { return handle(frame, "dpp", "dpps", 1, training); }
 
 fbn_xla_error *fbn_xla_backward(fbn_xla_frame *frame) { return handle(frame, "ddps", "dpp", 2, backward); }
@@ -217,3 +232,5 @@ fbn_xla_error *fbn_xla_double_backward(fbn_xla_frame *frame)
 }
 
 fbn_xla_error *fbn_xla_inference(fbn_xla_frame *frame) { return handle(frame, "dpppp", "d", 1, inference); }
+
+fbn_xla_error *fbn_xla_update_running(fbn_xla_frame *frame) { return handle(frame, "pps", "pp", 0, update_running); }

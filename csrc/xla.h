@@ -12,6 +12,8 @@
  *   fastbn_backward         x, dy, gamma, saved                          -> dx, dgamma, dbeta
  *   fastbn_double_backward  x, dy, ddx, ddgamma, ddbeta, gamma, saved    -> ddy, dx, dgamma
  *   fastbn_inference        x, gamma, beta, mean, var                    -> y
+ *   fastbn_update_running    running_mean, running_var, saved             -> running_mean, running_var
+ * The last takes its first argument, a vector of features, for x, and has the attributes momentum and var_scale.
  */
 #ifndef FASTBN_XLA_H
 #define FASTBN_XLA_H
@@ -114,5 +116,6 @@ fbn_xla_error *fbn_xla_training(fbn_xla_frame *frame);
 fbn_xla_error *fbn_xla_backward(fbn_xla_frame *frame);
 fbn_xla_error *fbn_xla_double_backward(fbn_xla_frame *frame);
 fbn_xla_error *fbn_xla_inference(fbn_xla_frame *frame);
+fbn_xla_error *fbn_xla_update_running(fbn_xla_frame *frame);
 
 #endif

@@ -43,10 +43,11 @@ def calibrate(self, batches, *, progress=False):
             _nan_policy.refuse_moments(whole)
     else:
         whole, seen = _over(self, _iterable(batches), progress)
-    if np.ndim(whole.count) and (few := np.flatnonzero(whole.count <= self.ddof)).size:
+    few = np.flatnonzero(np.isnan(whole.freedom(self.ddof)))
+    if few.size and np.ndim(whole.count):
         raise ValueError(f"feature {few[0]} has {whole.count[few[0]]} entries that are not missing, expected more than "
                          f"ddof={self.ddof} ({few.size} of {self.num_features} features have too few)")
-    if np.any(whole.count <= self.ddof):
+    if few.size:
         raise ValueError(f"the data has {whole.count} entries of each feature, expected more than ddof={self.ddof}"
                          f"{': batches was empty, or all were skipped' if not seen else ''}")
     for name, a in (("running_mean", self.running_mean), ("running_var", self.running_var)):

@@ -35,7 +35,7 @@ def drift(self, x):
         raise RuntimeError("this layer has no running statistics: it was made with track_running_stats=False")
     batch = x if isinstance(x, Moments) else layer_moments(self, x)
     self._check_moments(batch)
-    if np.all(batch.count <= self.ddof):
+    if np.isnan(batch.freedom(self.ddof)).all():
         raise ValueError(f"x has {batch.count} entries of each feature, expected more than ddof={self.ddof}")
     with np.errstate(all="ignore"):
         running_std = np.sqrt(self.running_var.astype(np.float64) + self.eps)

@@ -98,15 +98,10 @@ def with_residual(result, act, residual):
     return result
 
 
-def normalize(x, axes, gamma, beta, eps, out, threads, activation, residual, **weights):
-    """batch_norm_training after its checks, but for those of `out` and of what has no default here."""
-    extras = _extras.with_weights(_extras.extras_of(x, activation, residual), x, axes, **weights)
+def normalize(x, axes, gamma, beta, eps, out, threads, activation, residual, mask, weights, lengths):
+    """batch_norm_training after its checks, but for those of `out` and what follows."""
+    extras = _extras.with_weights(_extras.extras_of(x, activation, residual), x, axes, mask, weights, lengths)
     return normalize_by_batch(x, axes, gamma, beta, eps, out, threads, extras)
-
-
-def count_of(saved):
-    """The entries of a feature that the batch statistics are of, or their weight."""
-    return (saved.extras or _extras.NONE).count_of(saved.x, saved.mean.size)
 
 
 def normalize_by_batch(x, axes, gamma, beta, eps, out, threads, extras=_extras.NONE):
@@ -131,7 +126,7 @@ def normalize_without_nan(x, axes, gamma, beta, eps, out, threads, extras):
         out, saved = normalize_by_batch(x, axes, gamma, beta, eps, out, threads, extras)
         if not np.isnan(saved.var).any():
             return out, saved
-        found = Moments.of_variance(count_of(saved), saved.mean, saved.var)
+        found = saved.moments
     batch, counted = moments_of_present(x, axes, extras, threads, found)
     if counted is not extras:
         return normalize_by_moments(x, axes, batch, gamma, beta, eps, out, threads, counted)
@@ -273,12 +268,12 @@ def moments_of_present(x, axes, extras, threads, found=None):
     if not short.any():
         return by_feature(_moments_of(x, axes, extras, threads) if found is None else found), extras
     given = equal_weights(x, axes) if weights is None else extras.weights
-    counts = np.where(short, there.weight, given.total)
-    extras = extras._replace(weights=given._replace(counts=counts, absent=there.entries == 0))
-    mean, M2 = there.mean, there.M2
+    counts, squares = np.where(short, there.weight, given.total), np.where(short, there.squares, given.squares)
+    extras = extras._replace(weights=given._replace(counts=counts, squares=squares, absent=there.entries == 0))
+    mean, M2 = there.mean, there.M2 * given.unit
     if found is not None:
         mean, M2 = np.where(short, mean, found.mean), np.where(short, M2, found.M2)
-    return Moments.of_arrays(extras.count_of(x, c), mean, M2), extras
+    return _moments(extras, n * s, mean, M2), extras
 
 
 def _moments_of(x, axes, extras, threads):
@@ -287,4 +282,11 @@ def _moments_of(x, axes, extras, threads):
     mean, m2 = np.zeros(c), np.zeros(c)
     if x.size:
         _core.moments(arrangement.readable(x), extras.for_core(arrangement), mean, m2, threads)
-    return Moments.of_arrays(extras.count_of(x, c), mean, m2)
+    if extras.weights is not None:
+        m2 *= extras.weights.unit
+    return _moments(extras, x.size // c if c else 0, mean, m2)
+
+
+def _moments(extras, entries, mean, M2):
+    count, squares = extras.counted(entries)
+    return Moments.of_arrays(count, mean, M2, squares)

@@ -41,14 +41,9 @@ class Extras(NamedTuple):
         written = None if self.written is None else arrangement.readable(self.written)
         return self.for_core(arrangement, written=written, dresidual=dresidual, inverts=saved.holds_y)
 
-    def count_of(self, x, c):
-        """The entries of a feature, or their weight; an int where it is a whole number, an array where some are missing."""
-        if self.weights is None:
-            return x.size // c if c else 0
-        if self.weights.counts is not None:
-            counts = self.weights.counts
-            return counts.astype(np.int64) if not (counts % 1).any() else counts
-        return int(self.weights.total) if self.weights.total.is_integer() else self.weights.total
+    def counted(self, entries):
+        """(count, squares) as Moments have them, of a feature's so many entries."""
+        return (entries, None) if self.weights is None else self.weights.counted()
 
     def refuse_in_place(self, saved):
         """Where x was overwritten and y does not tell it."""
@@ -102,6 +97,7 @@ def extras_of(x, activation, residual):
     return NONE if act.name is None and residual is None else Extras(act, residual)
 
 
-def with_weights(extras, x, axes, **arguments):
-    weights = weights_of(x, axes, **arguments)
-    return extras if weights is None else extras._replace(weights=weights)
+def with_weights(extras, x, axes, mask=None, weights=None, lengths=None):
+    if mask is None and weights is None and lengths is None:
+        return extras
+    return extras._replace(weights=weights_of(x, axes, mask, weights, lengths))

@@ -74,6 +74,7 @@ def batch_norm_training(x, gamma=None, beta=None, *, eps=1e-5, axis=1, activatio
     mask: bool array of x's shape without the feature axis, or one that broadcasts to it: where it is False an entry does
     not count in the statistics, and whatever it is (NaN, Inf) leaves no trace in them. Every entry is normalized.
     weights: numbers of at least 0, of that shape too: mean = sum(w * x) / sum(w), var = sum(w * (x - mean)^2) / sum(w).
+        Only their ratios matter.
     lengths: integers of shape (batch,): of sequence i the first lengths[i] steps count; steps are the axis after the batch axis,
     the feature axis apart. mask, weights and lengths multiply.
     With out=x the input is gone; batch_norm_backward then recovers what it needs from y (keep that unchanged until then), to y's
@@ -82,7 +83,7 @@ def batch_norm_training(x, gamma=None, beta=None, *, eps=1e-5, axis=1, activatio
 
     ghost_batch_size: so many entries of axis 0, one after the other, share statistics; the last of these ghost batches
         may be smaller (a lone entry of a table gives beta). saved.mean, saved.var, saved.rstd have shape (G, C) then, a
-        row for each, and saved.moments is the whole batch's Moments. The gradients are those of the ghost batches,
+        row for each. The gradients are those of the ghost batches,
         dgamma and dbeta summed over them.
     renorm: (rmax, dmax), batch renormalization, with std = sqrt(var + eps) and running_mean, running_var of shape (C,):
             y = ((x - mean) * rstd * r + d) * gamma + beta
@@ -99,7 +100,8 @@ def batch_norm_training(x, gamma=None, beta=None, *, eps=1e-5, axis=1, activatio
         (the last bits of features without may then be others).
 
     Returns (y, saved): y of x's shape and dtype; saved.mean, saved.var, saved.rstd are float64 arrays of shape (C,), and
-    batch_norm_backward takes it. Where no entry counts, mean is 0, var and rstd are NaN.
+    batch_norm_backward takes it. saved.moments is the batch's Moments; saved.moments.step(running_mean, running_var) takes
+    a step of moving averages as the layer does. Where no entry counts, mean is 0, var and rstd are NaN.
     Raises TypeError, ValueError as batch_norm_inference does, and of what is named above.
     Source: Ioffe and Szegedy 2015, algorithm 1; ghost batches: Hoffer, Hubara and Soudry 2017 (arXiv:1705.08741);
     renormalization: Ioffe 2017 (arXiv:1702.03275).
@@ -123,7 +125,7 @@ def batch_norm_training(x, gamma=None, beta=None, *, eps=1e-5, axis=1, activatio
         return _variants.train_arguments(x, gamma, beta, eps, axis, out, num_threads, variant, more)
     x, axes, _, p = prepare(x, axis, {"gamma": gamma, "beta": beta})
     return normalize(x, axes, p["gamma"], p["beta"], _checks.epsilon(eps), out, _checks.threads(num_threads), activation,
-                     residual, mask=mask, weights=weights, lengths=lengths)
+                     residual, mask, weights, lengths)
 
 
 def batch_norm_backward(dy, saved, *, out=None, needs=RESULTS, num_threads=None, like=None):
@@ -189,7 +191,7 @@ def moments(x, *, axis=1, mask=None, weights=None, lengths=None, nan_policy="pro
     """The statistics of each feature of x, in a form that can be merged: count, mean, sum of squared deviations.
 
     x, axis, num_threads: as for batch_norm_inference. mask, weights, lengths: as for batch_norm_training; the count is then
-    the sum of the weights.
+    the sum of the weights, and `squares` that of their squares.
     nan_policy: "propagate": a feature with NaN has NaN for statistics. "omit": NaN entries are missing; the count is an
         array of shape (C,) then, each feature having its own.
 

@@ -8,7 +8,7 @@ slice, here one for the batch, from the slices' merged moments.
 """
 import numpy as np
 
-from . import _checks, _extras
+from . import _checks
 from ._canonical import arrange
 from ._engine import as_parameter, backward_of, is_in_place, target_for
 from ._moments import Moments, by_feature
@@ -69,10 +69,8 @@ class GhostSaved(Composite):
 
     @property
     def moments(self):
-        features = self.parts[0].mean.size
-        counts = [(part.extras or _extras.NONE).count_of(part.x, features) for part in self.parts]
-        parts = [Moments.of_variance(n, part.mean, part.var) for n, part in zip(counts, self.parts) if np.any(n)]
-        whole = Moments.merge_all(parts) if parts else Moments(0, np.zeros(features), np.zeros(features))
+        found = [part.moments for part in self.parts]
+        whole = Moments.merge_all([part for part in found if np.any(part.count)] or found[:1])
         return by_feature(whole) if self.omits else whole
 
     def backward(self, dy, out, needs, num_threads):

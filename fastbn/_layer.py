@@ -8,10 +8,9 @@ import numpy as np
 
 from . import _activation, _checks, _core, _dlpack, _extras, _nan_policy, _state
 from ._canonical import normalize_axes
-from ._engine import backward_of, count_of, like_input, moments_by, normalize, normalize_by_given
+from ._engine import backward_of, like_input, moments_by, normalize, normalize_by_given
 from ._options import Options
 from ._running import Running
-from ._saved import Composite
 from ._switches import Switches
 from ._variants import train
 from .convert import Conversions
@@ -27,7 +26,8 @@ class BatchNorm(_core.LayerBase, Running, Switches, Options, Conversions):
     batch, and
         running_mean = momentum * running_mean + (1 - momentum) * mean
         running_var  = momentum * running_var  + (1 - momentum) * var * N / (N - ddof)
-    Inference (after eval()): the same formula with running_mean and running_var.
+    with the number of entries N, or of weighted ones the effective number sum(w)^2 / sum(w^2). A batch of N <= ddof takes no
+    step. Inference (after eval()): the same formula with running_mean and running_var.
 
     num_features: C, the size of the feature axis.
     axis: the feature axis: 1 for (N, C) and channels-first data, -1 for channels-last; or a tuple of axes.
@@ -185,7 +185,7 @@ class BatchNorm(_core.LayerBase, Running, Switches, Options, Conversions):
         dtype to write to, which may be x. update=False: leaves the moving averages alone, once. like: what kind of array y
         is; arrays of other libraries are taken too, see batch_norm_inference. Returns y, of x's shape and dtype.
         An empty batch changes nothing. With one value per feature, training gives y = beta, leaves the moving averages
-        alone and warns once.
+        alone (with ddof=0 it moves them, towards the variance 0) and warns once.
         Raises TypeError, ValueError.
         """
         more = {"residual": residual, "mask": mask, "weights": weights, "lengths": lengths}
@@ -206,14 +206,11 @@ class BatchNorm(_core.LayerBase, Running, Switches, Options, Conversions):
         return self._normalize_by_running(x, axes, out, self._updates(update), **more)
 
     def _normalize_by_batch(self, x, axes, out, updates, more):
-        y, saved = self._train(x, axes, out, {"activation": self.activation, **more})
-        count = saved.moments.count if isinstance(saved, Composite) else count_of(saved)
+        y, saved = self._train(x, axes, out, {"activation": self._activation, **more})
         if self.training or self._get_keeps_input():
             self._saved = saved
         if self.training or updates:
-            batch = saved.moments if isinstance(saved, Composite) else saved
-            self._set_batch(batch, count)
-            self._after_training(batch.mean, batch.var if batch is saved else batch.biased_var(), count, updates)
+            self._take_batch(saved.moments, updates)
         return y
 
     def _train(self, x, axes, out, more):
@@ -229,8 +226,8 @@ class BatchNorm(_core.LayerBase, Running, Switches, Options, Conversions):
         if keeps:
             self._saved = saved
         if updates:
-            self._set_batch(batch, batch.count)
-            self._take_step(batch.mean, batch.biased_var(), batch.count)
+            self._set_batch(batch)
+            self._take_step(batch)
         return y
 
     def _infer(self, x, axes, out, residual, keeps):

@@ -17,7 +17,6 @@ cdef class LayerBase:
     cdef public int _ddof
     cdef object batch          # of the last training forward call: the rows of its Saved, its Moments, or None
     cdef int64_t batch_count   # with rows: the entries of each feature
-    cdef object batch_weight   # or what takes its place: no int, where they are weighted or some are missing
     cdef bint keeps_input  # for a backward through the inference
     cdef double eps_value, activation_slope
     cdef fastbn_activation activation_code
@@ -68,7 +67,6 @@ cdef class LayerBase:
         saved = train(call, x, None, self.gamma_array, self.beta_array, y)
         saved.extras = self.act
         self._saved, self.batch, self.batch_count = saved, saved.rows, count
-        self.batch_weight = None
         if self.mean_array is not None:
             self.update_running(saved, count)
         return y
@@ -130,16 +128,13 @@ cdef class LayerBase:
     def _get_eps(self):
         return self.eps_value
 
-    def _set_batch(self, batch, count):
-        """batch: a Saved or a Moments; count: as a Moments has it."""
-        self.batch = (<Saved> batch).rows if isinstance(batch, Saved) else batch
-        self.batch_weight = count
+    def _set_batch(self, batch):
+        self.batch = batch
 
     def _get_batch(self):
         """The batch's Moments or None, or (count, mean, var)."""
         if isinstance(self.batch, cnp.ndarray):
-            count = self.batch_count if self.batch_weight is None else self.batch_weight
-            return count, self.batch[MEAN], self.batch[VAR]
+            return self.batch_count, self.batch[MEAN], self.batch[VAR]
         return self.batch
 
     def _enable_fast_path(self, bint on):

@@ -26,6 +26,7 @@ class Present(NamedTuple):
 
     entries: np.ndarray  # their number, int64
     weight: np.ndarray   # the same, or the sum of their weights
+    squares: np.ndarray  # the same, or the sum of the squares of these
     mean: np.ndarray
     M2: np.ndarray
 
@@ -33,14 +34,15 @@ class Present(NamedTuple):
 def present(x, weights, threads):
     """x: (n, c, s), of any type of data; weights: (n, s), of the type of the arithmetic, or None. Inf gives NaN for M2."""
     n, c, s = x.shape
-    total = Present(np.zeros(c, np.int64), np.zeros(c), np.zeros(c), np.zeros(c))
+    total = Present(np.zeros(c, np.int64), *np.zeros((4, c)))
     for rows, features, columns in _blocks(n, c, s):
         some = None if weights is None else weights[rows, columns]
         found = _present_in_block(x[rows, features, columns], some, threads)
         before = Present(*(a[features] for a in total))
         mean, M2 = merged(before.weight, before.mean, before.M2, found.weight, found.mean, found.M2)
-        for to, values in zip(before, (before.entries + found.entries, before.weight + found.weight, mean, M2)):
-            to[:] = values
+        for to, values in zip(before[:3], found):
+            to += values
+        before.mean[:], before.M2[:] = mean, M2
     return total
 
 
@@ -61,10 +63,12 @@ def _present_in_block(x, weights, threads):
     there = x == x
     entries = there.sum(axis=2, dtype=np.int32).sum(axis=0) if x.shape[2] > 1 else np.count_nonzero(there, axis=(0, 2))
     if weights is None:
-        weight, missing, counts = entries.astype(np.float64), x.shape[0] * x.shape[2] - entries, there
+        weight = squares = entries.astype(np.float64)
+        missing, counts = x.shape[0] * x.shape[2] - entries, there
     else:
         wide = weights.astype(np.float64)
         weight, missing = (np.einsum("ns,ncs->c", wide, some) for some in (there, ~there))
+        squares = np.einsum("ns,ncs->c", wide * wide, there)
         counts = there & (weights > 0)[:, None]
     p = _entry_of_each(x, counts)
     for _ in range(_ROUNDS):
@@ -74,7 +78,7 @@ def _present_in_block(x, weights, threads):
         if not far.any():
             break
         p = np.where(far, mean, p).astype(x.dtype)
-    return Present(entries, weight, mean, M2)
+    return Present(entries, weight, squares, mean, M2)
 
 
 def _filled(x, there, p):

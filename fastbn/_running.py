@@ -3,7 +3,7 @@ import warnings
 
 import numpy as np
 
-from . import _core, _nan_policy
+from . import _nan_policy
 from ._calibration import calibrate
 from ._drift import drift
 from ._moments import Moments, by_feature
@@ -33,8 +33,7 @@ class Running:
         batch = self._get_batch()
         if isinstance(batch, tuple):
             batch = Moments.of_variance(*batch)
-            batch = by_feature(batch) if self._nan_policy == "omit" else batch
-            self._set_batch(batch, batch.count)
+            self._set_batch(batch)
         return batch
 
     calibrate, drift = calibrate, drift
@@ -43,7 +42,7 @@ class Running:
         """One step of the moving averages with a batch's statistics, as a training forward call takes it, bit for bit.
 
         moments: a Moments of C features: batch_moments after bn(x, update=False), say, or fastbn.moments(x). With
-        momentum, ddof and the counter as in forward; with a count of 0 or 1 nothing changes, as there. So that a batch
+        momentum, ddof and the counter as in forward; where the variance is not known nothing changes, as there. So that a batch
         whose forward call runs twice (recomputation, "checkpointing") is counted once, pass update=False both times and
         call this once. nan_policy holds here too. To replace the running statistics see calibrate.
         Raises TypeError, ValueError (another number of features), RuntimeError (no running statistics).
@@ -51,49 +50,39 @@ class Running:
         self._check_moments(moments)
         if self._nan_policy == "raise":
             _nan_policy.refuse_moments(moments)
-        self._take_step(moments.mean, moments.biased_var(), moments.count)
+        self._take_step(moments)
 
     def _check_moments(self, moments):
         if not isinstance(moments, Moments):
             raise TypeError(f"moments is a {type(moments).__name__}, expected fastbn.Moments")
         if not self._tracks:
             raise RuntimeError("this layer has no running statistics: it was made with track_running_stats=False")
-        if moments.mean.size != self.num_features:
-            raise ValueError(f"moments has {moments.mean.size} features and the layer {self.num_features}")
+        moments.check(self.num_features)
 
     # ---- modes ----
 
-    def _after_training(self, mean, var, count, updates):
-        if _all(count == 1) and not self._warned_single:
+    def _take_batch(self, batch, updates):
+        """After a training forward call with these Moments. updates: whether the moving averages take a step."""
+        batch = by_feature(batch) if self._nan_policy == "omit" else batch
+        self._set_batch(batch)
+        if not self._warned_single and _all(batch.count == 1) and _all(batch.squares == 1):
             self._warned_single = True
             y_is = "beta" if self._renorm is None else "gamma * d + beta"
-            warnings.warn(f"one value per feature: its variance is 0 and y is {y_is}; the moving averages stay as they "
-                          "are", UserWarning, stacklevel=4)
+            stay = "; the moving averages stay as they are" if self.ddof else ""
+            warnings.warn(f"one value per feature counts: its variance is 0 and its y is {y_is}{stay}", UserWarning,
+                          stacklevel=4)
         if updates:
-            self._take_step(mean, var, count)
+            self._take_step(batch)
 
-    def _take_step(self, mean, var, count):
-        if _all(count <= 1) or (self._nan_policy == "skip" and np.isnan(var).any()):
+    def _take_step(self, batch):
+        if self._nan_policy == "skip" and np.isnan(batch.biased_var()).any():
             return
         seen = self.num_batches_tracked
         momentum = seen / (seen + 1) if self.momentum is None else self.momentum
-        if np.ndim(count):
-            _update_by_feature(mean, var, momentum, count, self.ddof, self.running_mean, self.running_var)
-        else:
-            _core.update_running(mean, var, momentum, count / (count - self.ddof), self.running_mean, self.running_var)
-        self.num_batches_tracked = seen + 1
+        if batch.step(self.running_mean, self.running_var, momentum=momentum, ddof=self.ddof):
+            self.num_batches_tracked = seen + 1
 
 
 def _all(truth):
-    """Mostly of one count, else of one for each feature."""
+    """Of one count, mostly, which np.all would take long for; else of one for each feature."""
     return truth.all() if isinstance(truth, np.ndarray) else truth
-
-
-def _update_by_feature(mean, var, momentum, count, ddof, running_mean, running_var):
-    """Of features with counts above 1; the others keep what they have."""
-    known = count > 1
-    scale = count[known] / (count[known] - ddof)
-    new_mean, new_var = running_mean[known], running_var[known]
-    with np.errstate(all="ignore"):
-        _core.update_running(mean[known], var[known] * scale, momentum, 1.0, new_mean, new_var)
-    running_mean[known], running_var[known] = new_mean, new_var

@@ -1,5 +1,14 @@
 # What a forward call leaves for the backward call, included by _core.pyx.
 
+cdef object moments_of = None  # what makes the Moments of a Saved, see offer_moments
+
+
+def offer_moments(function):
+    """For fastbn._saved, which knows how: function(saved) is saved.moments."""
+    global moments_of
+    moments_of = function
+
+
 cdef enum:
     MEAN, VAR, RSTD, GAMMA, BETA, SAVED_ROWS
 
@@ -17,12 +26,14 @@ cdef int widen(object vector, double *to) except -1:
 cdef class Saved:
     """What a forward call leaves for the backward call.
 
-    mean, var, rstd: float64 arrays of shape (C,); var is the biased variance, rstd = 1 / sqrt(var + eps). It refers to
+    mean, var, rstd: float64 arrays of shape (C,); var is the biased variance, rstd = 1 / sqrt(var + eps). moments: the
+    batch's Moments, whose step() is that of moving averages. It refers to
     x (without copying it: keep x unchanged until backward) and holds copies of gamma and beta. After a forward call in
     place it refers to y instead, from which the normalized x comes back as (y - beta) / gamma.
     """
     cdef public cnp.ndarray x  # whoever keeps x himself may take it out, and put it back for backward
     cdef readonly bint frozen, holds_y
+    cdef readonly cnp.npy_intp entries  # of each feature
     cdef cnp.ndarray rows    # (SAVED_ROWS, C), float64, in one allocation; a view of a row is made when asked for
     cdef bint has_gamma, has_beta
     cdef bint beta_has_gradient_kind  # or there is none
@@ -47,6 +58,7 @@ cdef class Saved:
         shape[0], shape[1] = SAVED_ROWS, c
         self.rows = cnp.PyArray_EMPTY(2, shape, cnp.NPY_FLOAT64, 0)
         self.x, self.frozen, self.holds_y = x, frozen, in_place
+        self.entries = cnp.PyArray_SIZE(x) // c if c else 0
         self.has_gamma, self.has_beta = gamma is not None, beta is not None
         self.gradient_kind = cnp.PyArray_TYPE(<cnp.ndarray> gamma if gamma is not None else x)
         if not is_real(self.gradient_kind):
@@ -78,6 +90,13 @@ cdef class Saved:
     @property
     def rstd(self):
         return self.rows[RSTD]
+
+    @property
+    def moments(self):
+        """The batch's Moments."""
+        if self.frozen:
+            raise AttributeError("the statistics of this call were given, not those of a batch: there are no moments")
+        return moments_of(self)
 
     @property
     def gamma(self):

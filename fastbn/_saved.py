@@ -1,9 +1,19 @@
 """What a forward call leaves for the backward call: Saved, and how the gradient's formulas are fed from it."""
 import numpy as np
 
-from ._core import Saved
+from ._core import Saved, offer_moments
+from ._moments import Moments
 
 __all__ = ["Composite", "OfCore", "Saved", "about_input"]
+
+
+def _moments_of(saved):
+    """Of a plain training call's batch."""
+    count, squares = (saved.entries, None) if saved.extras is None else saved.extras.counted(saved.entries)
+    return Moments.of_variance(count, saved.mean, saved.var, squares)
+
+
+offer_moments(_moments_of)
 
 
 class Composite:

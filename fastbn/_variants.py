@@ -118,8 +118,7 @@ def _leaves_input(variant, out, x):
 def _refuse_nan(x, axes, parts, variant):
     """parts: the Saved of x or its slices. Where no entry counts, a variance is NaN without any in x."""
     if variant.nan_policy == "raise":
-        counting = [part.var for part in parts
-                    if part.x.size and (part.extras is None or part.extras.count_of(part.x, part.var.size))]
+        counting = [part.var for part in parts if np.any(part.moments.count)]
         if counting:
             _nan_policy.refuse(x, axes, np.stack(counting))
 

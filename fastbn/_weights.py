@@ -1,15 +1,24 @@
 """How much each entry of a batch counts in its statistics: masks, weights, lengths of padded sequences, missing entries."""
+import math
 from typing import NamedTuple
 
 import numpy as np
 
 from . import _dlpack
 
+_EXACT = 2 ** 53  # up to which doubles are all the integers
+
 
 class Weights(NamedTuple):
+    """Only ratios of weights matter, and so the numbers here are the weights divided by `unit`, a power of two, which
+    brings the largest near 1: in the type of the arithmetic no weight overflows then, and none that counts vanishes.
+    """
+
     whole: np.ndarray  # of x's shape without the feature axes, of the type of the arithmetic
     axes: tuple        # those of x
     total: float
+    squares: float | np.ndarray  # the sum of their squares; by feature where `counts` is there
+    unit: float = 1.0
     # Where NaN entries are missing, by feature: the weight of those that are there, and whether none is.
     counts: np.ndarray | None = None
     absent: np.ndarray | None = None
@@ -20,26 +29,41 @@ class Weights(NamedTuple):
         order = [remaining.index(i) for i in arrangement.order if i not in self.axes]
         return np.ascontiguousarray(self.whole.transpose(order)).reshape(-1)
 
+    def counted(self):
+        """(count, squares) as Moments have them: integers where they are whole."""
+        count = self.total if self.counts is None else self.counts
+        return _whole(count * self.unit), _whole(self.squares * self.unit ** 2)
 
-def equal_weights(x, axes):
-    whole = np.ones(_counted_shape(x, axes), _dtype_for(x))
-    return Weights(whole, axes, float(whole.size))
+
+def _whole(sums):
+    if np.ndim(sums):
+        return sums if (sums % 1).any() or sums.max(initial=0) > _EXACT else sums.astype(np.int64)
+    return int(sums) if float(sums).is_integer() and sums <= _EXACT else float(sums)
 
 
-def weights_of(x, axes, *, mask=None, weights=None, lengths=None):
-    """Weights for x, or None where every entry counts as one. Several arguments multiply. Raises TypeError, ValueError.
+def weights_of(x, axes, mask, weights, lengths):
+    """Weights for x, of arguments of which one at least is there; several multiply. Raises TypeError, ValueError.
 
     axes: x's feature axes.
     """
-    if mask is None and weights is None and lengths is None:
-        return None
     shape = _counted_shape(x, axes)
     factors = [_mask(mask, shape), _weights(weights, shape), _lengths(lengths, shape)]
-    whole = np.ones(shape, _dtype_for(x))
+    whole = np.ones(shape, _dtype_for(x) if weights is None else np.float64)
     for factor in factors:
         if factor is not None:
             whole *= factor
-    return Weights(whole, axes, float(whole.sum(dtype=np.float64)))
+    if weights is None:
+        total = float(whole.sum(dtype=np.float64))
+        return Weights(whole, axes, total, total)
+    exponent = math.frexp(whole.max(initial=0))[1] - 1
+    whole = np.ldexp(whole, -exponent).astype(_dtype_for(x), copy=False)
+    squares = np.square(whole, dtype=np.float64).sum()
+    return Weights(whole, axes, float(whole.sum(dtype=np.float64)), float(squares), math.ldexp(1.0, exponent))
+
+
+def equal_weights(x, axes):
+    whole = np.ones(_counted_shape(x, axes), _dtype_for(x))
+    return Weights(whole, axes, float(whole.size), float(whole.size))
 
 
 def _counted_shape(x, axes):

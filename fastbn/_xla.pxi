@@ -8,6 +8,7 @@ cdef extern from "xla.h":
     fbn_xla_error *fbn_xla_backward(fbn_xla_frame *frame)
     fbn_xla_error *fbn_xla_double_backward(fbn_xla_frame *frame)
     fbn_xla_error *fbn_xla_inference(fbn_xla_frame *frame)
+    fbn_xla_error *fbn_xla_update_running(fbn_xla_frame *frame)
 
 ctypedef fbn_xla_error *(*xla_handler)(fbn_xla_frame *frame)
 
@@ -20,4 +21,5 @@ def xla_handlers():
     """{name: PyCapsule}, as jax.ffi.register_ffi_target takes them."""
     return {"fastbn_training": xla_capsule(fbn_xla_training), "fastbn_backward": xla_capsule(fbn_xla_backward),
             "fastbn_double_backward": xla_capsule(fbn_xla_double_backward),
-            "fastbn_inference": xla_capsule(fbn_xla_inference)}
+            "fastbn_inference": xla_capsule(fbn_xla_inference),
+            "fastbn_update_running": xla_capsule(fbn_xla_update_running)}

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from fastbn.interop.keras import BatchNormalization, convert
+from oracle import steps_of_layer
 
 # Keras's variables have an older form of __array__, of which NumPy warns where Keras itself calls it.
 pytestmark = [pytest.mark.filterwarnings("error"), pytest.mark.filterwarnings("ignore:.*__array__:DeprecationWarning")]
@@ -176,3 +177,12 @@ def test_keras_warns_of_nothing_on_our_account(rng):
         warnings.simplefilter("error")
         for training in (False, True):
             ours(rng.normal(size=(8, 5)).astype("f4"), training=training)
+
+
+def test_steps_have_the_bits_of_fastbns_layer():
+    batches = [np.random.default_rng(i).normal(3, 2, (7, 5, 3)).astype(np.float32) for i in range(3)]
+    layer = BatchNormalization(axis=1, momentum=0.9)
+    for x in batches:
+        layer(x, training=True)
+    for found, expected in zip((layer.moving_mean, layer.moving_variance), steps_of_layer(batches, ddof=0)):
+        np.testing.assert_array_equal(found.value, expected)

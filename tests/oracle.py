@@ -252,3 +252,11 @@ def native_copy(x):
     """The values alone: C order, aligned, native byte order, writable."""
     x = np.asarray(x)
     return np.array(x, dtype=x.dtype.newbyteorder("="), order="C")
+
+
+def steps_of_layer(batches, *, ddof, momentum=0.9, dtype=np.float32):
+    """(running_mean, running_var) of a fastbn.BatchNorm after these batches: what adapters have to give, bit for bit."""
+    layer = fastbn.BatchNorm(batches[0].shape[1], ddof=ddof, momentum=momentum, dtype=dtype)
+    for x in batches:
+        layer(x)
+    return layer.running_mean, layer.running_var

@@ -85,9 +85,10 @@ class Case:
         return np.concatenate([layer.forward().y for layer, _, _ in parts]), gradients
 
     def statistics(self):
-        """(total weight, mean, biased var) of the whole batch."""
+        """(total weight, mean, biased var, the factor that makes it unbiased) of the whole batch."""
         layer = Layer(self.x.astype(float), self.gamma, self.beta, weights=self.w)
-        return self.w.sum(), layer.mean.ravel(), layer.var.ravel()
+        effective = self.w.sum() ** 2 / (self.w ** 2).sum()
+        return self.w.sum(), layer.mean.ravel(), layer.var.ravel(), effective / (effective - 1)
 
     def away_from_kinks(self):
         """dy = 0 where a rounded z may lie on the other side of a kink."""
@@ -236,7 +237,7 @@ def test_weights_where_out_lies_in_another_order(rng, out_layout, options):
 def test_moments_of_the_whole_batch(rng, options, kind):
     case = Case(rng, kind=kind, options=options)
     saved = fastbn.batch_norm_training(case.x, case.gamma, case.beta, **case.arguments())[1]
-    total, mean, var = case.statistics()
+    total, mean, var, _ = case.statistics()
     if options:
         assert abs(saved.moments.count - total) < 1e-12 * total
         np.testing.assert_allclose(saved.moments.mean, mean, rtol=1e-12)
@@ -261,13 +262,13 @@ def layer_of(case, **more):
 def test_the_layer_trains(rng, options, kind, activation, residual):
     case = Case(rng, activation=activation, residual=residual, kind=kind, options=options)
     layer = layer_of(case)
-    total, mean, var = case.statistics()
+    total, mean, var, bessel = case.statistics()
     y = layer(case.x, residual=case.residual, **case.weighing)
     dx = layer.backward(case.dy)
     dx, *dresidual = dx if residual else (dx,)
     assert_result(case, y, [dx, layer.dgamma, layer.dbeta, *dresidual])
     np.testing.assert_allclose(layer.running_mean, 0.9 * case.running_mean + 0.1 * mean, rtol=1e-11)
-    np.testing.assert_allclose(layer.running_var, 0.9 * case.running_var + 0.1 * var * total / (total - 1), rtol=1e-10)
+    np.testing.assert_allclose(layer.running_var, 0.9 * case.running_var + 0.1 * var * bessel, rtol=1e-10)
     assert layer.num_batches_tracked == 1
     np.testing.assert_allclose(layer.batch_moments.count, total, rtol=1e-12)
 
@@ -360,10 +361,10 @@ def _without_activation(layer):
 
 
 @pytest.mark.parametrize("weighing", [{"mask": np.eye(6, dtype=bool)[0]}, {"mask": np.zeros(6, bool)},
-                                      {"weights": np.full(6, 0.1)}, {"weights": np.full(6, 1 / 6 - 1e-9)},
+                                      {"weights": 0.1 * np.eye(6)[2]}, {"weights": np.eye(6)[0] + 1e-9},
                                       {"lengths": np.array([1, 0, 0, 0, 0, 0])}], ids=lambda w: next(iter(w)))
 @pytest.mark.parametrize("options", OPTIONS[:2], ids=str)
-def test_a_total_weight_of_at_most_1_takes_no_step(rng, weighing, options):
+def test_at_most_one_effective_entry_takes_no_step(rng, weighing, options):
     shape = (6, 3, 4) if "lengths" in weighing else (6, 3)
     x = rng.normal(size=shape)
     layer = fastbn.BatchNorm(3, dtype=np.float64, **options)

@@ -18,6 +18,7 @@ from jax.test_util import check_grads
 
 import fastbn
 import fastbn.interop.jax as adapter
+from oracle import steps_of_layer
 from toolchain import CSRC, find_compiler
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -368,3 +369,23 @@ def test_without_jax(monkeypatch):
     monkeypatch.delitem(sys.modules, "fastbn.interop.jax")
     with pytest.raises(ImportError, match=r"pip install 'fastbn\[jax\]'"):
         importlib.import_module("fastbn.interop.jax")
+
+
+@pytest.mark.parametrize("ddof", [0, 1])
+def test_steps_have_the_bits_of_the_layers(rng, ddof):
+    batches = [rng.normal(3, 2, (7, 5, 3)).astype(np.float32) for _ in range(3)]
+    mean, var = jnp.zeros(5), jnp.ones(5)
+    for x in batches:
+        call = partial(adapter.batch_norm, training=True, ddof=ddof)
+        _, mean, var = jax.jit(call)(x, jnp.ones(5), jnp.zeros(5), mean, var)
+    for found, expected in zip((mean, var), steps_of_layer(batches, ddof=ddof)):
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("ddof, steps", [(0, True), (1, False)])
+def test_a_step_of_one_value_per_feature(ddof, steps):
+    """Its biased variance is known, 0, and its unbiased one is not."""
+    x = jnp.full((1, 5), 3.0)
+    call = partial(adapter.batch_norm, training=True, ddof=ddof)
+    y, mean, var = call(x, jnp.ones(5), jnp.full(5, 7.0), jnp.zeros(5), jnp.ones(5))
+    assert (y == 7).all() and bool((mean > 0).all()) == steps and bool((var < 1).all()) == steps

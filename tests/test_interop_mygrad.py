@@ -11,6 +11,7 @@ from mygrad.nnet import batchnorm
 
 import fastbn
 from fastbn.interop.mygrad import batch_norm
+from oracle import steps_of_layer
 
 pytestmark = pytest.mark.filterwarnings("error")
 SHAPES = [(8, 5), (4, 5, 3), (4, 5, 3, 2)]
@@ -177,6 +178,17 @@ def test_errors_change_nothing(rng, arguments, error, message):
 def test_integers_are_refused():
     with pytest.raises(TypeError, match="x has dtype int64"):
         batch_norm(mg.tensor([[1, 2], [3, 4]]))
+
+
+@pytest.mark.parametrize("ddof", [0, 1])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_steps_have_the_bits_of_the_layers(rng, dtype, ddof):
+    batches = [rng.normal(3, 2, (7, 5, 3)).astype(dtype) for _ in range(3)]
+    mean, var = np.zeros(5, dtype), np.ones(5, dtype)
+    for x in batches:
+        batch_norm(mg.tensor(x), running_mean=mean, running_var=var, ddof=ddof)
+    for found, expected in zip((mean, var), steps_of_layer(batches, ddof=ddof, dtype=dtype)):
+        np.testing.assert_array_equal(found, expected)
 
 
 def test_without_mygrad(monkeypatch):

@@ -19,6 +19,7 @@ from onnx import helper  # noqa: E402
 from onnx.reference import ReferenceEvaluator  # noqa: E402
 
 from fastbn.interop import onnx as interop  # noqa: E402
+from oracle import steps_of_layer  # noqa: E402
 
 NAMES = ("x", "scale", "B", "mean", "var")
 OPSETS = (7, 8, 9, 13, 14, 15, 22)
@@ -347,3 +348,15 @@ def test_a_trained_network_agrees_with_onnx_runtime(network, rng):
     theirs = runtime.InferenceSession(model.SerializeToString(), options).run(names, feeds)
     assert np.max(np.abs(ours[0] - theirs[0])) <= 1e-6  # probabilities
     assert_close(ours, [a.astype(np.float64) for a in theirs], 1e-5)  # after each batch norm, with what came before
+
+
+def test_steps_have_the_bits_of_the_layers(rng):
+    batches, model = [draw(rng, (7, 5, 3), 5)[0] for _ in range(3)], model_of([node_of(["y", "m", "v"], training_mode=1)],
+                                                                               ["y", "m", "v"], 15)
+    mean, var = np.zeros(5, np.float32), np.ones(5, np.float32)
+    for x in batches:
+        arrays = x, np.ones(5, np.float32), np.zeros(5, np.float32), mean, var
+        _, mean, var = evaluator(model).run(["y", "m", "v"], dict(zip(NAMES, arrays, strict=True)))
+    momentum = float(np.float32(0.9))  # as an attribute has it
+    for found, expected in zip((mean, var), steps_of_layer(batches, ddof=0, momentum=momentum)):
+        np.testing.assert_array_equal(found, expected)

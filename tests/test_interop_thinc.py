@@ -12,6 +12,7 @@ thinc = pytest.importorskip("thinc.api")
 
 import fastbn
 from fastbn.interop.thinc import BatchNorm
+from oracle import steps_of_layer
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -260,3 +261,13 @@ def test_without_thinc(monkeypatch):
     monkeypatch.delitem(sys.modules, "fastbn.interop.thinc")
     with pytest.raises(ImportError, match=r"pip install 'fastbn\[thinc\]'"):
         importlib.import_module("fastbn.interop.thinc")
+
+
+@pytest.mark.parametrize("ddof", [0, 1])
+def test_steps_have_the_bits_of_the_layers(rng, ddof):
+    batches = [normal(rng, 7, 5) for _ in range(3)]
+    model = BatchNorm(5, ddof=ddof).initialize()
+    for x in batches:
+        model.begin_update(x)
+    for name, expected in zip(("running_mean", "running_var"), steps_of_layer(batches, ddof=ddof)):
+        np.testing.assert_array_equal(model.attrs[name], expected)

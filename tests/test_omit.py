@@ -451,10 +451,12 @@ def test_moments_with_counts_by_feature_are_values(rng):
 def stepped(layer, x, weights=None):
     """(running_mean, running_var) after a batch, in float64."""
     oracle = Oracle(x, np.ones(layer.num_features), np.ones(layer.num_features), weights=weights)
-    count = oracle.count.ravel()
+    there = ~np.isnan(x) * (1.0 if weights is None else weights[:, None])
+    count = there.sum(axis=(0, 2)) ** 2 / (there ** 2).sum(axis=(0, 2))  # Kish's
+    keep = count <= (1 + 1e-9 if layer.ddof else 0)
     with np.errstate(all="ignore"):
-        var = np.where(count > 1, oracle.var.ravel() * count / (count - layer.ddof), np.nan)
-    mean, keep = oracle.mean.ravel(), count <= 1
+        var = np.where(keep, np.nan, oracle.var.ravel() * count / (count - layer.ddof))
+    mean = oracle.mean.ravel()
     old_mean, old_var, m = layer.running_mean.copy(), layer.running_var.copy(), layer.momentum
     return np.where(keep, old_mean, m * old_mean + (1 - m) * mean), np.where(keep, old_var, m * old_var + (1 - m) * var)
 

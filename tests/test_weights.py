@@ -192,3 +192,100 @@ def test_weights_belong_to_entries_whatever_the_order_of_memory(rng):
         found = y, *fastbn.batch_norm_backward(of_dy(dy), saved, out=of_dx(np.empty_like(x)))
         for got, want in zip(found, expected):
             np.testing.assert_allclose(got, want, rtol=1e-10, atol=1e-12)
+
+
+# --- Only ratios count ----------------------------------------------------------------------------------------------
+
+
+def results(x, dy, weights, **settings):
+    """Everything that a training step of a layer leaves."""
+    layer = fastbn.BatchNorm(x.shape[1], dtype=x.dtype, **settings)
+    y = layer(x, weights=weights)
+    dx = layer.backward(dy)
+    return y, dx, layer.dgamma, layer.dbeta, layer.running_mean, layer.running_var, np.array(layer.num_batches_tracked)
+
+
+SETTINGS = [{}, {"ddof": 0}, {"momentum": None}, {"ghost_batch_size": 7}, {"renorm": (3.0, 5.0)}, {"nan_policy": "omit"},
+            {"activation": "silu"}]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_doubling_weights_changes_no_bit(rng, dtype, settings):
+    x, _, _, dy = data(rng, (20, 5, 3), 1, dtype)
+    if "nan_policy" in settings:
+        x[rng.random(x.shape) < 0.1] = np.nan
+    weights = rng.random((20, 3))
+    expected = results(x, dy, weights, **settings)
+    for factor in (2.0, 2.0 ** -130, 2.0 ** 130):
+        for found, want in zip(results(x, dy, factor * weights, **settings), expected):
+            np.testing.assert_array_equal(found, want)
+    for factor in (1 / weights.sum(), 0.3, 1e-40, 1e40):
+        for found, want in zip(results(x, dy, factor * weights, **settings), expected):
+            np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("ddof", [0, 1])
+def test_weights_that_add_up_to_one(rng, ddof):
+    """The sum of weights is no number of entries: these made a running variance of 1e15, or no step at all."""
+    x, weights = rng.normal(5, 2, (50, 3)), rng.random(50)
+    for scale in (weights.sum(), 2 * weights.sum()):
+        bn = fastbn.BatchNorm(3, ddof=ddof, momentum=None, dtype=np.float64)
+        bn(x, weights=weights / scale)
+        effective = weights.sum() ** 2 / (weights ** 2).sum()
+        var = np.average((x - np.average(x, axis=0, weights=weights)) ** 2, axis=0, weights=weights)
+        np.testing.assert_allclose(bn.running_mean, np.average(x, axis=0, weights=weights), rtol=1e-12)
+        np.testing.assert_allclose(bn.running_var, var * (effective / (effective - ddof)), rtol=1e-12)
+        assert bn.num_batches_tracked == 1
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("weights, steps", [([1e-3, 0, 0], 0), ([5.0, 0, 0], 0), ([1.0, 1e-9, 0], 0), ([1.0, 1e-3, 0], 1),
+                                            ([0.0, 0, 0], 0)])
+def test_steps_need_more_than_one_effective_entry(rng, weights, steps):
+    x = rng.normal(size=(3, 2))
+    for ddof, expected in ((1, steps), (0, int(max(weights) > 0))):
+        bn = fastbn.BatchNorm(2, ddof=ddof)
+        bn(x, weights=np.array(weights))
+        assert bn.num_batches_tracked == expected
+        assert np.isfinite(bn.running_var).all() and (bn.running_var < 100).all()
+
+
+def test_moments_carry_the_squares(rng):
+    x, weights = rng.normal(3, 2, (60, 4)), rng.random(60) * 1e-3
+    whole = fastbn.moments(x, weights=weights)
+    assert np.isclose(whole.count, weights.sum()) and np.isclose(whole.squares, (weights ** 2).sum())
+    effective = weights.sum() ** 2 / (weights ** 2).sum()
+    np.testing.assert_allclose(whole.var(1), whole.var() * effective / (effective - 1), rtol=1e-12)
+    parts = [fastbn.moments(x[s], weights=weights[s]) for s in (slice(0, 7), slice(7, 40), slice(40, 60))]
+    for merged in (sum(parts), fastbn.Moments.merge_all(parts)):
+        np.testing.assert_allclose(merged.var(1), whole.var(1), rtol=1e-10)
+    assert whole != fastbn.Moments(whole.count, whole.mean, whole.M2) and "squares=" in repr(whole)
+    bn = fastbn.BatchNorm(4, dtype=np.float64).calibrate(whole)
+    np.testing.assert_allclose(bn.running_var, whole.var(1))
+    np.testing.assert_allclose(bn.drift(whole).divergence, 0, atol=1e-12)
+    masked = fastbn.moments(x, mask=weights > 5e-4)
+    assert masked.squares == masked.count and type(masked.count) is int and "squares" not in repr(masked)
+
+
+def test_repeated_rows_agree_with_the_biased_variance(rng):
+    x, times = rng.normal(size=(9, 3)), rng.integers(1, 4, 9)
+    weighted, repeated = fastbn.moments(x, weights=times), fastbn.moments(np.repeat(x, times, axis=0))
+    np.testing.assert_allclose(weighted.var(), repeated.var(), rtol=1e-12)
+    assert weighted.count == repeated.count and weighted.squares > repeated.squares
+
+
+def test_moments_of_before_are_unpickled():
+    """A pickle of before `squares` has count, mean and M2."""
+    old = fastbn.Moments.__new__(fastbn.Moments)
+    old.__setstate__((None, {"count": 5, "mean": np.zeros(2), "M2": np.ones(2)}))
+    assert old == fastbn.Moments(5, np.zeros(2), np.ones(2))
+
+
+def test_squares_by_feature_where_entries_are_missing(rng):
+    x, weights = rng.normal(size=(40, 3)), rng.random(40) * 1e-5
+    x[:20, 1] = np.nan
+    found = fastbn.moments(x, weights=weights, nan_policy="omit")
+    np.testing.assert_allclose(found.squares, [(weights ** 2).sum(), (weights[20:] ** 2).sum(), (weights ** 2).sum()])
+    alone = fastbn.moments(x[20:, 1:2], weights=weights[20:])
+    np.testing.assert_allclose(found.var(1)[1], alone.var(1)[0], rtol=1e-12)

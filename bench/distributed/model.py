@@ -90,7 +90,7 @@ def merging_seconds(ranks, features):
         take_part(Ranks(comm, ranks + 1), features)
         with_messages.append(perf_counter() - begin)
         begin = perf_counter()
-        for buffer in (np.empty((3, features)), np.empty(comm.sizes[1], np.uint8)):
+        for buffer in (np.empty((4, features)), np.empty(comm.sizes[1], np.uint8)):
             comm.Allgather(buffer, np.empty((ranks, *buffer.shape), buffer.dtype))
         messages.append(perf_counter() - begin)
     return max(0.0, min(with_messages) - min(messages))  # nothing but disturbances makes these slower

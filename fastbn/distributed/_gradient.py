@@ -81,7 +81,8 @@ class _Local:
         gamma, _, rstd = self.factors
         with np.errstate(all="ignore"):
             scale = rstd if gamma is None else gamma * rstd
-            slope, offset = -scale * (total * np.where(np.greater(count, 0), np.divide(1.0, count), 0.0))
+            unit = 1.0 if self.extras.weights is None else self.extras.weights.unit
+            slope, offset = -scale * (total * np.where(np.greater(count, 0), np.divide(unit, count), 0.0))
         view, written = self.arrangement.view(dx), dx
         apart = view is None or dx.dtype != dz.dtype or any(np.may_share_memory(dx, a) for a in (dz, self.x))
         if apart:

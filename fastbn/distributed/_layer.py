@@ -28,7 +28,7 @@ class SyncBatchNorm(BatchNorm):
 
     All ranks call forward and backward together, as often and in the same order, from the same parameters (which are not
     compared); whoever has no data passes an empty batch. In training mode a forward call that takes the batch's
-    statistics, for y or for the moving averages, sends a fixed number of bytes, by which the ranks agree, and 3 * C
+    statistics, for y or for the moving averages, sends a fixed number of bytes, by which the ranks agree, and 4 * C
     doubles; its backward 2 * C doubles and a fixed number of bytes, in one collective (with
     reduce_parameter_gradients=True one through the running statistics too). In inference mode nothing is sent: a layer
     without running statistics takes there those of the rank's own batch, and update_running_stats=True is refused.

@@ -38,14 +38,11 @@ def merge_moments(moments, comm, *, tree_from=TREE_FROM):
 
 def merged(ranks, local):
     """The Moments of all ranks, once they agree on the number of features."""
-    record = np.empty((3, local.mean.size))
-    record[0], record[1], record[2] = local.count, local.mean, local.M2
-    if ranks.tree:
-        count, mean, M2 = ranks.combined(record, _merge_two)
-    else:
-        records = _sorted(ranks.gathered(record))
-        count, mean, M2 = merge_rows(records[:, 0], records[:, 1], records[:, 2])
-    return Moments.of_arrays(_whole_number(count if np.ndim(local.count) else count[0]), mean, M2)
+    record = np.empty((4, local.mean.size))
+    record[0], record[1], record[2], record[3] = local.count, local.mean, local.M2, local.squares
+    whole = ranks.combined(record, _merge_two) if ranks.tree else _merge(_sorted(ranks.gathered(record)))
+    count, squares = (_whole_number(row if np.ndim(local.count) else row[0]) for row in (whole[0], whole[3]))
+    return Moments.of_arrays(count, whole[1], whole[2], squares)
 
 
 def _sorted(records):
@@ -53,8 +50,12 @@ def _sorted(records):
     return records[sorted(range(len(records)), key=lambda rank: records[rank].tobytes())]
 
 
+def _merge(records):
+    return np.stack([*merge_rows(records[:, 0], records[:, 1], records[:, 2]), records[:, 3].sum(axis=0)])
+
+
 def _merge_two(a, b):
-    return np.stack(merge_rows(*(np.stack(rows) for rows in zip(a, b))))
+    return _merge(np.stack([a, b]))
 
 
 def _whole_number(count):

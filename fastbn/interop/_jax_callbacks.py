@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from .. import batch_norm_backward, batch_norm_double_backward, batch_norm_inference, batch_norm_training
+from .. import _core, batch_norm_backward, batch_norm_double_backward, batch_norm_inference, batch_norm_training
 from .._saved import Saved
 
 
@@ -36,6 +36,15 @@ def inference(x, gamma, beta, mean, var, *, rank, axis, eps):
     return _each(one, rank, x, gamma, beta, mean, var)
 
 
+def update_running(running_mean, running_var, saved, *, rank, axis, eps, momentum, var_scale):
+    def one(running_mean, running_var, saved):
+        mean, var, _ = _rows(saved)
+        new = running_mean.copy(), running_var.copy()
+        _core.update_running(mean, var, momentum, var_scale, *new)
+        return new
+    return _each(one, rank, running_mean, running_var, saved)
+
+
 def _each(function, rank, *arrays):
     arrays = [np.asarray(a) for a in arrays]
     batch = arrays[0].shape[:arrays[0].ndim - rank]
@@ -49,7 +58,10 @@ def _each(function, rank, *arrays):
 
 def _restored(x, gamma, words, axis):
     """What the forward call left, out of its words of 32 bits."""
-    rows = np.ascontiguousarray(words).view(np.float64).reshape(3, -1)
     saved = Saved(x, (axis,), gamma.size, gamma, None, frozen=False, in_place=False)
-    saved.mean[:], saved.var[:], saved.rstd[:] = rows
+    saved.mean[:], saved.var[:], saved.rstd[:] = _rows(words)
     return saved
+
+
+def _rows(words):
+    return np.ascontiguousarray(words).view(np.float64).reshape(3, -1)

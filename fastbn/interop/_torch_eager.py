@@ -4,7 +4,7 @@ core reads them itself (fastbn/_exchange.pxi).
 from .. import _activation, _core, _extras
 from .._double_backward import batch_norm_double_backward
 from .._functional import batch_norm_backward, batch_norm_inference, batch_norm_training
-from ._torch_tensors import Tensor, _array, _check, _count, _tensor, _vector, torch
+from ._torch_tensors import Tensor, _array, _check, _tensor, _vector, torch
 
 from torch import nn
 from torch.autograd.function import once_differentiable
@@ -42,8 +42,8 @@ def _normalize_any(x, weight, bias, residual, options, threads):
     given = {"eps": eps, "activation": activation, "residual": _array(residual), "num_threads": threads}
     if training:
         y, saved = batch_norm_training(a, gamma, beta, **given)
-        if running_mean is not None and x.numel():
-            _update(running_mean, running_var, saved, _count(x), momentum)
+        if running_mean is not None:
+            _step(running_mean, running_var, saved.moments, momentum)
     else:
         mean, var = _vector(running_mean), _vector(running_var)
         y, saved = batch_norm_inference(a, mean, var, gamma, beta, return_saved=True, **given)
@@ -53,12 +53,12 @@ def _normalize_any(x, weight, bias, residual, options, threads):
     return y, saved
 
 
-def _update(running_mean, running_var, saved, count, momentum):
+def _step(running_mean, running_var, moments, momentum):
     """One step of the moving averages, as fastbn.BatchNorm takes it."""
     both = running_mean, running_var
     wide = torch.float64 if running_mean.dtype is torch.float64 else torch.float32
     targets = [t if t.dtype is wide and t.is_contiguous() else t.to(wide).contiguous() for t in both]
-    _core.update_running(saved.mean, saved.var, 1.0 - momentum, count / (count - 1), *(t.numpy() for t in targets))
+    moments.step(*(t.numpy() for t in targets), momentum=1.0 - momentum)
     for tensor, target in zip(both, targets):
         if target is not tensor:
             tensor.copy_(target)

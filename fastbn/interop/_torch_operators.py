@@ -4,8 +4,9 @@
 import numpy as np
 
 from .. import _activation, _extras
+from .._moments import Moments
 from .._saved import Saved
-from ._torch_eager import _choose_kept, _gradients, _normalize
+from ._torch_eager import _choose_kept, _gradients, _normalize, _step
 from ._torch_tensors import Tensor, _array, _check, _count, _vector, torch
 
 
@@ -46,6 +47,18 @@ def _(dy, input, weight, bias, kept, statistics, frozen, activation, slope, resi
     return torch.empty_like(input), dgamma, dbeta, torch.empty_like(input) if residual else input.new_empty(0)
 
 
+@torch.library.custom_op("fastbn::update_running", mutates_args=("running_mean", "running_var"), device_types="cpu")
+def _step_op(running_mean: Tensor, running_var: Tensor, statistics: Tensor, count: int, momentum: Tensor) -> None:
+    """One step of the moving averages, with what batch_norm gave. momentum: a number, which may depend on a counter."""
+    mean, var, _ = statistics.numpy()
+    _step(running_mean, running_var, Moments.of_variance(count, mean, var), momentum.item())
+
+
+@_step_op.register_fake
+def _(running_mean, running_var, statistics, count, momentum):
+    return None
+
+
 def _activation_of(name, slope):
     """As fastbn's argument, of the operators' two."""
     return None if not name else (name, slope) if name in ("leaky_relu", "elu") else name
@@ -84,9 +97,6 @@ def _traced(input, weight, bias, residual, running_mean, running_var, training, 
     act = _activation.parse(activation)
     mean, var = (None, None) if training else (running_mean, running_var)
     y, statistics = _op(input, weight, bias, residual, mean, var, eps, act.name or "", act.slope)
-    count = _count(input)
-    if training and running_mean is not None and count > 1:
-        old, mean, var = 1.0 - momentum, statistics[0], statistics[1] * (count / (count - 1))
-        running_mean.copy_(old * running_mean.double() + (1.0 - old) * mean)
-        running_var.copy_(old * running_var.double() + (1.0 - old) * var)
+    if training and running_mean is not None:
+        _step_op(running_mean, running_var, statistics, _count(input), torch.as_tensor(momentum, dtype=torch.float64))
     return y

@@ -10,7 +10,6 @@ autograd hands arguments on to derivatives, however many traces are one inside t
 import fastbn
 from fastbn import _checks
 from fastbn._canonical import normalize_axes
-from fastbn._engine import count_of
 
 try:
     from autograd.extend import defjvp_argnums, defvjp_argnums, primitive, vspace
@@ -101,10 +100,8 @@ def _check_layer(bn, x):
 
 def _take_step(bn, saved, updates):
     """As the layer does after a forward call of its own."""
-    count = count_of(saved)
     if bn.training or updates:
-        bn._set_batch(saved, count)
-        bn._after_training(saved.mean, saved.var, count, updates)
+        bn._take_batch(saved.moments, updates)
 
 
 def _check_options(options):

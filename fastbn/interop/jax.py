@@ -49,15 +49,15 @@ def batch_norm(x, gamma, beta, running_mean, running_var, *, training, axis=1, e
     if not training:
         y = batch_norm_inference(x, running_mean, running_var, gamma, beta, axis=axis, eps=eps)
         return y, running_mean, running_var
-    y, mean, var = batch_norm_training(x, gamma, beta, axis=axis, eps=eps)
-    count = y.size // mean.size if mean.size else 0
-    if count < 2:
-        return y, running_mean, running_var
-    steps = []
-    for name, old, new in (("mean", running_mean, mean), ("var", running_var, var * (count / (count - ddof)))):
-        old = _vector(old, f"running_{name}", mean.size)
-        steps.append((momentum * old + (1 - momentum) * jax.lax.stop_gradient(new)).astype(old.dtype))
-    return y, *steps
+    x, axis, eps, gamma, beta = _prepared(x, axis, eps, {"gamma": gamma, "beta": beta})
+    count = x.size // gamma.size if gamma.size else 0
+    if count <= ddof:
+        return x if not count else _training(x, gamma, beta, axis, eps)[0], running_mean, running_var
+    y, _, _, saved = _training(x, gamma, beta, axis, eps)
+    old = [_vector(a, f"running_{name}", gamma.size) for name, a in (("mean", running_mean), ("var", running_var))]
+    wide = jnp.result_type(*old)
+    new = _stepped(*(a.astype(wide) for a in old), saved, momentum, count / (count - ddof))
+    return y, *(a.astype(like.dtype) for a, like in zip(new, old))
 
 
 def batch_norm_training(x, gamma=None, beta=None, *, axis=1, eps=1e-5):
@@ -183,6 +183,26 @@ def _backward_backward(axis, eps, kept, cotangents):
 _backward.defvjp(_backward_forward, _backward_backward)
 
 
+# ---- the step of the running statistics, which has no gradient ----
+
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _stepped(mean, var, saved, momentum, var_scale):
+    results = [jax.ShapeDtypeStruct(mean.shape, mean.dtype)] * 2
+    return tuple(_call("update_running", results, mean, var, saved, axis=0, eps=0.0, momentum=momentum,
+                       var_scale=var_scale))
+
+
+def _stepped_forward(*arguments):
+    return _stepped(*arguments), arguments[:2]
+
+
+def _stepped_backward(momentum, var_scale, kept, cotangents):
+    return *map(jnp.zeros_like, kept), None
+
+
+_stepped.defvjp(_stepped_forward, _stepped_backward)
+
+
 # ---- inference ----
 
 @partial(jax.custom_vjp, nondiff_argnums=(5, 6))
@@ -214,19 +234,20 @@ def _along(a, x, axis):
 
 # ---- calls ----
 
-def _call(name, results, *arguments, axis, eps):
+def _call(name, results, *arguments, axis, **numbers):
     """The results of an operation of csrc/xla.h. vmap adds leading dimensions to all arguments and results."""
     if _uses_callbacks:
-        function = _callback(name, arguments[0].ndim, axis, eps)
+        function = _callback(name, rank=arguments[0].ndim, axis=axis, **numbers)
         return jax.pure_callback(function, results, *arguments, vmap_method="broadcast_all")
     call = jax.ffi.ffi_call(f"fastbn_{name}", results, vmap_method="broadcast_all")
-    return call(*arguments, rank=np.int64(arguments[0].ndim), axis=np.int64(axis), eps=np.float64(eps))
+    numbers = {key: np.float64(value) for key, value in numbers.items()}
+    return call(*arguments, rank=np.int64(arguments[0].ndim), axis=np.int64(axis), **numbers)
 
 
 @lru_cache(maxsize=1024)
-def _callback(name, rank, axis, eps):
+def _callback(name, **attributes):
     """The same object for the same call: by it JAX knows what it has compiled."""
-    return partial(getattr(_jax_callbacks, name), rank=rank, axis=axis, eps=eps)
+    return partial(getattr(_jax_callbacks, name), **attributes)
 
 
 def _register():

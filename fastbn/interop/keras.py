@@ -59,9 +59,11 @@ class BatchNormalization(keras.layers.BatchNormalization):
         mask = None if mask is None else np.asarray(mask, bool)
         y, saved = batch_norm_training(x, _array(self.gamma), _array(self.beta), eps=self.epsilon, axis=self.axis,
                                        mask=mask)
-        if x.size:
-            for moving, batch in ((self.moving_mean, saved.mean), (self.moving_variance, saved.var)):
-                moving.assign(self.momentum * moving.value.astype(np.float64) + (1.0 - self.momentum) * batch)
+        moving = self.moving_mean, self.moving_variance
+        arrays = [variable.value.copy() for variable in moving]
+        saved.moments.step(*arrays, momentum=self.momentum, ddof=0)
+        for variable, a in zip(moving, arrays):
+            variable.assign(a)
         return keras.ops.cast(y, self.compute_dtype) if y.dtype.name != self.compute_dtype else y
 
     def _data(self, inputs):

@@ -72,7 +72,8 @@ class _Training(_Fused):
     def __call__(self, *tensors, names, statistics, step, axis, eps):
         y, self.saved = batch_norm_training(**self._arrays(tensors, names), axis=axis, eps=eps)
         if statistics is not None:
-            _step(statistics, self.saved, *step)
+            momentum, ddof = step
+            self.saved.moments.step(statistics["mean"], statistics["var"], momentum=momentum, ddof=ddof)
         return y
 
 
@@ -104,15 +105,3 @@ def _statistics(running_mean, running_var, training):
             raise ValueError(f"running_{name} is read-only, and training updates it: is it a tensor's array, which "
                              "MyGrad locks inside a graph?")
     return found
-
-
-def _step(statistics, saved, momentum, ddof):
-    c = saved.mean.size
-    for name, running in statistics.items():
-        if running.shape != (c,):
-            raise ValueError(f"running_{name} has shape {running.shape}, expected ({c},): one entry for each feature")
-    count = saved.x.size // c if c else 0
-    if count < 2:
-        return
-    for name, batch in (("mean", saved.mean), ("var", saved.var * (count / (count - ddof)))):
-        statistics[name][:] = momentum * statistics[name].astype(np.float64) + (1 - momentum) * batch

@@ -72,9 +72,9 @@ class BatchNormalization(OpRun):
         if not self._is_training(training_mode, is_test):
             return (fastbn.batch_norm_inference(data, *running, gamma, beta, **options).reshape(x.shape),)
         y, saved = fastbn.batch_norm_training(data, gamma, beta, **options)
-        keep = float(momentum) if x.size else None
-        results = [(mean, _averaged(running[0], saved.mean, keep)), (var, _averaged(running[1], saved.var, keep)),
-                   (x, saved.mean), (x, saved.var)]
+        running = [value.copy() for value in running]
+        saved.moments.step(*running, momentum=float(momentum), ddof=0)
+        results = [(mean, running[0]), (var, running[1]), (x, saved.mean), (x, saved.var)]
         wanted = results[:len(self.output) - 1]  # a variance that float16 does not hold is rounded only where it is
         return (y.reshape(x.shape), *(value.reshape(shape).astype(like.dtype) for like, value in wanted))
 
@@ -101,7 +101,3 @@ def _parameter(name, value, shape):
     if value.shape != shape:
         raise ValueError(f"{name} has shape {value.shape}, expected {shape}, the feature axes of X")
     return (value.astype(np.float32) if value.dtype.itemsize == 2 else value).reshape(-1)
-
-
-def _averaged(running, batch, momentum):
-    return running if momentum is None else momentum * running.astype(np.float64) + (1 - momentum) * batch

@@ -3,7 +3,7 @@ from typing import Callable, Optional, Tuple, TypeVar
 
 import numpy as np
 
-from .. import _checks, _core, batch_norm_backward, batch_norm_inference, batch_norm_training
+from .. import _checks, batch_norm_backward, batch_norm_inference, batch_norm_training
 
 try:
     from thinc.api import Model, get_width, registry
@@ -65,7 +65,9 @@ def forward(model: Model[Floats, Floats], X: Floats, is_train: bool) -> Tuple[Fl
     affine = {"gamma": model.get_param("gamma"), "beta": model.get_param("beta"), "eps": model.attrs["eps"], "axis": -1}
     if is_train:
         Y, saved = batch_norm_training(X, **affine)
-        _step(model.attrs, saved, X.size // max(1, X.shape[-1]))
+        running = {name: np.array(model.attrs[name]) for name in _STATISTICS}  # those of a loaded model are read-only
+        saved.moments.step(**running, momentum=model.attrs["momentum"], ddof=model.attrs["ddof"])
+        model.attrs.update(running)
     else:
         Y, saved = batch_norm_inference(X, *(model.attrs[name] for name in _STATISTICS), **affine, return_saved=True)
 
@@ -76,12 +78,3 @@ def forward(model: Model[Floats, Floats], X: Floats, is_train: bool) -> Tuple[Fl
         return dX
 
     return Y, backprop
-
-
-def _step(attrs, saved, count):
-    """One step of the running statistics, into new arrays: those of a loaded model are read-only."""
-    if count < 2:
-        return
-    mean, var = (np.array(attrs[name]) for name in _STATISTICS)
-    _core.update_running(saved.mean, saved.var, attrs["momentum"], count / (count - attrs["ddof"]), mean, var)
-    attrs["running_mean"], attrs["running_var"] = mean, var

@@ -78,7 +78,7 @@ class _Module:
         tracks, momentum = self.training and self.track_running_stats, self.momentum
         counter = self.num_batches_tracked if tracks else None
         if momentum is None:
-            momentum = 0.0 if counter is None else 1.0 / (counter + 1)
+            momentum = 0.0 if counter is None else 1.0 / (counter + 1).double()
             momentum = momentum if torch.compiler.is_compiling() else float(momentum)
         mean, var = (self.running_mean, self.running_var) if tracks or not self.training else (None, None)
         by_batch = self.training or (mean is None and var is None)
