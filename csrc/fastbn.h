@@ -119,7 +119,9 @@ typedef struct fastbn_output {
     int64_t stride_n, stride_c;
 } fastbn_output;
 
-/* How much the entries count in the statistics. An entry of weight 0 leaves no trace in them, whatever it is. */
+/* How much the entries count in the statistics. An entry of weight 0 leaves no trace in them, whatever it is. Where nothing
+ * counts (a sum of 0), mean is 0, var and rstd are NaN, bn(x) is beta where x is finite, and dgamma and dx are 0.
+ * The unbiased variance of W = sum(w) and S = sum(w * w) is var * W^2 / (W^2 - S), a var_scale of fastbn_update_running. */
 typedef struct fastbn_weights {
     const void *data; /* n * s entries in the order (n, s), at least 0, of the type of the arithmetic */
     double total;     /* their sum */

@@ -80,6 +80,29 @@ static int64_t finish_moments(struct fbn_job *job, int64_t first, int64_t end, i
     return 0;
 }
 
+/* ---- the affine map to z, or to y ---- */
+
+/* A feature of which nothing counts has no variance and no scale: z is beta, as for one value. */
+static void flatten_affine(const struct fbn_job *job, int64_t first, int64_t end, void *const arrays[3])
+{
+    const double scale = 0.0;
+    for (int64_t f = first; job->weights && !job->given.mean && f < end; f++) {
+        void *par[3] = {element(job, arrays[0], f), element(job, arrays[1], f), element(job, arrays[2], f)};
+        if (!(total_of(job, f) > 0))
+            job->lanes->affine_params(1, job->mean + f, &scale, job->gamma + f, job->beta + f, par);
+    }
+}
+
+static void affine_params(const struct fbn_job *job, int64_t first, int64_t end, void *const arrays[3])
+{
+    void *par[3];
+    for (int i = 0; i < 3; i++)
+        par[i] = element(job, arrays[i], first);
+    job->lanes->affine_params(end - first, job->mean + first, job->rstd + first, job->gamma + first, job->beta + first,
+                              par);
+    flatten_affine(job, first, end, arrays);
+}
+
 /* ---- the parameters of y, from var ---- */
 
 /* Below which y = act(bn(x) + residual) is 0, see fbn_residual. */
@@ -92,11 +115,8 @@ static void least_params(struct fbn_job *job, int64_t first, int64_t end)
 
 static void inference_params(struct fbn_job *job, int64_t first, int64_t end)
 {
-    void *par[FBN_MOST_PARAMS];
-    params_from(job, first, par);
     job->kernels->rstd(end - first, job->var + first, job->eps, job->rstd + first);
-    job->lanes->affine_params(end - first, job->mean + first, job->rstd + first, job->gamma + first, job->beta + first,
-                              par);
+    affine_params(job, first, end, job->par);
     if (fbn_params_of(job) == 4)
         least_params(job, first, end);
 }
@@ -114,13 +134,8 @@ static void training_params(struct fbn_job *job, int64_t first, int64_t end)
 /* Of the affine map to z, whose activation's derivative is taken. */
 static void z_params(struct fbn_job *job, int64_t first, int64_t end)
 {
-    void *z[3];
-    if (!fbn_needs_z(job))
-        return;
-    for (int i = 0; i < 3; i++)
-        z[i] = element(job, job->z[i], first);
-    job->lanes->affine_params(end - first, job->mean + first, job->rstd + first, job->gamma + first, job->beta + first,
-                              z);
+    if (fbn_needs_z(job))
+        affine_params(job, first, end, job->z);
 }
 
 static void pivots_from_means(struct fbn_job *job, int64_t first, int64_t end)
@@ -136,15 +151,25 @@ static int64_t finish_gradient_of(struct fbn_job *job, int64_t first, int64_t co
                                        job->dbeta + first, bad);
 }
 
+/* The sum over nothing is 0, whatever rstd is. */
+static void flatten_gradient(struct fbn_job *job, int64_t first, int64_t end)
+{
+    for (int64_t f = first; job->weights && f < end; f++)
+        if (!(total_of(job, f) > 0))
+            job->dgamma[f] = 0.0;
+}
+
 static int64_t finish_gradient(struct fbn_job *job, int64_t first, int64_t end, int again)
 {
     unsigned char ignored;
+    int64_t wrong = 0;
     if (!again)
-        return finish_gradient_of(job, first, end - first, job->bad + first);
-    for (int64_t f = first; f < end; f++)
+        wrong = finish_gradient_of(job, first, end - first, job->bad + first);
+    for (int64_t f = first; again && f < end; f++)
         if (job->bad[f])
             finish_gradient_of(job, f, 1, &ignored);
-    return 0;
+    flatten_gradient(job, first, end);
+    return wrong;
 }
 
 static void gradient_params(struct fbn_job *job, int64_t first, int64_t end)
@@ -159,6 +184,10 @@ static void gradient_params(struct fbn_job *job, int64_t first, int64_t end)
     }
     job->lanes->gradient_params(end - first, job->mean + first, job->rstd + first, job->gamma + first,
                                 job->mean_dy + first, job->slope + first, par);
+    for (int64_t f = first; job->weights && f < end; f++)
+        if (!(total_of(job, f) > 0)) /* dx = 0 * (dy - 0 - (x - 0) * 0) */
+            for (int i = 0; i < 4; i++)
+                memset(element(job, job->par[i], f), 0, (size_t)job->lane_size);
     if (job->relu_gradient)
         memcpy(par[4], element(job, job->z[2], first), (size_t)((end - first) * job->lane_size));
 }

@@ -137,7 +137,8 @@ def normalize_by_moments(x, axes, batch, gamma, beta, eps, out, threads, extras)
     """(y by the batch's moments, what backward needs), where these are known before y is written."""
     extras.refuse_overwriting(out)
     saved = _saved_by(x, axes, batch.mean, batch.biased_var(), gamma, beta, eps, out, frozen=False)
-    given = {"mean": saved.mean, "var": saved.var, "gamma": saved.gamma, "beta": saved.beta}
+    var = np.where(np.equal(batch.count, 0), np.inf, saved.var)  # y is beta where nothing counts
+    given = {"mean": saved.mean, "var": var, "gamma": saved.gamma, "beta": saved.beta}
     act = _extras.NONE if extras is _extras.NONE else extras._replace(weights=None)
     y = normalize_by_given(x, axes, given, eps, out, threads, act, False)[0]
     saved.extras = None if extras is _extras.NONE else extras.kept(y)
@@ -168,7 +169,7 @@ def gradients(dy, saved, out, needs, threads):
     extras.refuse_in_place(saved)
     wants_dgamma, wants_dbeta = "dgamma" in needs or "dvar" in needs, "dbeta" in needs or "dmean" in needs
     uses_x = wants_dgamma or not saved.frozen or extras.activation.name is not None
-    factors = factors_of(saved, extras, uses_x)
+    factors = about_input(saved) if uses_x else (saved.gamma, saved.mean, saved.rstd)
     arrangement, dx, target = arrange(x, saved.axes), None, None
     if "dx" in needs:
         read = {"dy": dy, "x": x, "residual": extras.residual, "y": extras.written}
@@ -183,14 +184,6 @@ def gradients(dy, saved, out, needs, threads):
     of_features = {"dgamma": dgamma, "dbeta": dbeta} | _of_statistics(dgamma, dbeta, saved, needs)
     return (dx, *(as_parameter(gradient if name in needs else None, saved.rounds_gradients)
                   for name, gradient in of_features.items()), *([dresidual] if extras.has_residual else []))
-
-
-def factors_of(saved, extras, uses_x=True):
-    """(gamma, mean, rstd), by feature, of the gradient's formulas. Raises RuntimeError (x is needed and gone)."""
-    gamma, mean, rstd = about_input(saved) if uses_x else (saved.gamma, saved.mean, saved.rstd)
-    if extras.weights is not None and extras.weights.absent is not None:
-        rstd = np.where(extras.weights.absent, 0.0, rstd)  # a sum over nothing is 0, whatever its factor
-    return gamma, mean, rstd
 
 
 def run_backward(x, dy, saved, extras, factors, arrangement, dx, dgamma, dbeta, dresidual, threads):

@@ -101,7 +101,8 @@ def batch_norm_training(x, gamma=None, beta=None, *, eps=1e-5, axis=1, activatio
 
     Returns (y, saved): y of x's shape and dtype; saved.mean, saved.var, saved.rstd are float64 arrays of shape (C,), and
     batch_norm_backward takes it. saved.moments is the batch's Moments; saved.moments.step(running_mean, running_var) takes
-    a step of moving averages as the layer does. Where no entry counts, mean is 0, var and rstd are NaN.
+    a step of moving averages as the layer does. Where no entry counts, mean is 0, var and rstd are NaN, y is beta where x
+    is finite, and of the gradients only dbeta is not 0.
     Raises TypeError, ValueError as batch_norm_inference does, and of what is named above.
     Source: Ioffe and Szegedy 2015, algorithm 1; ghost batches: Hoffer, Hubara and Soudry 2017 (arXiv:1705.08741);
     renormalization: Ioffe 2017 (arXiv:1702.03275).

@@ -145,7 +145,7 @@ def test_equal_weights_are_no_weights(rng):
 def test_nothing_counts(rng):
     x = rng.normal(size=(8, 3)).astype(np.float32)
     y, saved = fastbn.batch_norm_training(x, mask=np.zeros(8, bool))
-    assert not saved.mean.any() and np.isnan(saved.var).all() and np.isnan(y).all()
+    assert not saved.mean.any() and np.isnan(saved.var).all() and not y.any()
     moments = fastbn.moments(x, weights=np.zeros(8))
     assert moments.count == 0 and not moments.mean.any() and np.isnan(moments.var()).all()
 
@@ -289,3 +289,70 @@ def test_squares_by_feature_where_entries_are_missing(rng):
     np.testing.assert_allclose(found.squares, [(weights ** 2).sum(), (weights[20:] ** 2).sum(), (weights ** 2).sum()])
     alone = fastbn.moments(x[20:, 1:2], weights=weights[20:])
     np.testing.assert_allclose(found.var(1)[1], alone.var(1)[0], rtol=1e-12)
+
+
+# --- Nothing counts -------------------------------------------------------------------------------------------------
+
+
+def nothing(shape, kind):
+    rest = without(shape, 1)
+    return {"mask": {"mask": np.zeros(rest, bool)}, "weights": {"weights": np.zeros(rest)},
+            "lengths": {"lengths": np.zeros(shape[0], int)}}[kind]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("settings", [*SETTINGS, {"nan_policy": "raise"}, {"nan_policy": "skip"},
+                                      {"activation": "relu", "ghost_batch_size": 7}], ids=str)
+@pytest.mark.parametrize("kind", ["mask", "weights", "lengths"])
+@pytest.mark.parametrize("dtype", [*FLOATS, np.float16])
+def test_where_nothing_counts_it_is_as_for_an_empty_batch(rng, dtype, kind, settings):
+    x, dy = (rng.normal(3, 2, (20, 5, 6)).astype(dtype) for _ in range(2))
+    layer = fastbn.BatchNorm(5, **settings)
+    layer.beta[:] = rng.normal(size=5)
+    plain = fastbn.batch_norm_inference(np.zeros_like(x), np.zeros(5), np.ones(5), None, layer.beta,
+                                        activation=settings.get("activation"))
+    before = layer.state_dict()
+    y = layer(x, **nothing(x.shape, kind))
+    np.testing.assert_allclose(y.astype(float), plain.astype(float), rtol=2e-3 if dtype == np.float16 else 1e-6)
+    for name, value in layer.state_dict().items():
+        np.testing.assert_array_equal(value, before[name])
+    assert not layer.backward(dy).any() and not layer.dgamma.any() and np.isfinite(layer.dbeta).all()
+    assert layer.batch_moments.count is not None and not np.any(layer.batch_moments.count)
+    if "activation" not in settings:
+        np.testing.assert_allclose(layer.dbeta, dy.sum(axis=(0, 2), dtype=float), rtol=1e-4, atol=1e-2)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_a_padded_ghost_batch_leaves_the_others_alone(rng, dtype):
+    x, dy = (rng.normal(3, 2, (12, 5)).astype(dtype) for _ in range(2))
+    mask = np.arange(12) < 8
+    dy[8:] = 0
+    y, saved = fastbn.batch_norm_training(x, ghost_batch_size=4, mask=mask)
+    found = fastbn.batch_norm_backward(dy, saved)
+    few, few_saved = fastbn.batch_norm_training(x[:8], ghost_batch_size=4, mask=mask[:8])
+    want = fastbn.batch_norm_backward(dy[:8], few_saved)
+    np.testing.assert_array_equal(y[:8], few)
+    np.testing.assert_array_equal(y[8:], 0)
+    np.testing.assert_array_equal(found[0][:8], want[0])
+    assert not found[0][8:].any()
+    for one, other in zip(found[1:], want[1:]):
+        np.testing.assert_array_equal(one, other)
+    assert saved.moments == few_saved.moments
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_feature_without_entries_leaves_the_others_alone(rng, weighted, in_place):
+    x, dy = rng.normal(3, 2, (12, 5)), rng.normal(size=(12, 5))
+    x[:, 2] = np.nan
+    x[3, 1] = np.nan
+    weights = rng.random(12) + 0.1 if weighted else None
+    settings = {"nan_policy": "omit", "weights": weights}
+    few, few_saved = fastbn.batch_norm_training(x[:, [0, 1, 3, 4]], **settings)
+    want = fastbn.batch_norm_backward(dy[:, [0, 1, 3, 4]], few_saved)
+    y, saved = fastbn.batch_norm_training(x, out=x if in_place else None, **settings)
+    dx, dgamma, dbeta = fastbn.batch_norm_backward(dy, saved)
+    np.testing.assert_allclose(y[:, [0, 1, 3, 4]], few, rtol=1e-12)
+    np.testing.assert_allclose(dx[:, [0, 1, 3, 4]], want[0], rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(dgamma[[0, 1, 3, 4]], want[1], rtol=1e-9, atol=1e-12)
+    assert np.isnan(y[:, 2]).all() and not dx[:, 2].any() and dgamma[2] == 0 and dbeta[2] == 0

@@ -13,8 +13,8 @@ import numpy as np
 
 from fastbn import _checks, _core, _extras
 from fastbn._canonical import arrange
-from fastbn._engine import as_parameter, factors_of, run_backward, target_for
-from fastbn._saved import OfCore
+from fastbn._engine import as_parameter, run_backward, target_for
+from fastbn._saved import OfCore, about_input
 
 _LEAST = 1e-300  # an eps that leaves 1 / sqrt(1 + eps) at 1
 
@@ -37,11 +37,11 @@ class SyncSaved(OfCore):
         if "dx" in needs:
             read = {"dy": dy, "x": x, "residual": extras.residual, "y": extras.written}
             dx = target_for(out, x, self.core.axes, read)[1]
-        local = _Local(self.core, dy, extras, _checks.threads(num_threads))
+        local = _Local(self.core, self.moments.count, dy, extras, _checks.threads(num_threads))
         sums, dz = local.sums(stores_dz="dresidual" in needs or (dx is not None and local.changes_dy()))
         total = self.sum_over_ranks(sums)
         if dx is not None and x.size:
-            local.write_dx(dx, dz, total, self.moments.count)
+            local.write_dx(dx, dz, total)
         of_features = zip(("dgamma", "dbeta"), total if self.reduces else sums)
         rounds = self.core.rounds_gradients
         gradients = [as_parameter(values if name in needs else None, rounds) for name, values in of_features]
@@ -54,9 +54,17 @@ class SyncSaved(OfCore):
 class _Local:
     """A rank's arrays in the type of the arithmetic, and the factors by feature."""
 
-    def __init__(self, core, dy, extras, threads):
+    def __init__(self, core, count, dy, extras, threads):
+        """count: of all ranks. Where that is 0 there is no scale; where this rank's alone is, its sums are as anywhere."""
         self.core, self.threads = core, threads
-        self.factors = factors_of(core, extras)
+        gamma, mean, rstd = about_input(core)
+        self.factors = gamma, mean, np.where(np.equal(count, 0), 0.0, rstd)
+        weights, unit = extras.weights, 1.0
+        if weights is not None:
+            counts, unit = None if weights.counts is None else np.ones(rstd.size), weights.unit
+            extras = extras._replace(weights=weights._replace(total=1.0, counts=counts))
+        with np.errstate(all="ignore"):
+            self.share = np.where(np.equal(count, 0), 0.0, np.divide(unit, count))
         dtype = np.dtype(np.float64 if dy.dtype == np.float64 else np.float32)
         self.x, self.dy, residual, written = (None if a is None else a.astype(dtype, copy=False)
                                               for a in (core.x, dy, extras.residual, extras.written))
@@ -76,13 +84,12 @@ class _Local:
                          self.threads)
         return found, dz
 
-    def write_dx(self, dx, dz, total, count):
+    def write_dx(self, dx, dz, total):
         """total: as sums, of all ranks. What is written to may be what dz or x lies in, or of a half type."""
         gamma, _, rstd = self.factors
         with np.errstate(all="ignore"):
             scale = rstd if gamma is None else gamma * rstd
-            unit = 1.0 if self.extras.weights is None else self.extras.weights.unit
-            slope, offset = -scale * (total * np.where(np.greater(count, 0), np.divide(unit, count), 0.0))
+            slope, offset = -scale * (total * self.share)
         view, written = self.arrangement.view(dx), dx
         apart = view is None or dx.dtype != dz.dtype or any(np.may_share_memory(dx, a) for a in (dz, self.x))
         if apart:
