@@ -24,20 +24,6 @@ class Recording:
     values: np.ndarray
 
 
-class Listener:
-    """A layer that changes nothing and keeps the last batch that passed."""
-
-    def forward(self, x):
-        self.seen = x
-        return x
-
-    def backward(self, dy):
-        return dy
-
-    def parameters(self):
-        return []
-
-
 @functools.lru_cache(maxsize=4)
 def record(make_norm=None, *, seed, steps=STEPS, every=EVERY):
     """A Recording of the last sigmoid's inputs over so many training steps, of the first step and each `every`-th after it.
@@ -46,14 +32,14 @@ def record(make_norm=None, *, seed, steps=STEPS, every=EVERY):
     weights at the start and the mini-batches are the same with and without.
     """
     network = digits.build("before" if make_norm else None, make_norm, seed=seed)
-    listener = Listener()
+    listener = digits.Listener()
     network.layers.insert(len(network.layers) - 2, listener)  # the sigmoid and the output layer come after it
     numbers, values = [], []
 
     def keep(number):
         if number % every == 1 % every:
             numbers.append(number)
-            values.append(listener.seen.copy())
+            values.append(listener.x.copy())
 
     digits.train(network, seed=seed, steps=steps, after_step=keep)
     recording = Recording(np.array(numbers), np.stack(values))
