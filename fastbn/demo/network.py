@@ -36,7 +36,14 @@ class Linear:
         return [("weight", self.weight, self.dweight), ("bias", self.bias, self.dbias)]
 
 
-class Sigmoid:
+class Layer:
+    """A layer without parameters."""
+
+    def parameters(self):
+        return []
+
+
+class Sigmoid(Layer):
     """y = 1 / (1 + exp(-x)), computed through tanh, which cannot overflow."""
 
     def __init__(self):
@@ -52,11 +59,8 @@ class Sigmoid:
     def backward(self, dy):
         return dy * self._y * (1 - self._y)
 
-    def parameters(self):
-        return []
 
-
-class ReLU:
+class ReLU(Layer):
     """y = max(x, 0)."""
 
     def __init__(self):
@@ -68,9 +72,6 @@ class ReLU:
 
     def backward(self, dy):
         return dy * self._positive
-
-    def parameters(self):
-        return []
 
 
 ACTIVATIONS = {"sigmoid": Sigmoid, "relu": ReLU}
