@@ -5,17 +5,16 @@ one linear layer alone, so the statistics of all the training images are exact a
 """
 import functools
 from dataclasses import dataclass
-from itertools import chain, islice, repeat
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 import fastbn
 from fastbn.demo import training
-from fastbn.demo.data import load_data
 from fastbn.demo.network import BEFORE
 from fastbn.demo.settings import HIDDEN_SIZES
 from fastbn.demo.settings import Settings as DemoSettings
+from fastbn.demo.timing import endless_batches
+from fastbn.explain import digits
 from fastbn.explain.section import Number, Picture, Section, Table, Text, run_code
 from fastbn.explain.style import FAINT, INK, SERIES, new_figure, styled
 
@@ -62,18 +61,15 @@ class Track:
 @functools.lru_cache(maxsize=4)
 def train(seed, steps):
     """Train the demo's network with batch norm before its activations for that many steps; a Record."""
-    settings = DemoSettings(seed=seed)
-    data = load_data(seed)
+    data, settings = digits.load(seed), DemoSettings(seed=seed)
     network, optimizer = training.make_network(data, settings, BEFORE)
     linear, norm = network.layers[:2]
-    rng = training.batch_order(settings)
-    epochs = (training.mini_batches(data, settings.batch_size, rng) for _ in repeat(None))
     batches, exact = [], []
-    with threadpool_limits(limits=1, user_api="blas"):
-        for images, labels in islice(chain.from_iterable(epochs), steps):
+    with digits.one_thread():
+        for _, batch in zip(range(steps), endless_batches(data, settings)):
             inputs = data.train_images @ linear.weight + linear.bias
-            exact.append(fastbn.moments(inputs, num_threads=1))  # as the products: waiting would cost more
-            training.training_step(network, optimizer, images, labels)
+            exact.append(fastbn.moments(inputs))
+            training.training_step(network, optimizer, *batch)
             batches.append(norm.batch_moments)
     return Record(tuple(batches), tuple(exact), inputs)
 
