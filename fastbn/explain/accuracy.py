@@ -121,10 +121,8 @@ def draw_errors(errors):
                        markersize=5, label=name)
         if quantity in bounds:
             panel.plot(RATIOS, bounds[quantity], color=INK, linewidth=1.2, linestyle=(0, (2, 2)), label="fastbn's promise")
-        panel.set_xscale("log")
-        panel.set_yscale("log")
+        panel.set(xscale="log", yscale="log", ylabel=label)
         panel.minorticks_off()
-        panel.set_ylabel(label)
     axes[-1].set_xlabel("mean / standard deviation of the data")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
     return figure

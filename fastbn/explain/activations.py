@@ -92,8 +92,7 @@ def draw_bands(plain, normed):
             axes.axhline(edge, color=INK, linewidth=0.9, linestyle=":")
         axes.set_title(NAMES[name], loc="left")
         axes.set_ylabel("input of the sigmoid")
-    panels[-1].set_xlabel("training step")
-    panels[-1].set_xlim(0, plain.steps[-1])
+    panels[-1].set(xlabel="training step", xlim=(0, plain.steps[-1]))
     return figure
 
 
@@ -112,10 +111,7 @@ def draw_spreads(steps, plain, normed):
     for name, spread, dashes in zip(NAMES, (plain, normed), ("--", "-")):
         levels = np.percentile(spread, (5, 50, 95), axis=1)
         _draw_band(axes, steps, levels, COLOURS[name], linestyle=dashes, label=NAMES[name])
-    axes.set_yscale("log")
-    axes.set_xlim(0, steps[-1])
-    axes.set_xlabel("training step")
-    axes.set_ylabel("standard deviation over images")
+    axes.set(yscale="log", xlim=(0, steps[-1]), xlabel="training step", ylabel="standard deviation over images")
     axes.legend(loc="lower right")
     return figure
 

@@ -83,9 +83,7 @@ def draw_two_digits(by_averages, by_batches, beta):
         panel.step(features, beta[:SHOWN_FEATURES], color=INK, linewidth=1, where="mid", label="beta")
         panel.set_title(title, loc="left")
         panel.set_ylabel("output y")
-    axes[1].set_xlabel("feature")
-    axes[1].set_ylim(axes[0].get_ylim())
-    axes[1].set_xticks(features[::2])
+    axes[1].set(xlabel="feature", ylim=axes[0].get_ylim(), xticks=features[::2])
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
     return figure
 
@@ -148,9 +146,7 @@ def draw_company(company, inference_accuracy):
     axes.set_xscale("log", base=2)
     axes.set_xticks(company.sizes[::2], [str(size) for size in company.sizes[::2]])
     axes.minorticks_off()
-    axes.set_ylim(-3, 103)
-    axes.set_xlabel("images in a batch")
-    axes.set_ylabel("test images (%)")
+    axes.set(ylim=(-3, 103), xlabel="images in a batch", ylabel="test images (%)")
     figure.legend(loc="outside upper center", ncols=1)
     return figure
 

@@ -128,9 +128,7 @@ def draw_lags(lags, batch_noise):
     for (momentum, values), (colour, dashes) in zip(lags.items(), SERIES):
         axes.plot(np.arange(1, len(values) + 1), values, color=colour, linestyle=dashes, label=name(momentum))
     axes.axhline(batch_noise, color=INK, linewidth=1, linestyle=(0, (2, 2)), label="a single batch")
-    axes.set_yscale("log")
-    axes.set_xlabel("training step")
-    axes.set_ylabel("distance from the exact mean\n(standard deviations)")
+    axes.set(yscale="log", xlabel="training step", ylabel="distance from the exact mean\n(standard deviations)")
     figure.legend(loc="outside upper center", ncols=2)
     return figure
 

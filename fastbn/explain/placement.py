@@ -143,12 +143,8 @@ def draw_curves(runs):
         for axes, values in ((loss, one.losses), (accuracy, 100 * one.accuracies)):
             axes.fill_between(epochs, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.22, linewidth=0)
             axes.plot(epochs, values.mean(axis=0), color=colour, linestyle=dashes, label=one.variant.name)
-    loss.set_yscale("log")
-    loss.set_ylabel("training loss (cross-entropy, nats)")
-    accuracy.set_ylim(0, 102)
-    accuracy.set_ylabel("test accuracy (%)")
-    accuracy.set_xlabel("epoch")
-    accuracy.set_xlim(0, epochs[-1])
+    loss.set(yscale="log", ylabel="training loss (cross-entropy, nats)")
+    accuracy.set(xlabel="epoch", xlim=(0, epochs[-1]), ylabel="test accuracy (%)", ylim=(0, 102))
     accuracy.legend(loc="lower right", title="batch norm")
     return figure
 
@@ -164,10 +160,9 @@ def draw_final(runs):
         axes.errorbar(100 * interval.mean, place - 0.34, xerr=100 * interval.reach, fmt="D", color=INK, markersize=5,
                       elinewidth=1.4, capsize=4)
     axes.set_yticks(range(len(runs)), [one.variant.name for one in runs])
-    axes.set_ylabel("batch norm")
-    axes.set_ylim(len(runs) - 0.5, -0.6)
+    axes.set(ylabel="batch norm", ylim=(len(runs) - 0.5, -0.6),
+             xlabel=f"test accuracy after {runs[0].losses.shape[1]} epochs (%)")
     axes.grid(False, axis="y")
-    axes.set_xlabel(f"test accuracy after {runs[0].losses.shape[1]} epochs (%)")
     return figure
 
 
