@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fastbn.explain import _peers
-from fastbn.explain.section import Number, Picture, Section, Table, Text, run_code
+from fastbn.explain.section import Number, Picture, Section, Text, named_table, run_code
 from fastbn.explain.style import BLUE, GREEN, INK, ORANGE, new_figure, styled
 
 EPS = 1e-5
@@ -191,15 +191,11 @@ def _about_layouts(errors):
 
 
 def _table(errors):
-    rows, names = [], {}
-    for layout, by_name in errors.items():
-        for name, found in by_name.items():
-            for column, quantity in enumerate(QUANTITIES, 2):
-                names[len(rows), column] = f"accuracy_{layout}_{name}_{quantity}_at_1e6".replace("-", "_").lower()
-            rows.append((layout, name, *(_short(found[quantity][-1]) for quantity in QUANTITIES)))
-    return Table(caption="Errors at mean / standard deviation = 1e6.",
-                 columns=("data", "by", "mean (standard deviations)", "variance (relative)", "output (absolute)"),
-                 rows=tuple(rows), names=names)
+    rows = [(layout, name, *((f"accuracy_{layout}_{name}_{quantity}_at_1e6".replace("-", "_").lower(),
+                              _short(found[quantity][-1])) for quantity in QUANTITIES))
+            for layout, by_name in errors.items() for name, found in by_name.items()]
+    return named_table("Errors at mean / standard deviation = 1e6.", (
+        "data", "by", "mean (standard deviations)", "variance (relative)", "output (absolute)"), rows)
 
 
 def _about_torch():

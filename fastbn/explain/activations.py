@@ -6,7 +6,7 @@ import numpy as np
 
 import fastbn
 from fastbn.explain import digits
-from fastbn.explain.section import Number, Picture, Section, Table, Text, run_code
+from fastbn.explain.section import Number, Picture, Section, Text, named_table, run_code
 from fastbn.explain.style import BLUE, INK, ORANGE, new_figure, styled
 
 STEPS, EVERY = 661, 4  # mini-batches of training, 22 to the epoch; the first and each fourth after it are looked at
@@ -159,15 +159,14 @@ def _table(shown):
         columns[f"median_{name}"] = np.median(recording.values, axis=(1, 2))
         columns[f"flat_{name}"] = flat_shares(recording)
         columns[f"spread_{name}"] = np.median(spreads(recording), axis=1)
-    rows, names = [], {}
-    for row, index in enumerate(chosen):
+    rows = []
+    for index in chosen:
         step = int(shown["plain"].steps[index])
-        names.update({(row, column): f"activations_{key}_at_{step}" for column, key in enumerate(columns, 1)})
-        rows.append((str(step), *(_cell(key, float(column[index])) for key, column in columns.items())))
+        rows.append((str(step), *((f"activations_{key}_at_{step}", _cell(key, float(column[index])))
+                                  for key, column in columns.items())))
     headings = [f"{what}, {NAMES[name]}" for name in shown for what in ("median", f"beyond ±{FLAT:g}", "feature's spread")]
-    return Table(caption="The last sigmoid's inputs by training step; the spread is the median feature's standard deviation "
-                         "over the images",
-                 columns=("step", *headings), rows=tuple(rows), names=names)
+    return named_table("The last sigmoid's inputs by training step; the spread is the median feature's standard "
+                       "deviation over the images", ("step", *headings), rows)
 
 
 def _cell(key, value):

@@ -9,7 +9,7 @@ from matplotlib.ticker import MaxNLocator
 import fastbn
 from fastbn.demo.network import softmax_cross_entropy
 from fastbn.explain import digits
-from fastbn.explain.section import Number, Picture, Section, Table, Text, run_code
+from fastbn.explain.section import Number, Picture, Section, Text, named_table, run_code
 from fastbn.explain.style import GREEN, new_figure, styled
 
 STEPS = 22  # of training before, one epoch: so gamma, beta and the moving averages are no longer what they started as
@@ -237,11 +237,9 @@ def _forward_table(values, feature):
 
 
 def _column_table(caption, labels, headings, columns, feature):
-    rows, names = [], {}
-    for image, label in enumerate(labels):
-        names.update({(image, column): f"five_steps_{name}_{image}" for column, name in enumerate(columns, 2)})
-        rows.append((str(image), str(label), *(_number(array[image, feature]) for array in columns.values())))
-    return Table(caption=caption, columns=("image", "digit", *headings), rows=tuple(rows), names=names)
+    rows = [(str(image), str(label), *((f"five_steps_{name}_{image}", _number(array[image, feature]))
+                                       for name, array in columns.items())) for image, label in enumerate(labels)]
+    return named_table(caption, ("image", "digit", *headings), rows)
 
 
 def _moving(values, feature):

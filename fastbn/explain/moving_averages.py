@@ -15,7 +15,7 @@ from fastbn.demo.settings import HIDDEN_SIZES
 from fastbn.demo.settings import Settings as DemoSettings
 from fastbn.demo.timing import endless_batches
 from fastbn.explain import digits
-from fastbn.explain.section import Number, Picture, Section, Table, Text, run_code
+from fastbn.explain.section import Number, Picture, Section, Text, named_table, run_code
 from fastbn.explain.style import FAINT, INK, SERIES, new_figure, styled
 
 FEATURES = HIDDEN_SIZES[0]
@@ -221,12 +221,11 @@ def _deviations(value):
 
 def _table(lags, steps):
     at = (EARLY, steps // 2, steps)
-    rows = tuple((name(momentum), *(Number(float(values[step - 1]), f"{values[step - 1]:.3f}") for step in at))
-                 for momentum, values in lags.items())
-    names = {(row, column): f"moving_averages_lag_{momentum}_step_{step}".replace(".", "_").lower()
-             for row, momentum in enumerate(lags) for column, step in enumerate(at, 1)}
-    return Table(caption="Distance between moving and exact mean, in standard deviations.",
-                 columns=("", *(f"after {step} steps" for step in at)), rows=rows, names=names)
+    rows = [(name(momentum), *((f"moving_averages_lag_{momentum}_step_{step}".replace(".", "_").lower(),
+                                Number(float(values[step - 1]), f"{values[step - 1]:.3f}")) for step in at))
+            for momentum, values in lags.items()]
+    return named_table("Distance between moving and exact mean, in standard deviations.",
+                       ("", *(f"after {step} steps" for step in at)), rows)
 
 
 def calibrated_error(record):

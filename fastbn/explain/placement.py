@@ -10,7 +10,7 @@ from scipy import stats
 from fastbn.demo.settings import LEARNING_RATES, TARGET_ACCURACY, Settings
 from fastbn.demo.training import History, Variant, train_variant
 from fastbn.explain import digits
-from fastbn.explain.section import Number, Picture, Section, Table, Text, run_code
+from fastbn.explain.section import Number, Picture, Section, Text, named_table, run_code
 from fastbn.explain.style import BLUE, GREEN, INK, ORANGE, new_figure, styled
 
 SEEDS, EPOCHS = 10, 60
@@ -181,23 +181,21 @@ def _opening(runs, settings):
 
 
 def _table(runs):
-    rows, names = [], {}
-    for row, one in enumerate(runs):
+    rows = []
+    for one in runs:
         interval, reached = mean_interval(one.final), one.epochs_to(TARGET_ACCURACY)
         cells = {"accuracy": _percent(interval.mean), "reach": _points(interval.reach, "± "),
                  "deviation": _points(np.std(one.final, ddof=1)), "least": _percent(one.final.min()),
                  "greatest": _percent(one.final.max()), "reached": Number(int(np.isfinite(reached).sum())),
                  "median_epochs": _epochs(float(np.median(reached)))}
-        names.update({(row, column): f"placement_{one.key}_{name}" for column, name in enumerate(cells, 1)
-                      if isinstance(cells[name], Number)})
-        rows.append((one.variant.name, *cells.values()))
+        rows.append((one.variant.name, *((f"placement_{one.key}_{name}", cell) if isinstance(cell, Number) else cell
+                                         for name, cell in cells.items())))
     seeds, epochs = runs[0].accuracies.shape
     target = f"{100 * TARGET_ACCURACY:g} %"
-    return Table(
-        caption=f"Test accuracy after {epochs} epochs over {seeds} seeds, and the epochs to {target}",
-        columns=("batch norm", "mean", f"{_confidence()} interval, points", "standard deviation, points", "least",
-                 "greatest", f"seeds that reached {target}", f"median epochs to {target}"),
-        rows=tuple(rows), names=names)
+    return named_table(
+        f"Test accuracy after {epochs} epochs over {seeds} seeds, and the epochs to {target}",
+        ("batch norm", "mean", f"{_confidence()} interval, points", "standard deviation, points", "least",
+         "greatest", f"seeds that reached {target}", f"median epochs to {target}"), rows)
 
 
 def _early(runs):
