@@ -92,14 +92,11 @@ def error(result, exact):
 
 def measure(functions, layout, seed):
     """{name: {quantity: errors, an array with an entry for each of RATIOS}}."""
-    found = {name: {quantity: [] for quantity in QUANTITIES} for name in functions}
-    for ratio in RATIOS:
-        x = data(ratio, layout, seed)
-        exact = reference(x)
-        for name, function in functions.items():
-            for quantity, value in error(function(x), exact).items():
-                found[name][quantity].append(value)
-    return {name: {quantity: np.array(values) for quantity, values in errors.items()} for name, errors in found.items()}
+    batches = [data(ratio, layout, seed) for ratio in RATIOS]
+    exact = [reference(x) for x in batches]
+    found = {name: [error(call(x), true) for x, true in zip(batches, exact)] for name, call in functions.items()}
+    return {name: {quantity: np.array([one[quantity] for one in errors]) for quantity in QUANTITIES}
+            for name, errors in found.items()}
 
 
 def mean_bound():

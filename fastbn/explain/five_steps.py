@@ -116,15 +116,15 @@ def draw_forward(labels, x, moments, normalized, y, before, after):
     either side of the step.
     """
     moving = {name: np.stack([before[name], after[name]]) for name in ("running_mean", "running_var")}
-    sides, shape, outputs = ("before", "after"), _shape(moments.mean), ("y", "normalized, beta, y")
+    sides, shape, outputs = ("before", "after"), moments.mean.shape, ("y", "normalized, beta, y")
     return _draw_rows(highlighted(x), (
-        Row(f"1  activations x, {_shape(x)}", x, labels, "x", ("x", "x, means")),
+        Row(f"1  activations x, {x.shape}", x, labels, "x", ("x", "x, means")),
         Row(f"2  mean over the batch, {shape}", moments.mean, (), "x"),
         Row(f"2  variance over the batch, {shape}", moments.var(), (), "variance", ("variance", "variances")),
-        Row(f"3  normalized = (x - mean) / sqrt(var + eps), {_shape(normalized)}", normalized, labels, "y", outputs),
+        Row(f"3  normalized = (x - mean) / sqrt(var + eps), {normalized.shape}", normalized, labels, "y", outputs),
         Row(f"4  gamma, {shape}", before["gamma"], (), "gamma"),
         Row(f"4  beta, {shape}", before["beta"], (), "y", ("gamma", "gamma")),
-        Row(f"4  output y = normalized * gamma + beta, {_shape(y)}", y, labels, "y", outputs),
+        Row(f"4  output y = normalized * gamma + beta, {y.shape}", y, labels, "y", outputs),
         Row(f"5  moving mean, {shape}", moving["running_mean"], sides, "x"),
         Row(f"5  moving variance, {shape}", moving["running_var"], sides, "variance")))
 
@@ -133,10 +133,10 @@ def draw_forward(labels, x, moments, normalized, y, before, after):
 def draw_backward(labels, x, dy, dgamma, dbeta, dx):
     """Heat maps of the gradients; of x it takes only which feature is framed, the one that draw_forward frames."""
     return _draw_rows(highlighted(x), (
-        Row(f"dy, the gradient by the output, {_shape(dy)}", dy, labels, "dy", ("dy", "dy")),
-        Row(f"dbeta = sum of dy, {_shape(dbeta)}", dbeta, (), "sums"),
-        Row(f"dgamma = sum of dy * normalized, {_shape(dgamma)}", dgamma, (), "sums", ("sums", "sums")),
-        Row(f"dx, the gradient by the input, {_shape(dx)}", dx, labels, "dx", ("dx", "dx"))))
+        Row(f"dy, the gradient by the output, {dy.shape}", dy, labels, "dy", ("dy", "dy")),
+        Row(f"dbeta = sum of dy, {dbeta.shape}", dbeta, (), "sums"),
+        Row(f"dgamma = sum of dy * normalized, {dgamma.shape}", dgamma, (), "sums", ("sums", "sums")),
+        Row(f"dx, the gradient by the input, {dx.shape}", dx, labels, "dx", ("dx", "dx"))))
 
 
 def _draw_rows(feature, rows):
@@ -191,10 +191,6 @@ def _add_bar(figure, axes, image, title, height):
     bar.set_label(title, fontsize=9)
     bar.ax.tick_params(labelsize=9, length=2)
     bar.ax.yaxis.set_major_locator(MaxNLocator(5 if height > 1 else 3))
-
-
-def _shape(array):
-    return str(array.shape)
 
 
 # ---- text and tables ----

@@ -126,7 +126,7 @@ runs = [placement.train(variant, seeds={seeds}, epochs={epochs}) for variant in 
     final_picture = Picture(
         code=finals, values=final_values, alt=_final_alt(runs),
         caption=f"Test accuracy after {epochs} epochs: a dot for every seed, above them the mean with its "
-                f"{_confidence()} interval.")
+                f"{100 * CONFIDENCE:g} % interval.")
     return Section("Before or after the activation", (
         _opening(runs, settings), curve_picture, _early(runs), _table(runs), final_picture, _uncertainty(runs),
         *_verdicts(runs)))
@@ -194,7 +194,7 @@ def _table(runs):
     target = f"{100 * TARGET_ACCURACY:g} %"
     return named_table(
         f"Test accuracy after {epochs} epochs over {seeds} seeds, and the epochs to {target}",
-        ("batch norm", "mean", f"{_confidence()} interval, points", "standard deviation, points", "least",
+        ("batch norm", "mean", f"{100 * CONFIDENCE:g} % interval, points", "standard deviation, points", "least",
          "greatest", f"seeds that reached {target}", f"median epochs to {target}"), rows)
 
 
@@ -218,8 +218,8 @@ def _uncertainty(runs):
         "accuracy would differ by about {placement_none_binomial} percentage points without batch norm, "
         "{placement_before_binomial} with it before the activation and {placement_after_binomial} after (the binomial "
         "standard error). That is part of the standard deviation over seeds, since every seed draws its own test images. "
-        f"The {_confidence()} intervals are Student's t over the seeds. They speak of these digits alone, from which all "
-        "seeds draw.",
+        f"The {100 * CONFIDENCE:g} % intervals are Student's t over the seeds. They speak of these digits alone, from "
+        "which all seeds draw.",
         placement_test_images=Number(runs[0].test_images), **errors)
 
 
@@ -227,7 +227,7 @@ def _verdicts(runs):
     """A paragraph on each pair, which claims a difference only where the interval of the differences is clear of 0."""
     lead = Text(
         "Pair by pair the difference is taken seed by seed, since both ran from the same seeds. The intervals of the three "
-        f"differences hold together with {_confidence()} confidence.")
+        f"differences hold together with {100 * CONFIDENCE:g} % confidence.")
     gains = differences(runs)
     return lead, *(_verdict(runs[i], runs[j], gain, len(gains)) for (i, j), gain in gains.items())
 
@@ -245,10 +245,6 @@ def _verdict(first, second, gain, comparisons):
         better = first if interval.low > 0 else second
         claim = f"After {better.accuracies.shape[1]} epochs the better one here is: {better.variant.name}."
     return Text(f"Batch norm {first.variant.name} against {second.variant.name}: {measured}. {claim}", **numbers)
-
-
-def _confidence():
-    return f"{100 * CONFIDENCE:g} %"
 
 
 def _percent(share):
