@@ -1,9 +1,7 @@
 # The operations on another framework's tensors, included by _core.pyx. Their memory is read through DLPack's C exchange
 # API, in a fifth of the time of the framework's own way to an array: https://dmlc.github.io/dlpack/latest/c_api.html
-
-cdef extern from "Python.h":
-    void *PyCapsule_GetPointer(object capsule, const char *name) except NULL
-    void PyErr_Clear()
+from cpython.exc cimport PyErr_Clear
+from cpython.pycapsule cimport PyCapsule_GetPointer
 
 # As dlpack.h lays them out; its versions of one major number agree in that.
 cdef struct dl_tensor:
@@ -15,6 +13,13 @@ cdef struct dl_tensor:
     int64_t *shape
     int64_t *strides  # in elements
     uint64_t byte_offset
+
+cdef struct dl_versioned:  # what a capsule holds
+    unsigned int major, minor
+    void *manager
+    void *deleter
+    uint64_t flags
+    dl_tensor tensor
 
 ctypedef int (*dl_reader)(void *tensor, dl_tensor *out) noexcept
 
@@ -30,6 +35,7 @@ cdef struct dl_exchange:
 cdef enum:
     DL_MAJOR = 1
     DL_CPU = 1
+    DL_UINT = 1
     DL_FLOAT = 2
     DL_BFLOAT = 4
     DL_DIMS = 8

@@ -1,8 +1,7 @@
 # New arrays for results, included by _core.pyx. The memory of large ones is kept, see csrc/kept.c: NumPy lets an array
 # have an allocator of its own, https://numpy.org/doc/stable/reference/c-api/data_memory.html
 
-cdef extern from "Python.h":
-    object PyCapsule_New(void *pointer, const char *name, void *destructor)
+from cpython.pycapsule cimport PyCapsule_New
 
 cdef extern from "numpy/arrayobject.h":
     void *PyDataMem_DefaultHandler

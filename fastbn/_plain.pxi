@@ -165,9 +165,7 @@ cdef bint fits(object out, cnp.ndarray x) noexcept:
 
 cdef bint can_add(cnp.ndarray x, object residual, object out) noexcept:
     """Whether the residual is None or a plain array like x, apart from `out`, which fits."""
-    if residual is None:
-        return True
-    return are_alike(x, residual) and (out is None or apart(<cnp.ndarray> out, <cnp.ndarray> residual))
+    return residual is None or (are_alike(x, residual) and is_clear_of(out, residual))
 
 
 cdef bint is_clear_of(object out, object a) noexcept:

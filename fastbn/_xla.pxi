@@ -1,5 +1,4 @@
 # The handlers of csrc/xla.c for JAX, included by _core.pyx. JAX is not needed for them, only to call them.
-from cpython.pycapsule cimport PyCapsule_New
 
 cdef extern from "xla.h":
     ctypedef struct fbn_xla_frame

@@ -31,15 +31,13 @@ def save_chart(path, histories, title):
 
 
 def _finish_loss(axes):
-    axes.set_yscale("log")
-    axes.set_ylabel("training loss (cross-entropy, nats)")
+    axes.set(yscale="log", ylabel="training loss (cross-entropy, nats)")
     _finish(axes)
 
 
 def _finish_accuracy(axes):
     axes.axhline(TARGET_ACCURACY, color=GREY, linewidth=1, linestyle=":")
-    axes.set_ylim(0, 1.02)
-    axes.set_ylabel("test accuracy")
+    axes.set(ylim=(0, 1.02), ylabel="test accuracy")
     axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
     axes.annotate(f"{TARGET_ACCURACY:.0%}", (1, TARGET_ACCURACY), xycoords=("axes fraction", "data"), color=GREY,
                   xytext=(4, 0), textcoords="offset points", va="center", fontsize=9)

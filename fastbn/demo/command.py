@@ -1,6 +1,7 @@
 """The demo's flags, and the checks that come before it starts: quick to import, needs only the standard library."""
 
 import argparse
+import contextlib
 import importlib.util
 import math
 import tempfile
@@ -18,26 +19,20 @@ def whole_number(lowest, highest):
     """An argparse type: a whole number from lowest to highest."""
 
     def parse(text):
-        try:
-            number = int(text)
-        except ValueError:
-            number = None
-        if number is None or not lowest <= number <= highest:
-            raise argparse.ArgumentTypeError(f"expected a whole number from {lowest} to {highest}, got {text!r}")
-        return number
+        with contextlib.suppress(ValueError):
+            if lowest <= (number := int(text)) <= highest:
+                return number
+        raise argparse.ArgumentTypeError(f"expected a whole number from {lowest} to {highest}, got {text!r}")
 
     return parse
 
 
 def positive_number(text):
     """An argparse type: a finite number above 0."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not (number > 0 and math.isfinite(number)):
-        raise argparse.ArgumentTypeError(f"expected a finite number above 0, got {text!r}")
-    return number
+    with contextlib.suppress(ValueError):
+        if 0 < (number := float(text)) < math.inf:
+            return number
+    raise argparse.ArgumentTypeError(f"expected a finite number above 0, got {text!r}")
 
 
 def add_arguments(parser):

@@ -9,6 +9,8 @@ Reducing Internal Covariate Shift", 2015 (arXiv:1502.03167): three hidden layers
 batch norm has less to gain, can take the sigmoid's place.
 """
 
+import itertools
+
 import numpy as np
 
 BEFORE, AFTER = "before", "after"
@@ -36,11 +38,15 @@ class Linear:
         return [("weight", self.weight, self.dweight), ("bias", self.bias, self.dbias)]
 
 
-class Sigmoid:
-    """y = 1 / (1 + exp(-x)), computed through tanh, which cannot overflow."""
+class Layer:
+    """A layer without parameters."""
 
-    def __init__(self):
-        self._y = None
+    def parameters(self):
+        return []
+
+
+class Sigmoid(Layer):
+    """y = 1 / (1 + exp(-x)), computed through tanh, which cannot overflow."""
 
     def forward(self, x):
         y = np.tanh(0.5 * x)
@@ -52,15 +58,9 @@ class Sigmoid:
     def backward(self, dy):
         return dy * self._y * (1 - self._y)
 
-    def parameters(self):
-        return []
 
-
-class ReLU:
+class ReLU(Layer):
     """y = max(x, 0)."""
-
-    def __init__(self):
-        self._positive = None
 
     def forward(self, x):
         self._positive = x > 0
@@ -68,9 +68,6 @@ class ReLU:
 
     def backward(self, dy):
         return dy * self._positive
-
-    def parameters(self):
-        return []
 
 
 ACTIVATIONS = {"sigmoid": Sigmoid, "relu": ReLU}
@@ -140,11 +137,9 @@ def softmax_cross_entropy(logits, labels):
 def initial_weights(sizes, seed, dtype=np.float32):
     """Weights uniform within +-sqrt(6 / (inputs + outputs)), after Glorot and Bengio, 2010."""
     rng = np.random.default_rng(seed)
-    bounds = [(6 / (a + b)) ** 0.5 for a, b in zip(sizes, sizes[1:])]
-    return [
-        rng.uniform(-bound, bound, size=shape).astype(dtype)
-        for bound, shape in zip(bounds, zip(sizes, sizes[1:]))
-    ]
+    shapes = list(itertools.pairwise(sizes))
+    bounds = [(6 / sum(shape)) ** 0.5 for shape in shapes]
+    return [rng.uniform(-bound, bound, size=shape).astype(dtype) for bound, shape in zip(bounds, shapes)]
 
 
 def build_network(weights, activation, position=None, make_norm=None):

@@ -5,6 +5,7 @@ ranks are those of one process. So are the batch norms', which see the whole min
 are the roundings of sums in another order.
 """
 
+import functools
 import sys
 import time
 import traceback
@@ -19,7 +20,7 @@ from fastbn.demo.chart import save_chart
 from fastbn.demo.data import load_data
 from fastbn.demo.network import BEFORE, softmax_cross_entropy
 from fastbn.demo.report import describe_network, describe_training, print_results, say
-from fastbn.demo.training import History, Variant, batch_order, make_network, mini_batches, test_accuracy, train_variant
+from fastbn.demo.training import History, Variant, train_variant
 from fastbn.distributed import SyncBatchNorm
 
 CHART_NAME = "parallel.png"
@@ -56,17 +57,8 @@ def train_and_compare(comm, settings):
 
 def train_over_ranks(comm, data, settings, history):
     """As train_variant, with a part of every mini-batch on each rank; the history is that of the whole, on all of them."""
-    network, optimizer = make_network(data, settings, history.variant.position, lambda c: SyncBatchNorm(c, comm=comm))
-    rng = batch_order(settings)
-    for _ in range(settings.epochs):
-        start = time.perf_counter()
-        losses = [parallel_step(comm, network, optimizer, *batch) for batch in mini_batches(data, settings.batch_size, rng)]
-        seconds = time.perf_counter() - start
-        history.diverged = not np.isfinite(losses).all()
-        if history.diverged:
-            break
-        history.add_epoch(float(np.mean(losses)), test_accuracy(network, data), seconds)
-    return network
+    make_norm, step = functools.partial(SyncBatchNorm, comm=comm), functools.partial(parallel_step, comm)
+    return train_variant(data, settings, history, lambda: None, make_norm, step)
 
 
 def parallel_step(comm, network, optimizer, images, labels):

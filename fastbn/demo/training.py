@@ -84,16 +84,16 @@ def test_accuracy(network, data):
     return float(np.mean(predicted == data.test_labels))
 
 
-def train_variant(data, settings, history, on_epoch):
+def train_variant(data, settings, history, on_epoch, make_norm=fastbn.BatchNorm, step=None):
     """Train history's variant and return its network; after every epoch history has grown and on_epoch() is called.
 
-    A loss that is not finite ends the training: history.diverged.
+    step: takes the place of training_step. A loss that is not finite ends the training: history.diverged.
     """
-    network, optimizer = make_network(data, settings, history.variant.position)
-    rng = batch_order(settings)
+    network, optimizer = make_network(data, settings, history.variant.position, make_norm)
+    rng, step = batch_order(settings), step or training_step
     for _ in range(settings.epochs):
         start = time.perf_counter()
-        losses = [training_step(network, optimizer, *batch) for batch in mini_batches(data, settings.batch_size, rng)]
+        losses = [step(network, optimizer, *batch) for batch in mini_batches(data, settings.batch_size, rng)]
         seconds = time.perf_counter() - start
         history.diverged = not np.isfinite(losses).all()
         if history.diverged:

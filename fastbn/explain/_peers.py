@@ -49,7 +49,7 @@ def numpy_inference(data, threads):
     return call
 
 
-def _torch_call(data, training):
+def torch_call(data, threads, training):
     """torch.native_batch_norm, below functional.batch_norm, which has no out=."""
     import torch
 
@@ -61,14 +61,6 @@ def _torch_call(data, training):
     saved = [torch.empty(data.gamma.size if training else 0) for _ in range(2)]
     given, out = (None, None) if training else (mean, var), (tensor(data.out), *saved)
     return lambda: torch.native_batch_norm(x, gamma, beta, *given, training, 0.0, EPS, out=out)
-
-
-def torch_training(data, threads):
-    return _torch_call(data, True)
-
-
-def torch_inference(data, threads):
-    return _torch_call(data, False)
 
 
 def onnxruntime_inference(data, threads):
@@ -119,7 +111,8 @@ def sklearn_inference(data, threads):
 # {name: ({operation: prepare}, the modules it needs, the first of them with its version)}
 PEERS = {
     "NumPy": ({"training": numpy_training, "inference": numpy_inference}, ("numpy",)),
-    "PyTorch": ({"training": torch_training, "inference": torch_inference}, ("torch",)),
+    "PyTorch": ({operation: functools.partial(torch_call, training=operation == "training")
+                 for operation in ("training", "inference")}, ("torch",)),
     "ONNX Runtime": ({"inference": onnxruntime_inference}, ("onnxruntime", "onnx")),
     "scikit-learn": ({"inference": sklearn_inference}, ("sklearn",)),
 }

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fastbn.explain import _peers
-from fastbn.explain.section import Number, Picture, Section, Table, Text, run_code
+from fastbn.explain.section import Number, Picture, Section, Text, named_table, run_code
 from fastbn.explain.style import BLUE, GREEN, INK, ORANGE, new_figure, styled
 
 EPS = 1e-5
@@ -92,14 +92,11 @@ def error(result, exact):
 
 def measure(functions, layout, seed):
     """{name: {quantity: errors, an array with an entry for each of RATIOS}}."""
-    found = {name: {quantity: [] for quantity in QUANTITIES} for name in functions}
-    for ratio in RATIOS:
-        x = data(ratio, layout, seed)
-        exact = reference(x)
-        for name, function in functions.items():
-            for quantity, value in error(function(x), exact).items():
-                found[name][quantity].append(value)
-    return {name: {quantity: np.array(values) for quantity, values in errors.items()} for name, errors in found.items()}
+    batches = [data(ratio, layout, seed) for ratio in RATIOS]
+    exact = [reference(x) for x in batches]
+    found = {name: [error(call(x), true) for x, true in zip(batches, exact)] for name, call in functions.items()}
+    return {name: {quantity: np.array([one[quantity] for one in errors]) for quantity in QUANTITIES}
+            for name, errors in found.items()}
 
 
 def mean_bound():
@@ -121,10 +118,8 @@ def draw_errors(errors):
                        markersize=5, label=name)
         if quantity in bounds:
             panel.plot(RATIOS, bounds[quantity], color=INK, linewidth=1.2, linestyle=(0, (2, 2)), label="fastbn's promise")
-        panel.set_xscale("log")
-        panel.set_yscale("log")
+        panel.set(xscale="log", yscale="log", ylabel=label)
         panel.minorticks_off()
-        panel.set_ylabel(label)
     axes[-1].set_xlabel("mean / standard deviation of the data")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
     return figure
@@ -193,15 +188,11 @@ def _about_layouts(errors):
 
 
 def _table(errors):
-    rows, names = [], {}
-    for layout, by_name in errors.items():
-        for name, found in by_name.items():
-            for column, quantity in enumerate(QUANTITIES, 2):
-                names[len(rows), column] = f"accuracy_{layout}_{name}_{quantity}_at_1e6".replace("-", "_").lower()
-            rows.append((layout, name, *(_short(found[quantity][-1]) for quantity in QUANTITIES)))
-    return Table(caption="Errors at mean / standard deviation = 1e6.",
-                 columns=("data", "by", "mean (standard deviations)", "variance (relative)", "output (absolute)"),
-                 rows=tuple(rows), names=names)
+    rows = [(layout, name, *((f"accuracy_{layout}_{name}_{quantity}_at_1e6".replace("-", "_").lower(),
+                              _short(found[quantity][-1])) for quantity in QUANTITIES))
+            for layout, by_name in errors.items() for name, found in by_name.items()]
+    return named_table("Errors at mean / standard deviation = 1e6.", (
+        "data", "by", "mean (standard deviations)", "variance (relative)", "output (absolute)"), rows)
 
 
 def _about_torch():

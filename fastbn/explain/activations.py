@@ -6,7 +6,7 @@ import numpy as np
 
 import fastbn
 from fastbn.explain import digits
-from fastbn.explain.section import Number, Picture, Section, Table, Text, run_code
+from fastbn.explain.section import Number, Picture, Section, Text, named_table, run_code
 from fastbn.explain.style import BLUE, INK, ORANGE, new_figure, styled
 
 STEPS, EVERY = 661, 4  # mini-batches of training, 22 to the epoch; the first and each fourth after it are looked at
@@ -24,20 +24,6 @@ class Recording:
     values: np.ndarray
 
 
-class Listener:
-    """A layer that changes nothing and keeps the last batch that passed."""
-
-    def forward(self, x):
-        self.seen = x
-        return x
-
-    def backward(self, dy):
-        return dy
-
-    def parameters(self):
-        return []
-
-
 @functools.lru_cache(maxsize=4)
 def record(make_norm=None, *, seed, steps=STEPS, every=EVERY):
     """A Recording of the last sigmoid's inputs over so many training steps, of the first step and each `every`-th after it.
@@ -46,14 +32,14 @@ def record(make_norm=None, *, seed, steps=STEPS, every=EVERY):
     weights at the start and the mini-batches are the same with and without.
     """
     network = digits.build("before" if make_norm else None, make_norm, seed=seed)
-    listener = Listener()
+    listener = digits.Listener()
     network.layers.insert(len(network.layers) - 2, listener)  # the sigmoid and the output layer come after it
     numbers, values = [], []
 
     def keep(number):
         if number % every == 1 % every:
             numbers.append(number)
-            values.append(listener.seen.copy())
+            values.append(listener.x.copy())
 
     digits.train(network, seed=seed, steps=steps, after_step=keep)
     recording = Recording(np.array(numbers), np.stack(values))
@@ -106,8 +92,7 @@ def draw_bands(plain, normed):
             axes.axhline(edge, color=INK, linewidth=0.9, linestyle=":")
         axes.set_title(NAMES[name], loc="left")
         axes.set_ylabel("input of the sigmoid")
-    panels[-1].set_xlabel("training step")
-    panels[-1].set_xlim(0, plain.steps[-1])
+    panels[-1].set(xlabel="training step", xlim=(0, plain.steps[-1]))
     return figure
 
 
@@ -126,10 +111,7 @@ def draw_spreads(steps, plain, normed):
     for name, spread, dashes in zip(NAMES, (plain, normed), ("--", "-")):
         levels = np.percentile(spread, (5, 50, 95), axis=1)
         _draw_band(axes, steps, levels, COLOURS[name], linestyle=dashes, label=NAMES[name])
-    axes.set_yscale("log")
-    axes.set_xlim(0, steps[-1])
-    axes.set_xlabel("training step")
-    axes.set_ylabel("standard deviation over images")
+    axes.set(yscale="log", xlim=(0, steps[-1]), xlabel="training step", ylabel="standard deviation over images")
     axes.legend(loc="lower right")
     return figure
 
@@ -177,15 +159,14 @@ def _table(shown):
         columns[f"median_{name}"] = np.median(recording.values, axis=(1, 2))
         columns[f"flat_{name}"] = flat_shares(recording)
         columns[f"spread_{name}"] = np.median(spreads(recording), axis=1)
-    rows, names = [], {}
-    for row, index in enumerate(chosen):
+    rows = []
+    for index in chosen:
         step = int(shown["plain"].steps[index])
-        names.update({(row, column): f"activations_{key}_at_{step}" for column, key in enumerate(columns, 1)})
-        rows.append((str(step), *(_cell(key, float(column[index])) for key, column in columns.items())))
+        rows.append((str(step), *((f"activations_{key}_at_{step}", _cell(key, float(column[index])))
+                                  for key, column in columns.items())))
     headings = [f"{what}, {NAMES[name]}" for name in shown for what in ("median", f"beyond ±{FLAT:g}", "feature's spread")]
-    return Table(caption="The last sigmoid's inputs by training step; the spread is the median feature's standard deviation "
-                         "over the images",
-                 columns=("step", *headings), rows=tuple(rows), names=names)
+    return named_table("The last sigmoid's inputs by training step; the spread is the median feature's standard "
+                       "deviation over the images", ("step", *headings), rows)
 
 
 def _cell(key, value):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 import fastbn
-from fastbn.explain.section import Number, Picture, Section, Table, Text, run_code
+from fastbn.explain.section import Number, Picture, Section, Text, named_table, run_code
 from fastbn.explain.style import BLUE, FAINT, GREEN, GROUND, INK, ORANGE, new_figure, styled
 
 TARGET = 1e-3  # of the loss that can be got rid of, what is left when we stop counting
@@ -252,17 +252,17 @@ def _valley(before, after):
 
 def _rates(before, after):
     """The largest stable rates, and what real steps do on either side of them."""
-    rows, names = [], {}
-    for row, (when, problem) in enumerate((("before", before), ("after", after))):
+    rows = []
+    for when, problem in (("before", before), ("after", after)):
         rate = problem.largest_stable_rate
-        outcomes = [loss_after(problem, share) for share in (0.99, 1.01)]
-        rows.append((when, Number(rate, f"{rate:.3g}"), *(Number(value, f"{value:.3g} times") for value in outcomes)))
-        for column, name in enumerate(("stable_rate", "under", "over"), 1):
-            names[row, column] = f"descent_{name}_{when}"
-    return Table(
+        under, over = (loss_after(problem, share) for share in (0.99, 1.01))
+        rows.append((when, (f"descent_stable_rate_{when}", Number(rate, f"{rate:.3g}")),
+                     (f"descent_under_{when}", Number(under, f"{under:.3g} times")),
+                     (f"descent_over_{when}", Number(over, f"{over:.3g} times"))))
+    return named_table(
         "The largest stable learning rate is 2 divided by the steepest curvature. To the right the loss after "
         f"{TRIED_STEPS:,} real steps, in multiples of that at the start: with a rate 1 % lower, and 1 % higher.",
-        ("data", "largest stable rate", "1 % lower", "1 % higher"), tuple(rows), names)
+        ("data", "largest stable rate", "1 % lower", "1 % higher"), rows)
 
 
 def _steps(before, after):

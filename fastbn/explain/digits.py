@@ -4,12 +4,24 @@ import functools
 from threadpoolctl import threadpool_limits
 
 from fastbn.demo.data import load_data
-from fastbn.demo.network import SGD, build_network, initial_weights
+from fastbn.demo.network import SGD, Layer
 from fastbn.demo.settings import SGD_MOMENTUM, Settings
 from fastbn.demo.timing import endless_batches
-from fastbn.demo.training import layer_sizes, training_step
+from fastbn.demo.training import make_network, training_step
 
 load = functools.lru_cache(maxsize=16)(load_data)
+
+
+class Listener(Layer):
+    """A layer that changes nothing and keeps what passed last: x on the way forward, dy on the way back."""
+
+    def forward(self, x):
+        self.x = x
+        return x
+
+    def backward(self, dy):
+        self.dy = dy
+        return dy
 
 
 def one_thread():
@@ -24,7 +36,7 @@ def build(position, make_norm, *, seed):
 
     position: of batch norm: None, "before" or "after" the activation; make_norm(num_features) makes a layer of it.
     """
-    return build_network(initial_weights(layer_sizes(load(seed)), seed), Settings.activation, position, make_norm)
+    return make_network(load(seed), Settings(seed=seed), position, make_norm)[0]
 
 
 def train(network, *, seed, steps, after_step=None):

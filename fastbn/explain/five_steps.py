@@ -9,7 +9,7 @@ from matplotlib.ticker import MaxNLocator
 import fastbn
 from fastbn.demo.network import softmax_cross_entropy
 from fastbn.explain import digits
-from fastbn.explain.section import Number, Picture, Section, Table, Text, run_code
+from fastbn.explain.section import Number, Picture, Section, Text, named_table, run_code
 from fastbn.explain.style import GREEN, new_figure, styled
 
 STEPS = 22  # of training before, one epoch: so gamma, beta and the moving averages are no longer what they started as
@@ -50,18 +50,11 @@ def _mini_batch(seed, steps, images):
 
 def _through(network, bn, images, labels):
     """(what bn gets in the forward pass, what it gets in the backward pass of the loss)"""
-    value = images
+    before, after, place = digits.Listener(), digits.Listener(), network.layers.index(bn)
+    network.layers[place:place + 1] = before, bn, after
     with digits.one_thread():
-        for layer in network.layers:
-            if layer is bn:
-                x = value
-            value = layer.forward(value)
-        gradient = softmax_cross_entropy(value, labels)[1]
-        for layer in reversed(network.layers):
-            if layer is bn:
-                dy = gradient
-            gradient = layer.backward(gradient)
-    return x, dy
+        network.backward(softmax_cross_entropy(network.forward(images), labels)[1])
+    return before.x, after.dy
 
 
 def highlighted(x):
@@ -123,15 +116,15 @@ def draw_forward(labels, x, moments, normalized, y, before, after):
     either side of the step.
     """
     moving = {name: np.stack([before[name], after[name]]) for name in ("running_mean", "running_var")}
-    sides, shape, outputs = ("before", "after"), _shape(moments.mean), ("y", "normalized, beta, y")
+    sides, shape, outputs = ("before", "after"), moments.mean.shape, ("y", "normalized, beta, y")
     return _draw_rows(highlighted(x), (
-        Row(f"1  activations x, {_shape(x)}", x, labels, "x", ("x", "x, means")),
+        Row(f"1  activations x, {x.shape}", x, labels, "x", ("x", "x, means")),
         Row(f"2  mean over the batch, {shape}", moments.mean, (), "x"),
         Row(f"2  variance over the batch, {shape}", moments.var(), (), "variance", ("variance", "variances")),
-        Row(f"3  normalized = (x - mean) / sqrt(var + eps), {_shape(normalized)}", normalized, labels, "y", outputs),
+        Row(f"3  normalized = (x - mean) / sqrt(var + eps), {normalized.shape}", normalized, labels, "y", outputs),
         Row(f"4  gamma, {shape}", before["gamma"], (), "gamma"),
         Row(f"4  beta, {shape}", before["beta"], (), "y", ("gamma", "gamma")),
-        Row(f"4  output y = normalized * gamma + beta, {_shape(y)}", y, labels, "y", outputs),
+        Row(f"4  output y = normalized * gamma + beta, {y.shape}", y, labels, "y", outputs),
         Row(f"5  moving mean, {shape}", moving["running_mean"], sides, "x"),
         Row(f"5  moving variance, {shape}", moving["running_var"], sides, "variance")))
 
@@ -140,10 +133,10 @@ def draw_forward(labels, x, moments, normalized, y, before, after):
 def draw_backward(labels, x, dy, dgamma, dbeta, dx):
     """Heat maps of the gradients; of x it takes only which feature is framed, the one that draw_forward frames."""
     return _draw_rows(highlighted(x), (
-        Row(f"dy, the gradient by the output, {_shape(dy)}", dy, labels, "dy", ("dy", "dy")),
-        Row(f"dbeta = sum of dy, {_shape(dbeta)}", dbeta, (), "sums"),
-        Row(f"dgamma = sum of dy * normalized, {_shape(dgamma)}", dgamma, (), "sums", ("sums", "sums")),
-        Row(f"dx, the gradient by the input, {_shape(dx)}", dx, labels, "dx", ("dx", "dx"))))
+        Row(f"dy, the gradient by the output, {dy.shape}", dy, labels, "dy", ("dy", "dy")),
+        Row(f"dbeta = sum of dy, {dbeta.shape}", dbeta, (), "sums"),
+        Row(f"dgamma = sum of dy * normalized, {dgamma.shape}", dgamma, (), "sums", ("sums", "sums")),
+        Row(f"dx, the gradient by the input, {dx.shape}", dx, labels, "dx", ("dx", "dx"))))
 
 
 def _draw_rows(feature, rows):
@@ -200,10 +193,6 @@ def _add_bar(figure, axes, image, title, height):
     bar.ax.yaxis.set_major_locator(MaxNLocator(5 if height > 1 else 3))
 
 
-def _shape(array):
-    return str(array.shape)
-
-
 # ---- text and tables ----
 
 def _opening(values):
@@ -244,11 +233,9 @@ def _forward_table(values, feature):
 
 
 def _column_table(caption, labels, headings, columns, feature):
-    rows, names = [], {}
-    for image, label in enumerate(labels):
-        names.update({(image, column): f"five_steps_{name}_{image}" for column, name in enumerate(columns, 2)})
-        rows.append((str(image), str(label), *(_number(array[image, feature]) for array in columns.values())))
-    return Table(caption=caption, columns=("image", "digit", *headings), rows=tuple(rows), names=names)
+    rows = [(str(image), str(label), *((f"five_steps_{name}_{image}", _number(array[image, feature]))
+                                       for name, array in columns.items())) for image, label in enumerate(labels)]
+    return named_table(caption, ("image", "digit", *headings), rows)
 
 
 def _moving(values, feature):

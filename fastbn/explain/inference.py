@@ -5,13 +5,13 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
-from fastbn.demo import training
-from fastbn.demo.data import Data, load_data
+import fastbn
+from fastbn.demo.data import Data
 from fastbn.demo.inference import check_single_samples, one_by_one
 from fastbn.demo.network import BEFORE, Network
 from fastbn.demo.settings import Settings as DemoSettings
+from fastbn.explain import digits
 from fastbn.explain.section import Number, Picture, Section, Text, run_code
 from fastbn.explain.style import BLUE, GREEN, INK, ORANGE, SKY, new_figure, styled
 
@@ -33,7 +33,7 @@ class Trained:
 
     def before_norm(self, images):
         """What enters the first batch norm layer: (N, C)."""
-        with threadpool_limits(limits=1, user_api="blas"):
+        with digits.one_thread():
             return self.network.layers[0].forward(images)
 
     @property
@@ -44,14 +44,8 @@ class Trained:
 @functools.lru_cache(maxsize=4)
 def train(seed, epochs):
     """Train the demo's network for that many epochs. The result is shared: leave its layers as they are."""
-    settings = DemoSettings(seed=seed, epochs=epochs)
-    data = load_data(seed)
-    network, optimizer = training.make_network(data, settings, BEFORE)
-    rng = training.batch_order(settings)
-    with threadpool_limits(limits=1, user_api="blas"):
-        for _ in range(epochs):
-            for images, labels in training.mini_batches(data, settings.batch_size, rng):
-                training.training_step(network, optimizer, images, labels)
+    data, network = digits.load(seed), digits.build(BEFORE, fastbn.BatchNorm, seed=seed)
+    digits.train(network, seed=seed, steps=epochs * (len(data.train_images) // DemoSettings.batch_size))
     network.eval()
     return Trained(data, network)
 
@@ -89,9 +83,7 @@ def draw_two_digits(by_averages, by_batches, beta):
         panel.step(features, beta[:SHOWN_FEATURES], color=INK, linewidth=1, where="mid", label="beta")
         panel.set_title(title, loc="left")
         panel.set_ylabel("output y")
-    axes[1].set_xlabel("feature")
-    axes[1].set_ylim(axes[0].get_ylim())
-    axes[1].set_xticks(features[::2])
+    axes[1].set(xlabel="feature", ylim=axes[0].get_ylim(), xticks=features[::2])
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
     return figure
 
@@ -129,7 +121,7 @@ def in_company(trained, shuffles, seed, sizes=BATCH_SIZES):
     images, labels = trained.data.test_images, trained.data.test_labels
     rng = np.random.default_rng([seed, 7])
     orders = [rng.permutation(len(images)) for _ in range(shuffles)]
-    with warnings.catch_warnings(), threadpool_limits(limits=1, user_api="blas"):
+    with warnings.catch_warnings(), digits.one_thread():
         warnings.filterwarnings("ignore", "one value per feature", UserWarning)
         predicted = np.array([[_predictions(network, images, size, order) for order in orders] for size in sizes])
     return Company(sizes, np.mean(predicted == labels, axis=(1, 2)), np.mean(np.ptp(predicted, axis=1) > 0, axis=1))
@@ -137,7 +129,7 @@ def in_company(trained, shuffles, seed, sizes=BATCH_SIZES):
 
 def accuracy(trained, images):
     """The share of the test images, or of changed copies of them, that the network recognizes in inference mode."""
-    with threadpool_limits(limits=1, user_api="blas"):
+    with digits.one_thread():
         predicted = trained.network.forward(images).argmax(axis=1)
     return float(np.mean(predicted == trained.data.test_labels))
 
@@ -154,9 +146,7 @@ def draw_company(company, inference_accuracy):
     axes.set_xscale("log", base=2)
     axes.set_xticks(company.sizes[::2], [str(size) for size in company.sizes[::2]])
     axes.minorticks_off()
-    axes.set_ylim(-3, 103)
-    axes.set_xlabel("images in a batch")
-    axes.set_ylabel("test images (%)")
+    axes.set(ylim=(-3, 103), xlabel="images in a batch", ylabel="test images (%)")
     figure.legend(loc="outside upper center", ncols=1)
     return figure
 
@@ -216,7 +206,7 @@ def _alone(train_line):
 def _same_bits(values):
     images, features = values["x"].shape
     trained = values["trained"]
-    with threadpool_limits(limits=1, user_api="blas"):
+    with digits.one_thread():
         logits = check_single_samples(trained.network, trained.data.test_images).logit_difference
     off = float(np.abs(values["in_training"] - values["norm"].beta).max())
     return Text(

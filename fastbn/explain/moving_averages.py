@@ -5,18 +5,17 @@ one linear layer alone, so the statistics of all the training images are exact a
 """
 import functools
 from dataclasses import dataclass
-from itertools import chain, islice, repeat
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 import fastbn
 from fastbn.demo import training
-from fastbn.demo.data import load_data
 from fastbn.demo.network import BEFORE
 from fastbn.demo.settings import HIDDEN_SIZES
 from fastbn.demo.settings import Settings as DemoSettings
-from fastbn.explain.section import Number, Picture, Section, Table, Text, run_code
+from fastbn.demo.timing import endless_batches
+from fastbn.explain import digits
+from fastbn.explain.section import Number, Picture, Section, Text, named_table, run_code
 from fastbn.explain.style import FAINT, INK, SERIES, new_figure, styled
 
 FEATURES = HIDDEN_SIZES[0]
@@ -62,18 +61,15 @@ class Track:
 @functools.lru_cache(maxsize=4)
 def train(seed, steps):
     """Train the demo's network with batch norm before its activations for that many steps; a Record."""
-    settings = DemoSettings(seed=seed)
-    data = load_data(seed)
+    data, settings = digits.load(seed), DemoSettings(seed=seed)
     network, optimizer = training.make_network(data, settings, BEFORE)
     linear, norm = network.layers[:2]
-    rng = training.batch_order(settings)
-    epochs = (training.mini_batches(data, settings.batch_size, rng) for _ in repeat(None))
     batches, exact = [], []
-    with threadpool_limits(limits=1, user_api="blas"):
-        for images, labels in islice(chain.from_iterable(epochs), steps):
+    with digits.one_thread():
+        for _, batch in zip(range(steps), endless_batches(data, settings)):
             inputs = data.train_images @ linear.weight + linear.bias
-            exact.append(fastbn.moments(inputs, num_threads=1))  # as the products: waiting would cost more
-            training.training_step(network, optimizer, images, labels)
+            exact.append(fastbn.moments(inputs))
+            training.training_step(network, optimizer, *batch)
             batches.append(norm.batch_moments)
     return Record(tuple(batches), tuple(exact), inputs)
 
@@ -132,9 +128,7 @@ def draw_lags(lags, batch_noise):
     for (momentum, values), (colour, dashes) in zip(lags.items(), SERIES):
         axes.plot(np.arange(1, len(values) + 1), values, color=colour, linestyle=dashes, label=name(momentum))
     axes.axhline(batch_noise, color=INK, linewidth=1, linestyle=(0, (2, 2)), label="a single batch")
-    axes.set_yscale("log")
-    axes.set_xlabel("training step")
-    axes.set_ylabel("distance from the exact mean\n(standard deviations)")
+    axes.set(yscale="log", xlabel="training step", ylabel="distance from the exact mean\n(standard deviations)")
     figure.legend(loc="outside upper center", ncols=2)
     return figure
 
@@ -227,12 +221,11 @@ def _deviations(value):
 
 def _table(lags, steps):
     at = (EARLY, steps // 2, steps)
-    rows = tuple((name(momentum), *(Number(float(values[step - 1]), f"{values[step - 1]:.3f}") for step in at))
-                 for momentum, values in lags.items())
-    names = {(row, column): f"moving_averages_lag_{momentum}_step_{step}".replace(".", "_").lower()
-             for row, momentum in enumerate(lags) for column, step in enumerate(at, 1)}
-    return Table(caption="Distance between moving and exact mean, in standard deviations.",
-                 columns=("", *(f"after {step} steps" for step in at)), rows=rows, names=names)
+    rows = [(name(momentum), *((f"moving_averages_lag_{momentum}_step_{step}".replace(".", "_").lower(),
+                                Number(float(values[step - 1]), f"{values[step - 1]:.3f}")) for step in at))
+            for momentum, values in lags.items()]
+    return named_table("Distance between moving and exact mean, in standard deviations.",
+                       ("", *(f"after {step} steps" for step in at)), rows)
 
 
 def calibrated_error(record):

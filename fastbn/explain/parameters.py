@@ -1,7 +1,7 @@
 """Section 4: the four arrays of a batch norm layer, gamma, beta, running_mean and running_var, in a trained network."""
 import numpy as np
 
-from fastbn.explain.section import Number, Picture, Section, Table, Text, run_code
+from fastbn.explain.section import Number, Picture, Section, Text, named_table, run_code
 from fastbn.explain.style import BLUE, GREEN, INK, ORANGE, new_figure, styled
 
 STEPS = 440
@@ -95,17 +95,15 @@ def _opening(network, states):
 
 
 def _table(states):
-    rows, names = [], {}
+    rows = []
     for layer, state in enumerate(states, 1):
         for name, (_, start, changed_by) in ARRAYS.items():
             summary = {"least": state[name].min(), "mean": state[name].mean(dtype=np.float64), "greatest": state[name].max()}
-            for column, word in enumerate(summary, 5):
-                names[len(rows), column] = f"parameters_{name}_{word}_{layer}"
             rows.append((str(layer), name, str(state[name].shape), changed_by, str(start),
-                         *(Number(float(value), f"{value:.3f}") for value in summary.values())))
-    return Table(caption=f"What the layers hold after {STEPS} training steps",
-                 columns=("layer", "array", "shape", "changed by", "starts at", "least", "mean", "greatest"),
-                 rows=tuple(rows), names=names)
+                         *((f"parameters_{name}_{word}_{layer}", Number(float(value), f"{value:.3f}"))
+                           for word, value in summary.items())))
+    return named_table(f"What the layers hold after {STEPS} training steps",
+                       ("layer", "array", "shape", "changed by", "starts at", "least", "mean", "greatest"), rows)
 
 
 def _closing(states):

@@ -10,7 +10,7 @@ from scipy import stats
 from fastbn.demo.settings import LEARNING_RATES, TARGET_ACCURACY, Settings
 from fastbn.demo.training import History, Variant, train_variant
 from fastbn.explain import digits
-from fastbn.explain.section import Number, Picture, Section, Table, Text, run_code
+from fastbn.explain.section import Number, Picture, Section, Text, named_table, run_code
 from fastbn.explain.style import BLUE, GREEN, INK, ORANGE, new_figure, styled
 
 SEEDS, EPOCHS = 10, 60
@@ -126,7 +126,7 @@ runs = [placement.train(variant, seeds={seeds}, epochs={epochs}) for variant in 
     final_picture = Picture(
         code=finals, values=final_values, alt=_final_alt(runs),
         caption=f"Test accuracy after {epochs} epochs: a dot for every seed, above them the mean with its "
-                f"{_confidence()} interval.")
+                f"{100 * CONFIDENCE:g} % interval.")
     return Section("Before or after the activation", (
         _opening(runs, settings), curve_picture, _early(runs), _table(runs), final_picture, _uncertainty(runs),
         *_verdicts(runs)))
@@ -143,12 +143,8 @@ def draw_curves(runs):
         for axes, values in ((loss, one.losses), (accuracy, 100 * one.accuracies)):
             axes.fill_between(epochs, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.22, linewidth=0)
             axes.plot(epochs, values.mean(axis=0), color=colour, linestyle=dashes, label=one.variant.name)
-    loss.set_yscale("log")
-    loss.set_ylabel("training loss (cross-entropy, nats)")
-    accuracy.set_ylim(0, 102)
-    accuracy.set_ylabel("test accuracy (%)")
-    accuracy.set_xlabel("epoch")
-    accuracy.set_xlim(0, epochs[-1])
+    loss.set(yscale="log", ylabel="training loss (cross-entropy, nats)")
+    accuracy.set(xlabel="epoch", xlim=(0, epochs[-1]), ylabel="test accuracy (%)", ylim=(0, 102))
     accuracy.legend(loc="lower right", title="batch norm")
     return figure
 
@@ -164,10 +160,9 @@ def draw_final(runs):
         axes.errorbar(100 * interval.mean, place - 0.34, xerr=100 * interval.reach, fmt="D", color=INK, markersize=5,
                       elinewidth=1.4, capsize=4)
     axes.set_yticks(range(len(runs)), [one.variant.name for one in runs])
-    axes.set_ylabel("batch norm")
-    axes.set_ylim(len(runs) - 0.5, -0.6)
+    axes.set(ylabel="batch norm", ylim=(len(runs) - 0.5, -0.6),
+             xlabel=f"test accuracy after {runs[0].losses.shape[1]} epochs (%)")
     axes.grid(False, axis="y")
-    axes.set_xlabel(f"test accuracy after {runs[0].losses.shape[1]} epochs (%)")
     return figure
 
 
@@ -186,23 +181,21 @@ def _opening(runs, settings):
 
 
 def _table(runs):
-    rows, names = [], {}
-    for row, one in enumerate(runs):
+    rows = []
+    for one in runs:
         interval, reached = mean_interval(one.final), one.epochs_to(TARGET_ACCURACY)
         cells = {"accuracy": _percent(interval.mean), "reach": _points(interval.reach, "± "),
                  "deviation": _points(np.std(one.final, ddof=1)), "least": _percent(one.final.min()),
                  "greatest": _percent(one.final.max()), "reached": Number(int(np.isfinite(reached).sum())),
                  "median_epochs": _epochs(float(np.median(reached)))}
-        names.update({(row, column): f"placement_{one.key}_{name}" for column, name in enumerate(cells, 1)
-                      if isinstance(cells[name], Number)})
-        rows.append((one.variant.name, *cells.values()))
+        rows.append((one.variant.name, *((f"placement_{one.key}_{name}", cell) if isinstance(cell, Number) else cell
+                                         for name, cell in cells.items())))
     seeds, epochs = runs[0].accuracies.shape
     target = f"{100 * TARGET_ACCURACY:g} %"
-    return Table(
-        caption=f"Test accuracy after {epochs} epochs over {seeds} seeds, and the epochs to {target}",
-        columns=("batch norm", "mean", f"{_confidence()} interval, points", "standard deviation, points", "least",
-                 "greatest", f"seeds that reached {target}", f"median epochs to {target}"),
-        rows=tuple(rows), names=names)
+    return named_table(
+        f"Test accuracy after {epochs} epochs over {seeds} seeds, and the epochs to {target}",
+        ("batch norm", "mean", f"{100 * CONFIDENCE:g} % interval, points", "standard deviation, points", "least",
+         "greatest", f"seeds that reached {target}", f"median epochs to {target}"), rows)
 
 
 def _early(runs):
@@ -225,8 +218,8 @@ def _uncertainty(runs):
         "accuracy would differ by about {placement_none_binomial} percentage points without batch norm, "
         "{placement_before_binomial} with it before the activation and {placement_after_binomial} after (the binomial "
         "standard error). That is part of the standard deviation over seeds, since every seed draws its own test images. "
-        f"The {_confidence()} intervals are Student's t over the seeds. They speak of these digits alone, from which all "
-        "seeds draw.",
+        f"The {100 * CONFIDENCE:g} % intervals are Student's t over the seeds. They speak of these digits alone, from "
+        "which all seeds draw.",
         placement_test_images=Number(runs[0].test_images), **errors)
 
 
@@ -234,7 +227,7 @@ def _verdicts(runs):
     """A paragraph on each pair, which claims a difference only where the interval of the differences is clear of 0."""
     lead = Text(
         "Pair by pair the difference is taken seed by seed, since both ran from the same seeds. The intervals of the three "
-        f"differences hold together with {_confidence()} confidence.")
+        f"differences hold together with {100 * CONFIDENCE:g} % confidence.")
     gains = differences(runs)
     return lead, *(_verdict(runs[i], runs[j], gain, len(gains)) for (i, j), gain in gains.items())
 
@@ -252,10 +245,6 @@ def _verdict(first, second, gain, comparisons):
         better = first if interval.low > 0 else second
         claim = f"After {better.accuracies.shape[1]} epochs the better one here is: {better.variant.name}."
     return Text(f"Batch norm {first.variant.name} against {second.variant.name}: {measured}. {claim}", **numbers)
-
-
-def _confidence():
-    return f"{100 * CONFIDENCE:g} %"
 
 
 def _percent(share):

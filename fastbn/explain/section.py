@@ -84,6 +84,14 @@ class Table:
     names: dict = field(default_factory=dict)
 
 
+def named_table(caption, columns, rows):
+    """A Table of rows in which a cell that a program may look for is a pair, (its name, its Number)."""
+    names = {(row, column): cell[0] for row, cells in enumerate(rows) for column, cell in enumerate(cells)
+             if isinstance(cell, tuple)}
+    shown = tuple(tuple(cell[1] if isinstance(cell, tuple) else cell for cell in cells) for cells in rows)
+    return Table(caption, columns, shown, names)
+
+
 @dataclass(frozen=True)
 class Section:
     title: str

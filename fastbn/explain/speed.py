@@ -21,7 +21,7 @@ import numpy as np
 
 import fastbn
 from fastbn.explain import _peers
-from fastbn.explain.section import Number, Picture, Section, Table, Text, run_code
+from fastbn.explain.section import Number, Picture, Section, Text, named_table, run_code
 from fastbn.explain.style import BLUE, GREEN, GROUND, INK, ORANGE, PURPLE, SKY, new_figure, styled
 
 SECONDS, QUICK_SECONDS = 3.6, 0.5  # for an operation, where LEAST_ROUNDS do not take longer
@@ -265,24 +265,19 @@ def _interruptions():
 
 def _table(found):
     """Where nothing else is installed NumPy is the fastest other."""
-    rows, names = [], {}
-    for operation, by_case in found.items():
-        for case in CASES:
-            for column, key in enumerate(("copy", "time", "time_1_thread", "share", "other"), 2):
-                names[len(rows), column] = f"speed_{operation}_{case.name}_{key}".replace("-", "_")
-            rows.append((operation, case.title, *_cells(case, by_case[case.name])))
-    return Table(
-        caption="In the last column, above 1 fastbn is faster.",
-        columns=("", "array", "copy (GB/s)", "fastbn (µs)", "with 1 thread (µs)", "share of the copy's speed",
-                 "time of the fastest other / fastbn's"),
-        rows=tuple(rows), names=names)
+    rows = [(operation, case.title, *((f"speed_{operation}_{case.name}_{key}".replace("-", "_"), number)
+                                      for key, number in _numbers(case, by_case[case.name]).items()))
+            for operation, by_case in found.items() for case in CASES]
+    return named_table("In the last column, above 1 fastbn is faster.", (
+        "", "array", "copy (GB/s)", "fastbn (µs)", "with 1 thread (µs)", "share of the copy's speed",
+        "time of the fastest other / fastbn's"), rows)
 
 
-def _cells(case, seconds):
+def _numbers(case, seconds):
     rate = case.nbytes / float(np.median(limit(seconds))) / 1e9
     time, alone = microseconds(seconds["fastbn"]), microseconds(seconds.get(ALONE, seconds["fastbn"]))
     share, ratios = shares(seconds)["fastbn"], times_ours(seconds)
     fastest = min(ratios, key=ratios.get)
-    shown = ((rate, f"{rate:.1f}"), (time, f"{time:,.1f}"), (alone, f"{alone:,.1f}"), (share, f"{100 * share:.0f} %"),
-             (ratios[fastest], f"{ratios[fastest]:.2g} ({fastest})"))
-    return tuple(Number(value, text, measured=True) for value, text in shown)
+    shown = {"copy": (rate, f"{rate:.1f}"), "time": (time, f"{time:,.1f}"), "time_1_thread": (alone, f"{alone:,.1f}"),
+             "share": (share, f"{100 * share:.0f} %"), "other": (ratios[fastest], f"{ratios[fastest]:.2g} ({fastest})")}
+    return {key: Number(value, text, measured=True) for key, (value, text) in shown.items()}

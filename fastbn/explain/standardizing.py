@@ -1,7 +1,7 @@
 """Section 1, standardizing data: two features on scales far apart, before and after (x - mean) / std."""
 import numpy as np
 
-from fastbn.explain.section import Number, Picture, Section, Table, Text, run_code
+from fastbn.explain.section import Number, Picture, Section, Text, named_table, run_code
 from fastbn.explain.style import BLUE, ORANGE, new_figure, styled
 
 ROWS = 400
@@ -94,15 +94,11 @@ figure = standardizing.draw_scatter(x, y)"""
 
 def _table(before, after):
     """The moments of both features, two lines a feature."""
-    rows, names = [], {}
-    for feature, title in enumerate(FEATURES):
-        for when, moments in (("before", before), ("after", after)):
-            for column, (name, values) in enumerate((("mean", moments.mean), ("variance", moments.var())), 2):
-                names[len(rows), column] = f"standardizing_{name}_{when}_{feature + 1}"
-            shown = (_plain(value) for value in (moments.mean[feature], moments.var()[feature]))
-            rows.append((title, when, *shown))
-    return Table("Mean and variance of the two features, by `fastbn.moments`.", ("feature", "", "mean", "variance"),
-                 tuple(rows), names)
+    rows = [(title, when, *((f"standardizing_{name}_{when}_{feature + 1}", _plain(values[feature]))
+                            for name, values in (("mean", moments.mean), ("variance", moments.var()))))
+            for feature, title in enumerate(FEATURES) for when, moments in (("before", before), ("after", after))]
+    return named_table("Mean and variance of the two features, by `fastbn.moments`.",
+                       ("feature", "", "mean", "variance"), rows)
 
 
 def _plain(value):

@@ -4,8 +4,6 @@ The colours of text, lines and grounds are stand-ins, of which the page makes CS
 reader's light or dark scheme (svg.py). The palette is that of Okabe and Ito, without its black, which colour-blind
 readers can tell apart; lines differ by their dashes as well.
 """
-import functools
-
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
@@ -21,17 +19,7 @@ RC = {
     "grid.linewidth": 0.6, "axes.axisbelow": True, "figure.facecolor": "none", "axes.facecolor": "none",
     "lines.linewidth": 1.7,
 }
-
-
-def styled(draw):
-    """A decorator of functions that draw: the page's style holds while they do."""
-
-    @functools.wraps(draw)
-    def wrapper(*arguments, **settings):
-        with rc_context(RC):
-            return draw(*arguments, **settings)
-
-    return wrapper
+styled = rc_context(RC)  # a decorator of functions that draw: the page's style holds while they do
 
 
 @styled

@@ -56,12 +56,8 @@ def _tree_of(figure):
     for element in root.iter():
         element.tag = element.tag.rpartition("}")[2]
         element.attrib = {name.rpartition("}")[2]: value for name, value in element.attrib.items()}
-        element.text, element.tail = _trimmed(element.text), _trimmed(element.tail)
+        element.text, element.tail = (text if text and text.strip() else None for text in (element.text, element.tail))
     return root
-
-
-def _trimmed(text):
-    return text if text and text.strip() else None
 
 
 def _drop_unused(element):
