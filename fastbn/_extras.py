@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from . import _activation, _checks, _core
-from ._weights import Weights, weights_of
+from ._weights import Weights, factors_of, weights_of
 
 
 class Extras(NamedTuple):
@@ -100,4 +100,4 @@ def extras_of(x, activation, residual):
 def with_weights(extras, x, axes, mask=None, weights=None, lengths=None):
     if mask is None and weights is None and lengths is None:
         return extras
-    return extras._replace(weights=weights_of(x, axes, mask, weights, lengths))
+    return extras._replace(weights=weights_of(factors_of(x, axes, mask, weights, lengths), x, axes))

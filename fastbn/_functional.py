@@ -71,7 +71,8 @@ def batch_norm_training(x, gamma=None, beta=None, *, eps=1e-5, axis=1, activatio
     """Normalizes x with its own statistics: y = act((x - mean) * rstd * gamma + beta + residual), rstd = 1 / sqrt(var + eps).
 
     mean and var (biased) are taken of each feature over all other axes. The arguments are those of batch_norm_inference, and
-    mask: bool array of x's shape without the feature axis, or one that broadcasts to it: where it is False an entry does
+    mask: bool array of x's shape without the feature axes, or of the first of these axes, with 1 for any size: (N,) is a
+        value for each sample, (N, T) for each step of each sample. Where it is False an entry does
     not count in the statistics, and whatever it is (NaN, Inf) leaves no trace in them. Every entry is normalized.
     weights: numbers of at least 0, of that shape too: mean = sum(w * x) / sum(w), var = sum(w * (x - mean)^2) / sum(w).
         Only their ratios matter.

@@ -10,9 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import _checks, _dlpack, _engine, _extras, _ghost, _nan_policy, _renorm
+from . import _checks, _engine, _extras, _ghost, _nan_policy, _renorm
 from ._engine import (is_in_place, moments_by, normalize_by_batch, normalize_without_nan, prepare, target_for,
                       train_shortly)
+from ._weights import factors_of, weights_of
 
 
 class Variant(NamedTuple):
@@ -44,31 +45,15 @@ class More:
 
     def __init__(self, x, axes, activation, residual, mask, weights, lengths):
         self.axes, self.activation, self.act = axes, activation, _extras.extras_of(x, activation, residual)
-        shape = tuple(size for i, size in enumerate(x.shape) if i not in axes)
-        self.weights = {"mask": _of_whole_batch(mask, shape, "mask"),
-                        "weights": _of_whole_batch(weights, shape, "weights")}
-        self.weights["lengths"] = None if lengths is None else _dlpack.asarray(lengths, "lengths")
+        self.factors = factors_of(x, axes, mask, weights, lengths)
 
-    def weights_of_slice(self, s):
-        return {name: None if value is None else value[s] for name, value in self.weights.items()}
-
-    def act_of_slice(self, s):
-        residual = self.act.residual
-        return {"activation": self.activation, "residual": None if residual is None else residual[s]}
-
-    def extras(self, x, s=slice(None)):
+    def extras(self, x, s=...):
         """x: the slice s of the batch."""
-        extras = _extras.extras_of(x, **self.act_of_slice(s))
-        return _extras.with_weights(extras, x, self.axes, **self.weights_of_slice(s))
-
-
-def _of_whole_batch(value, shape, name):
-    """Broadcast along the batch axis, where the slices are taken; what does not fit is refused where it is used."""
-    value = None if value is None else _dlpack.asarray(value, name)
-    if value is None or value.ndim > len(shape):
-        return value
-    return np.broadcast_to(value, shape[:1] + value.shape[1:]) if value.ndim == len(shape) else np.broadcast_to(
-        value, shape[:1] + (1,) * (len(shape) - 1 - value.ndim) + value.shape)
+        residual = self.act.residual
+        extras = _extras.extras_of(x, self.activation, None if residual is None else residual[s])
+        if not self.factors:
+            return extras
+        return extras._replace(weights=weights_of([factor[s] for factor in self.factors], x, self.axes))
 
 
 def train_arguments(x, gamma, beta, eps, axis, out, num_threads, variant, more):

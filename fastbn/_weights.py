@@ -41,18 +41,23 @@ def _whole(sums):
     return int(sums) if float(sums).is_integer() and sums <= _EXACT else float(sums)
 
 
-def weights_of(x, axes, mask, weights, lengths):
-    """Weights for x, of arguments of which one at least is there; several multiply. Raises TypeError, ValueError.
+def factors_of(x, axes, mask, weights, lengths):
+    """The arguments that are there, whose product is the weights, as arrays of x's shape without its feature axes `axes`.
 
-    axes: x's feature axes.
+    Raises TypeError, ValueError.
     """
     shape = _counted_shape(x, axes)
-    factors = [_mask(mask, shape), _weights(weights, shape), _lengths(lengths, shape)]
-    whole = np.ones(shape, _dtype_for(x) if weights is None else np.float64)
+    factors = _mask(mask, shape), _weights(weights, shape), _lengths(lengths, shape)
+    return [factor for factor in factors if factor is not None]
+
+
+def weights_of(factors, x, axes):
+    """The Weights of x, of one factor or more."""
+    booleans = all(factor.dtype == np.bool_ for factor in factors)
+    whole = np.ones(_counted_shape(x, axes), _dtype_for(x) if booleans else np.float64)
     for factor in factors:
-        if factor is not None:
-            whole *= factor
-    if weights is None:
+        whole *= factor
+    if booleans:
         total = float(whole.sum(dtype=np.float64))
         return Weights(whole, axes, total, total)
     exponent = math.frexp(whole.max(initial=0))[1] - 1
@@ -75,11 +80,17 @@ def _dtype_for(x):
 
 
 def _fits(a, shape, name):
-    try:
-        return np.broadcast_to(a, shape)
-    except ValueError:
-        raise ValueError(f"{name} has shape {a.shape}, expected {shape}, x's shape without the feature axis, or one that "
-                         "broadcasts to it") from None
+    """Broadcast, aligned from the left: a value for each sample, or for each step of each sample, whatever comes after."""
+    def fits(candidate):
+        return len(candidate) == len(shape) and all(one in (1, size) for one, size in zip(candidate, shape))
+    missing = (1,) * (len(shape) - a.ndim)
+    if fits(a.shape + missing):
+        return np.broadcast_to(a.reshape(a.shape + missing), shape)
+    if not shape:
+        raise ValueError(f"{name} is given, and all axes of x are feature axes, each feature having one entry: leave it out")
+    hint = f": for the last axes write {name}.reshape({missing + a.shape})" if missing and fits(missing + a.shape) else ""
+    raise ValueError(f"{name} has shape {a.shape}, expected {shape}, x's shape without its feature axes, or the first of these "
+                     f"axes, with 1 for any size{hint}")
 
 
 def _mask(mask, shape):

@@ -84,6 +84,19 @@ def test_masks(rng, shape, axis, mask_shape):
     assert_agree(own, ours, x, training=True, mask=np.zeros(mask_shape, bool))
 
 
+@pytest.mark.parametrize("shape, axis", [((8, 6, 5), 1), ((8, 6, 5), -1), ((8, 3, 6, 5), 1)])
+def test_a_mask_by_sample_or_step(rng, shape, axis):
+    """Which Keras's own layer takes for another axis, or refuses."""
+    x, by_sample = rng.normal(3, 2, shape).astype("f4"), np.arange(shape[0]) < 5
+    masks = [by_sample] if axis == -1 else [by_sample, np.broadcast_to(by_sample[:, None], (8, shape[2]))]
+    _, want = layers(shape, axis=axis)
+    y = want(x[:5], training=True)
+    for mask in masks:
+        _, ours = layers(shape, axis=axis)
+        np.testing.assert_allclose(ours(x, training=True, mask=mask)[:5], y, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(ours.moving_variance.value, want.moving_variance.value, rtol=1e-5)
+
+
 def test_a_wrong_mask_is_keras_s_error(rng):
     for layer in layers((8, 6, 5)):
         with pytest.raises(ValueError, match="one dimension less"):

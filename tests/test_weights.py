@@ -67,9 +67,47 @@ def test_lengths_are_a_mask(rng, shape, axis, sequence):
 
 def test_masks_broadcast(rng):
     x, gamma, beta, dy = data(rng, (6, 3, 4, 5), 1, np.float64)
-    mask = np.array([True, False, True, True, False])
-    assert_call(x, gamma, beta, dy, 1, mask, mask=mask)
-    assert_call(x, gamma, beta, dy, 1, mask[:4, None], mask=mask[:4, None])
+    mask = np.array([True, False, True, True, False, True])
+    assert_call(x, gamma, beta, dy, 1, mask[:, None, None], mask=mask)
+    by_step = rng.random((6, 4)) < 0.7
+    assert_call(x, gamma, beta, dy, 1, by_step[:, :, None], mask=by_step)
+    assert_call(x, gamma, beta, dy, 1, mask[:4, None], mask=mask[None, :4])
+    assert_call(x, gamma, beta, dy, 1, mask[:5], mask=mask[None, None, :5])
+
+
+@pytest.mark.parametrize("axis", [1, 2, 3, -1, (1, 2)])
+@pytest.mark.parametrize("more", [{}, {"ghost_batch_size": 2}, {"renorm": (3.0, 5.0)}, {"nan_policy": "omit"}], ids=str)
+def test_a_value_for_each_sample_whichever_axis_has_the_features(rng, axis, more):
+    """Where sizes agree too: a mask of (4,) for (4, 4, 4, 4) used to mask columns."""
+    x = rng.normal(size=(4, 4, 4, 4))
+    features = 16 if isinstance(axis, tuple) else 4
+    if "renorm" in more:
+        more = {**more, "running_mean": np.zeros(features), "running_var": np.ones(features)}
+    rest = without(x.shape, axis) if isinstance(axis, int) else (4, 4)
+    for name, value in (("mask", np.array([True, False, True, True])), ("weights", np.array([0.5, 0, 2, 1]))):
+        full = np.broadcast_to(value.reshape((4,) + (1,) * (len(rest) - 1)), rest)
+        y, saved = fastbn.batch_norm_training(x, axis=axis, **{name: value}, **more)
+        want, want_saved = fastbn.batch_norm_training(x, axis=axis, **{name: full}, **more)
+        np.testing.assert_array_equal(y, want)
+        assert saved.moments == want_saved.moments
+        assert fastbn.moments(x, axis=axis, **{name: value}) == fastbn.moments(x, axis=axis, **{name: full})
+
+
+def test_a_mask_by_the_last_axes_is_refused_with_its_shape(rng):
+    x = rng.normal(size=(4, 3, 7, 9))
+    for shape, hint in (((9,), r"write mask.reshape\(\(1, 1, 9\)\)"), ((7, 9), r"write mask.reshape\(\(1, 7, 9\)\)"),
+                        ((5,), "with 1 for any size$"), ((4, 3, 7, 9), r"expected \(4, 7, 9\)")):
+        with pytest.raises(ValueError, match=hint):
+            fastbn.batch_norm_training(x, mask=np.ones(shape, bool))
+    with pytest.raises(ValueError, match="all axes of x are feature axes"):
+        fastbn.moments(x, axis=(0, 1, 2, 3), mask=np.ones(4, bool))
+
+
+@pytest.mark.parametrize("name, value", [("mask", np.ones(5, bool)), ("weights", np.ones(5)), ("lengths", np.ones(5, int))])
+def test_sizes_are_those_of_the_whole_batch_with_ghost_batches(rng, name, value):
+    x = rng.normal(size=(6, 3, 4))
+    with pytest.raises(ValueError, match=rf"{name} has shape \(5,\), expected \(6,"):
+        fastbn.batch_norm_training(x, ghost_batch_size=2, **{name: value})
 
 
 @pytest.mark.parametrize("junk", [np.nan, np.inf, -np.inf, 3e38])

@@ -27,11 +27,12 @@ class BatchNormalization(keras.layers.BatchNormalization):
     of the batch, and then
         moving = momentum * moving + (1 - momentum) * batch
     The parameters' and statistics' dtype is the layer's, that of y the layer's compute dtype; float16 and bfloat16 are
-    computed as float32 and rounded once, float64 in double (by Keras in float32). mask: as Keras has it, of the inputs'
-    shape without the last axis. An empty batch leaves the moving averages alone, where Keras makes them NaN.
+    computed as float32 and rounded once, float64 in double (by Keras in float32). mask: of the inputs' shape without the
+    feature axis, or of the first of these axes, (batch,) or (batch, steps) say. An empty batch leaves the moving averages
+    alone, where Keras makes them NaN.
 
-    Keras's own code runs in training with renorm=True, with a mask where axis is not the last one, and with a mask that
-    leaves nothing.
+    Keras's own code runs in training with renorm=True, with a mask that leaves nothing, and where axis is not the last one
+    with a mask of the inputs' shape without the last axis, which is one by feature.
     Raises RuntimeError where Keras runs on another backend than NumPy; else what Keras raises.
     Source: Keras 3.15, keras/src/layers/normalization/batch_normalization.py; Ioffe and Szegedy 2015
     (arXiv:1502.03167).
@@ -53,7 +54,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
 
     def _takes(self, inputs, mask):
         """Whether the mask is the same for all features and leaves something."""
-        return np.ndim(mask) == inputs.ndim - 1 and self.axis in (-1, inputs.ndim - 1) and np.any(mask)
+        by_feature = self.axis not in (-1, inputs.ndim - 1) and np.shape(mask) == inputs.shape[:-1]
+        return np.ndim(mask) < inputs.ndim and not by_feature and np.any(mask)
 
     def _train(self, x, mask):
         mask = None if mask is None else np.asarray(mask, bool)
