@@ -120,25 +120,25 @@ def require_momentum(layer, framework):
     return layer.momentum
 
 
-def pairs(layer, targets, names):
-    """[(target, value), ...] for the arrays of a framework's layer, with every check made and nothing written.
+def pairs(layer, target, names):
+    """[(variable, value), ...] for the arrays of a framework's layer, with every check made and nothing written.
 
-    targets: {"gamma", ...: variable or None}. What the target has and the layer lacks becomes 1 or 0, which changes
-        nothing.
+    names: {"gamma", ...: the target's attribute, a variable or None}. What the target has and the layer lacks becomes
+        1 or 0, which changes nothing.
     """
     result = []
-    for key, target in targets.items():
-        value = getattr(layer, key)
-        if target is None and value is not None:
-            raise ValueError(f"this layer has a {key} and the target no {names[key]}: it was made without, and would "
+    for key, name in names.items():
+        value, variable = getattr(layer, key), getattr(target, name)
+        if variable is None and value is not None:
+            raise ValueError(f"this layer has a {key} and the target no {name}: it was made without, and would "
                              "compute something else")
-        if target is None:
+        if variable is None:
             continue
         if value is None and key not in _NEUTRAL:
-            raise RuntimeError(f"this layer has no {key} (track_running_stats=False) and the target a {names[key]}")
-        if math.prod(target.shape) != layer.num_features:
-            raise ValueError(f"the target's {names[key]} has shape {tuple(target.shape)}, expected "
+            raise RuntimeError(f"this layer has no {key} (track_running_stats=False) and the target a {name}")
+        if math.prod(variable.shape) != layer.num_features:
+            raise ValueError(f"the target's {name} has shape {tuple(variable.shape)}, expected "
                              f"{layer.num_features} entries, one for each feature of this layer")
         value = np.full(layer.num_features, _NEUTRAL[key], layer.dtype) if value is None else value
-        result.append((target, value.reshape(tuple(target.shape))))
+        result.append((variable, value.reshape(tuple(variable.shape))))
     return result

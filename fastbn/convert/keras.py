@@ -158,7 +158,7 @@ def _fill(layer, target, momentum):
     if not _is_layer(target):
         raise TypeError(f"target is a {type(target).__name__}, expected a keras.layers.BatchNormalization")
     _check_built(target, "target")
-    for variable, value in pairs(layer, {key: getattr(target, name) for key, name in _NAMES.items()}, _NAMES):
+    for variable, value in pairs(layer, target, _NAMES):
         variable.assign(np.array(value))
     if getattr(target, "renorm", False):
         for name, value in _renorm_weights(layer).items():
