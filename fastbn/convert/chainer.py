@@ -2,7 +2,7 @@
 import numpy as np
 
 from ._arrays import is_a
-from ._common import build, check_training, missing, outgoing, pairs, prefixed, require_statistics
+from ._common import build, check_layer, missing, outgoing, pairs, prefixed
 
 _NAMES = {"gamma": "gamma", "beta": "beta", "running_mean": "avg_mean", "running_var": "avg_var"}
 _LINK = "BatchNormalization", "chainer.links"
@@ -89,8 +89,7 @@ def to_chainer(self, target=None, *, prefix=""):
     (no running statistics).
     Source: Chainer, chainer/links/normalization/batch_normalization.py.
     """
-    require_statistics(self, "Chainer")
-    check_training(self, "Chainer")
+    check_layer(self, "Chainer")
     seen = self.num_batches_tracked if self.momentum is None else 0
     if target is not None:
         return _fill(self, target, prefix, seen)

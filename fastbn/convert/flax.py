@@ -4,7 +4,7 @@ import sys
 import numpy as np
 
 from ._arrays import is_a
-from ._common import build, check_training, outgoing, pairs, require_momentum, require_statistics
+from ._common import build, check_layer, outgoing, pairs, require_momentum
 
 _NAMES = {"gamma": "scale", "beta": "bias", "running_mean": "mean", "running_var": "var"}
 _COLLECTIONS = {"scale": "params", "bias": "params", "mean": "batch_stats", "var": "batch_stats"}
@@ -100,8 +100,7 @@ def to_flax(self, target=None, *, prefix=""):
     as it was), RuntimeError (no running statistics).
     Source: Flax, flax/linen/normalization.py, flax/nnx/nn/normalization.py.
     """
-    require_statistics(self, "Flax")
-    check_training(self, "Flax")
+    check_layer(self, "Flax")
     if target is not None:
         return _fill(self, target, prefix)
     variables = {"params": {}, "batch_stats": {}}

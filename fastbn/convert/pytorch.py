@@ -6,7 +6,7 @@ import numpy as np
 
 from . import safetensors
 from ._arrays import belongs, is_a
-from ._common import build, check_training, complement, missing, outgoing, pairs, prefixed
+from ._common import build, check_layer, complement, missing, outgoing, pairs, prefixed
 
 _NAMES = {"gamma": "weight", "beta": "bias", "running_mean": "running_mean", "running_var": "running_var"}
 _MODULE = "_BatchNorm", "torch"
@@ -97,7 +97,7 @@ def to_torch(self, target=None, prefix=""):
     statistics for the target), OSError, ImportError.
     Source: PyTorch, torch/nn/modules/batchnorm.py.
     """
-    check_training(self, "PyTorch")
+    check_layer(self, "PyTorch", statistics=False)
     if target is not None and not isinstance(target, (str, os.PathLike)):
         return _fill(self, target, prefix)
     prefix = prefixed(prefix, ".")
