@@ -115,11 +115,7 @@ def _check_layer(bn, activation, bn_first):
 
 
 def _floats(value, name):
-    """as_data that takes half types too."""
-    a = value if isinstance(value, np.ndarray) else as_array(value)
-    if _checks.is_half(a.dtype) and not isinstance(a, (np.ma.MaskedArray, np.matrix)):
-        return np.asarray(a)
-    return _checks.as_data(a, name)
+    return _checks.as_data(value if isinstance(value, np.ndarray) else as_array(value), name)
 
 
 def _weight(value):
