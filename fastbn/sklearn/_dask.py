@@ -153,8 +153,6 @@ def _moments(chunk, weights, row, column, features):
     chunk = np.asarray(chunk)
     chunk = chunk.astype(float_type(chunk.dtype), copy=False)
     weights = None if weights is None else weights_for(weights, len(chunk))
-    if not chunk.size:
-        return Moments(0, np.zeros(chunk.shape[1]), np.zeros(chunk.shape[1]))
     row = 0 if math.isnan(row) else row
     place = slice(row, row + len(chunk)), slice(column, column + chunk.shape[1])
     return moments_of_block(chunk, (1,), place, (row + len(chunk), features), weights=weights, name="X", num_threads=1)

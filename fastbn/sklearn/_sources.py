@@ -13,7 +13,6 @@ import sys
 import numpy as np
 
 from fastbn._mapped import Pages, mapped_blocks, mapping_of, read_only
-from fastbn._moments import Moments
 from fastbn._npy import NpyFile
 from fastbn._progress import counted_bytes
 from fastbn._streaming import BLOCK_BYTES, moments_of_block, moments_of_blocks
@@ -139,15 +138,13 @@ class IteratorSource:
             yield function(chunk) if len(chunk) else chunk.copy()
 
     def _moments_of(self, chunk, rows, weights):
-        c = chunk.shape[1]
-        if not chunk.size:
-            return Moments(0, np.zeros(c), np.zeros(c))
         if weights is not None and weights.ndim:
             weights = weights[rows:rows + len(chunk)]
             if len(weights) < len(chunk):
                 raise ValueError(f"sample_weight has {rows + len(weights)} entries, and the chunks have more rows: expected "
                                  "one for each sample")
         weights = weights_for(weights, len(chunk))
+        c = chunk.shape[1]
         place = slice(rows, rows + len(chunk)), slice(0, c)
         return moments_of_block(chunk, (1,), place, (rows + len(chunk), c), weights=weights, name="X")
 
