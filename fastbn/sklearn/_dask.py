@@ -19,7 +19,7 @@ from threadpoolctl import ThreadpoolController
 from fastbn._mapped import read_only
 from fastbn._moments import Moments
 from fastbn._streaming import moments_of_block
-from fastbn.sklearn._tables import float_type, refuse_empty, refuse_shape, weights_for
+from fastbn.sklearn._tables import float_type, names_of, refuse_empty, refuse_shape, weights_for
 
 _FAN_IN = 8
 
@@ -30,9 +30,7 @@ def recognize(X):
     if arrays is not None and isinstance(X, arrays.Array):
         return DaskSource(X)
     if frames is not None and isinstance(X, frames.DataFrame):
-        names = list(X.columns)
-        are_strings = all(isinstance(name, str) for name in names)
-        return DaskSource(X.to_dask_array(), np.asarray(names, dtype=object) if are_strings else None)
+        return DaskSource(X.to_dask_array(), names_of(X))
     return None
 
 
