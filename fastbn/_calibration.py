@@ -73,11 +73,10 @@ def _over(layer, batches, progress):
     """(Moments of everything, number of batches)."""
     iterator, length = batches
     whole, seen = Moments.of_arrays(0, np.zeros(layer.num_features), np.zeros(layer.num_features)), 0
-    number = -1
     bar = contextlib.closing(tracked(iterator, "calibrating", length)) if progress else contextlib.nullcontext(iterator)
     with bar as steps:
-        for x in steps:
-            found = _moments_of_batch(layer, x, number := number + 1)
+        for number, x in enumerate(steps):
+            found = _moments_of_batch(layer, x, number)
             if layer.nan_policy != "skip" or not np.isnan(found.M2).any():
                 whole, seen = whole + found, seen + 1
     return whole, seen
