@@ -17,7 +17,8 @@ def refuse_empty(rows, columns):
     """With scikit-learn's words."""
     for number, what in ((rows, "sample"), (columns, "feature")):
         if not number:
-            raise ValueError(f"Found array with 0 {what}(s) (shape=({rows}, {columns})) while a minimum of 1 is required")
+            raise ValueError(f"Found array with 0 {what}(s) (shape=({rows}, {columns})) while a minimum of 1 is "
+                             "required")
 
 
 def refuse_shape(shape):
