@@ -93,13 +93,8 @@ class NpyFile:
         buffers = itertools.cycle([np.empty(entries, self.dtype) for _ in range(2)])
         self._file.seek(self._start)
         with ThreadPoolExecutor(1) as reader:
-            ready = None
-            for index, buffer in zip(indices, buffers):
-                coming = reader.submit(self._read, index, buffer)
-                if ready is not None:
-                    yield ready.result()
-                ready = coming
-            if ready is not None:
+            coming = (reader.submit(self._read, index, buffer) for index, buffer in zip(indices, buffers))
+            for ready, _ in itertools.pairwise(itertools.chain(coming, [None])):  # the next one is being read by then
                 yield ready.result()
 
     def _read(self, index, buffer):
