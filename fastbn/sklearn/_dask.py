@@ -26,8 +26,8 @@ _FAN_IN = 8
 
 def recognize(X):
     """A DaskSource for a Dask array or data frame, or None."""
-    arrays, frames = sys.modules.get("dask.array"), sys.modules.get("dask.dataframe")
-    if arrays is not None and isinstance(X, arrays.Array):
+    frames = sys.modules.get("dask.dataframe")
+    if isinstance(X, dask.array.Array):
         return DaskSource(X)
     if frames is not None and isinstance(X, frames.DataFrame):
         return DaskSource(X.to_dask_array(), names_of(X))
