@@ -42,7 +42,7 @@ def calibrate(self, batches, *, progress=False):
         if self.nan_policy in ("raise", "skip"):
             _nan_policy.refuse_moments(whole)
     else:
-        whole, seen = _over(self, _iterable(batches), progress)
+        whole, seen = _over(self, *_iterable(batches), progress)
     few = np.flatnonzero(np.isnan(whole.freedom(self.ddof)))
     if few.size and np.ndim(whole.count):
         raise ValueError(f"feature {few[0]} has {whole.count[few[0]]} entries that are not missing, expected more than "
@@ -61,6 +61,7 @@ def calibrate(self, batches, *, progress=False):
 
 
 def _iterable(batches):
+    """(iterator, how many it gives, or None)"""
     if isinstance(batches, np.ndarray):
         raise TypeError("batches is an array, expected an iterable of arrays, or Moments: for one batch pass [x]")
     try:
@@ -69,15 +70,13 @@ def _iterable(batches):
         raise TypeError(f"batches is a {type(batches).__name__}, expected an iterable of arrays, or Moments") from None
 
 
-def _over(layer, batches, progress):
+def _over(layer, iterator, length, progress):
     """(Moments of everything, number of batches)."""
-    iterator, length = batches
     whole, seen = Moments.of_arrays(0, np.zeros(layer.num_features), np.zeros(layer.num_features)), 0
-    number = -1
     bar = contextlib.closing(tracked(iterator, "calibrating", length)) if progress else contextlib.nullcontext(iterator)
     with bar as steps:
-        for x in steps:
-            found = _moments_of_batch(layer, x, number := number + 1)
+        for number, x in enumerate(steps):
+            found = _moments_of_batch(layer, x, number)
             if layer.nan_policy != "skip" or not np.isnan(found.M2).any():
                 whole, seen = whole + found, seen + 1
     return whole, seen

@@ -110,13 +110,8 @@ def arrange(like, axes):
 def _arrange(shape, order, axes):
     """order: the axes as they lie in memory; None for C order."""
     order = tuple(range(len(shape))) if order is None else order
-    if len(axes) == 1:
-        first = order.index(axes[0])
-        outer, inner = tuple(order[:first]), tuple(order[first + 1:])
-    else:
-        last = max(order.index(i) for i in axes)
-        outer = tuple(i for i in order[:last] if i not in axes)
-        inner = tuple(order[last + 1:])
+    last = max(order.index(i) for i in axes)
+    outer, inner = tuple(i for i in order[:last] if i not in axes), order[last + 1:]
     sizes = tuple(math.prod(shape[i] for i in group) for group in (outer, axes, inner))
     order = (*outer, *axes, *inner)
     return Arrangement(shape, order, sizes, len(outer), len(outer) + len(axes), order == tuple(range(len(shape))))

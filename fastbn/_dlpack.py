@@ -58,12 +58,12 @@ def _view(value, name):
     if device is not None:
         raise ValueError(f"{name} is on {device}, expected an array in the memory of the CPU: move it, with "
                          f"{name}.cpu() in PyTorch, jax.device_put({name}, jax.devices('cpu')[0]) in JAX")
-    source = _Source(value)
+    source = _Renamed(value, _core.bfloat16_as_bits)
     try:
         a = np.from_dlpack(source)
     except _REFUSALS as error:
         raise _unreadable(value, name, error) from error
-    return a.view(_bfloat16(name)) if source.is_bfloat16 else a
+    return a.view(_bfloat16(name)) if source.renamed else a
 
 
 def _other_device(value, name):
@@ -96,33 +96,21 @@ def _bfloat16(name):
     return bfloat16
 
 
-class _Source:
-    """An array of another library as NumPy can read it: bfloat16 as its bits."""
+class _Renamed:
+    """An array that gives itself away under another type: bfloat16 to NumPy as its bits, bits to others as bfloat16.
 
-    def __init__(self, value):
-        self.value, self.is_bfloat16 = value, False
+    rename(capsule): writes the type, and returns what `renamed` is from then on.
+    """
+
+    def __init__(self, value, rename):
+        self.value, self.rename, self.renamed = value, rename, None
 
     def __dlpack_device__(self):
         return self.value.__dlpack_device__()
 
     def __dlpack__(self, **options):
         capsule = self.value.__dlpack__(**options)
-        self.is_bfloat16 = _core.bfloat16_as_bits(capsule)
-        return capsule
-
-
-class _Bfloat16:
-    """A bfloat16 array as other libraries can read it."""
-
-    def __init__(self, a):
-        self.bits = a.view(np.uint16)
-
-    def __dlpack_device__(self):
-        return self.bits.__dlpack_device__()
-
-    def __dlpack__(self, **options):
-        capsule = self.bits.__dlpack__(**options)
-        _core.bits_as_bfloat16(capsule)
+        self.renamed = self.rename(capsule)
         return capsule
 
 
@@ -141,7 +129,8 @@ def maker_of(like):
     if from_dlpack is None:
         raise TypeError(f"like is {_brief(like)}, expected an array of a library that has from_dlpack, or such a "
                         "library: numpy, torch, jax.numpy, ...")
-    return lambda a: from_dlpack(_Bfloat16(a) if a.dtype.name == "bfloat16" else a)
+    return lambda a: from_dlpack(
+        _Renamed(a.view(np.uint16), _core.bits_as_bfloat16) if a.dtype.name == "bfloat16" else a)
 
 
 def _homes(like):

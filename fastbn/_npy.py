@@ -80,26 +80,21 @@ class NpyFile:
             raise ValueError(f"{self.path} has {found - expected} bytes after its data, which by the header, {self.shape} "
                              f"of {self.dtype}, take {expected}: was another array appended, or the header damaged?")
 
-    def blocks(self, shape, features):
+    def blocks(self, shape, axes):
         """Yields (index, block) in the order of the file, with the blocks in native byte order and writable.
 
-        shape: the file's, or with axes of one entry after it. A block is valid until the next one was asked for. Raises
-        OSError, ValueError (the file has become shorter).
+        shape: the file's, or with axes of one entry after it; axes: its feature axes. A block is valid until the next
+        one was asked for. Raises OSError, ValueError (the file has become shorter).
         """
-        limit = block_bytes(features, self.dtype.itemsize)
+        limit = block_bytes(math.prod(shape[i] for i in axes), self.dtype.itemsize)
         order = list(range(len(shape)))
         indices = block_indices(shape, order[::-1] if self.fortran_order else order, self.dtype.itemsize, limit)
         entries = min(limit, self.nbytes) // self.dtype.itemsize
         buffers = itertools.cycle([np.empty(entries, self.dtype) for _ in range(2)])
         self._file.seek(self._start)
         with ThreadPoolExecutor(1) as reader:
-            ready = None
-            for index, buffer in zip(indices, buffers):
-                coming = reader.submit(self._read, index, buffer)
-                if ready is not None:
-                    yield ready.result()
-                ready = coming
-            if ready is not None:
+            coming = (reader.submit(self._read, index, buffer) for index, buffer in zip(indices, buffers))
+            for ready, _ in itertools.pairwise(itertools.chain(coming, [None])):  # the next one is being read by then
                 yield ready.result()
 
     def _read(self, index, buffer):

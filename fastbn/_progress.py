@@ -21,7 +21,7 @@ def counted_bytes(description, total=None, shown=True):
     """
     bar = _bar_of_bytes() if shown and _is_terminal(sys.stderr) else None
     if bar is None:
-        yield _ignore
+        yield lambda nbytes: None
         return
     with bar:
         task = bar.add_task(description, total=total)
@@ -42,7 +42,3 @@ def _bar_of_bytes():
     return progress.Progress(progress.TextColumn("{task.description}"), progress.BarColumn(), progress.DownloadColumn(),
                              progress.TransferSpeedColumn(), progress.TimeRemainingColumn(),
                              console=Console(stderr=True), transient=True)
-
-
-def _ignore(nbytes):
-    pass

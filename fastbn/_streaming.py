@@ -101,7 +101,7 @@ def moments_of_block(block, axes, index, shape, *, weights=None, name="x", num_t
     block, threads = _checks.batch(block), _checks.threads(num_threads)
     found = moments_by(block, axes, NONE, threads)[0]
     finite = np.isfinite(found.M2).all()
-    if finite and weights is None:
+    if finite and (weights is None or not block.size):
         return found
     if not finite:
         refuse_infinite(block, axes, index, shape, name)
@@ -129,11 +129,7 @@ def refuse_infinite(block, axes, index, shape, name):
     if not infinite.any():
         return
     place = np.unravel_index(np.argmax(infinite), block.shape)
-    place = tuple(int(i + start) for i, start in zip(place, _first(index)))
+    place = tuple(int(i + one.start) for i, one in zip(place, index))
     feature = np.ravel_multi_index([place[i] for i in axes], [shape[i] for i in axes])
     raise ValueError(f"{name} has an infinite entry in feature {feature}, the first in row {place[0]} (index {place}): NaN "
                      "is taken for a missing value, infinity is not")
-
-
-def _first(index):
-    return tuple(one.start for one in index)

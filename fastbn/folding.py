@@ -30,7 +30,7 @@ def fold_linear(weight, bias, bn, *, bn_first=False, activation=None):
     Source: Jacob et al. 2018 (arXiv:1712.05877), section 3.2; PyTorch's torch/nn/utils/fusion.py,
         fuse_linear_bn_weights.
     """
-    _check_activation(bn, activation, bn_first)
+    _check_layer(bn, activation, bn_first)
     weight = _weight(weight)
     if weight.ndim != 2:
         cause = ": for a convolution call fold_conv" if weight.ndim > 2 else ""
@@ -66,20 +66,20 @@ def fold_conv(weight, bias, bn, *, bn_first=False, transposed=False, groups=1, p
     statistics).
     Source: Jacob et al. 2018 (arXiv:1712.05877), section 3.2; PyTorch's torch/nn/utils/fusion.py, fuse_conv_bn_weights.
     """
-    _check_activation(bn, activation, bn_first)
+    _check_layer(bn, activation, bn_first)
     weight = _weight(weight)
     if weight.ndim < 3:
         cause = ": for a linear layer call fold_linear" if weight.ndim == 2 else ""
         raise ValueError(f"weight has shape {weight.shape}, expected at least 3 axes, features and kernel{cause}")
     _check_groups(groups, weight, transposed)
     if bn_first:
-        _refuse_border(_affine(bn)[1], weight.shape[2:], transposed, padding, padding_mode)
+        _refuse_border(bn.as_affine()[1], weight.shape[2:], transposed, padding, padding_mode)
     return _fold(weight, bias, bn, bn_first, transposed, groups)
 
 
 def _fold(weight, bias, bn, bn_first, transposed, groups):
     """Every weight as (groups, out, in, kernel), where the two formulas are the same for all layers."""
-    scale, shift = _affine(bn)
+    scale, shift = bn.as_affine()
     a = weight.astype(np.float64)
     a = a.reshape(groups, weight.shape[0] // groups, weight.shape[1], math.prod(weight.shape[2:]))
     a = a.swapaxes(1, 2) if transposed else a
@@ -97,20 +97,11 @@ def _fold(weight, bias, bn, bn_first, transposed, groups):
     return _rounded(a, weight.dtype, "weight"), _rounded(b, weight.dtype, "bias")
 
 
-def _affine(bn):
-    _check_layer(bn)
-    return bn.as_affine()
-
-
-def _check_layer(bn):
+def _check_layer(bn, activation, bn_first):
+    """Weights hold no activation: whether the caller knows that bn's is not in them."""
     if not isinstance(bn, BatchNorm):
         raise TypeError(f"bn is a {type(bn).__name__}, expected a fastbn.BatchNorm: BatchNorm.from_torch makes one "
                         "of a PyTorch module")
-
-
-def _check_activation(bn, activation, bn_first):
-    """Weights hold no activation: whether the caller knows that bn's is not in them."""
-    _check_layer(bn)
     if activation not in (None, "separate"):
         raise ValueError(f"activation is {activation!r}, expected None or 'separate'")
     if bn.activation is None:
@@ -124,11 +115,7 @@ def _check_activation(bn, activation, bn_first):
 
 
 def _floats(value, name):
-    """as_data that takes half types too."""
-    a = value if isinstance(value, np.ndarray) else as_array(value)
-    if _checks.is_half(a.dtype) and not isinstance(a, (np.ma.MaskedArray, np.matrix)):
-        return np.asarray(a)
-    return _checks.as_data(a, name)
+    return _checks.as_data(value if isinstance(value, np.ndarray) else as_array(value), name)
 
 
 def _weight(value):

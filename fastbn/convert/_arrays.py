@@ -9,6 +9,11 @@ def belongs(value, *packages):
     return any(str(cls.__module__).partition(".")[0] in packages for cls in type(value).__mro__)
 
 
+def is_a(value, name, package):
+    """Whether a class of this name, of the package or a module in it, is among value's classes."""
+    return any(cls.__name__ == name and f"{cls.__module__}.".startswith(f"{package}.") for cls in type(value).__mro__)
+
+
 def as_array(value):
     """The numbers of a tensor, variable, parameter, array or list; half types widened to float32, which loses nothing.
 

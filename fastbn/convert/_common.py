@@ -21,7 +21,7 @@ def build(cls, arrays, names, settings, given, *, batches=0, training=True, feat
     """
     settings = _merged(settings, given)
     arrays = _checked(arrays, names, settings["axis"])
-    settings.setdefault("dtype", _wider(arrays))
+    settings.setdefault("dtype", np.result_type(np.float32, *(a.dtype for a in arrays.values())))
     momentum = _checks.momentum(settings["momentum"])
     if "momentum" not in given:
         settings["momentum"] = 0.9
@@ -58,10 +58,6 @@ def _checked(arrays, names, axis):
     return {key: a.reshape(-1) for key, a in found.items()}
 
 
-def _wider(arrays):
-    return np.float64 if any(a.dtype == np.float64 for a in arrays.values()) else np.float32
-
-
 def complement(momentum):
     """1 - momentum, in decimal, so that 0.1 gives 0.9 and 0.9 gives 0.1. None (a cumulative average) stays None."""
     return None if momentum is None else float(1 - decimal.Decimal(repr(float(momentum))))
@@ -88,17 +84,14 @@ def outgoing(layer, names):
     return {their: a.copy() for their, a in found.items() if a is not None}
 
 
-def require_statistics(layer, framework):
-    if layer.running_mean is None:
-        raise RuntimeError("this layer has no running statistics (track_running_stats=False), which a batch norm of "
-                           f"{framework} always has")
-
-
-def check_training(layer, framework, renorm=False):
+def check_layer(layer, framework, *, renorm=False, statistics=True):
     """Refuses a layer whose inference would be another there; of one in training mode, warns of training that would.
 
-    renorm: whether the framework's layer has renormalization too.
+    renorm: whether the framework's layer has renormalization too; statistics: whether it always has running ones.
     """
+    if statistics and layer.running_mean is None:
+        raise RuntimeError("this layer has no running statistics (track_running_stats=False), which a batch norm of "
+                           f"{framework} always has")
     if layer.use_batch_stats and layer.running_mean is not None:
         raise ValueError("use_batch_stats is True: inference takes the batch's statistics, which would be lost; set it "
                          f"to None first, for the running statistics that a batch norm of {framework} takes")
@@ -120,25 +113,25 @@ def require_momentum(layer, framework):
     return layer.momentum
 
 
-def pairs(layer, targets, names):
-    """[(target, value), ...] for the arrays of a framework's layer, with every check made and nothing written.
+def pairs(layer, target, names):
+    """[(variable, value), ...] for the arrays of a framework's layer, with every check made and nothing written.
 
-    targets: {"gamma", ...: variable or None}. What the target has and the layer lacks becomes 1 or 0, which changes
-        nothing.
+    names: {"gamma", ...: the target's attribute, a variable or None}. What the target has and the layer lacks becomes
+        1 or 0, which changes nothing.
     """
     result = []
-    for key, target in targets.items():
-        value = getattr(layer, key)
-        if target is None and value is not None:
-            raise ValueError(f"this layer has a {key} and the target no {names[key]}: it was made without, and would "
+    for key, name in names.items():
+        value, variable = getattr(layer, key), getattr(target, name)
+        if variable is None and value is not None:
+            raise ValueError(f"this layer has a {key} and the target no {name}: it was made without, and would "
                              "compute something else")
-        if target is None:
+        if variable is None:
             continue
         if value is None and key not in _NEUTRAL:
-            raise RuntimeError(f"this layer has no {key} (track_running_stats=False) and the target a {names[key]}")
-        if math.prod(target.shape) != layer.num_features:
-            raise ValueError(f"the target's {names[key]} has shape {tuple(target.shape)}, expected "
+            raise RuntimeError(f"this layer has no {key} (track_running_stats=False) and the target a {name}")
+        if math.prod(variable.shape) != layer.num_features:
+            raise ValueError(f"the target's {name} has shape {tuple(variable.shape)}, expected "
                              f"{layer.num_features} entries, one for each feature of this layer")
         value = np.full(layer.num_features, _NEUTRAL[key], layer.dtype) if value is None else value
-        result.append((target, value.reshape(tuple(target.shape))))
+        result.append((variable, value.reshape(tuple(variable.shape))))
     return result

@@ -1,9 +1,11 @@
 """Chainer: chainer.links.BatchNormalization, or a dict of its arrays."""
 import numpy as np
 
-from ._common import build, check_training, missing, outgoing, pairs, prefixed, require_statistics
+from ._arrays import is_a
+from ._common import build, check_layer, missing, outgoing, pairs, prefixed
 
 _NAMES = {"gamma": "gamma", "beta": "beta", "running_mean": "avg_mean", "running_var": "avg_var"}
+_LINK = "BatchNormalization", "chainer.links"
 _DEFAULTS = {"axis": 1, "eps": 2e-5, "momentum": 0.9, "ddof": 1}
 
 
@@ -26,7 +28,7 @@ def from_chainer(cls, source, *, prefix="", **settings):
     Source: Chainer, chainer/links/normalization/batch_normalization.py; for avg_var `adjust` in
         chainer/functions/normalization/batch_normalization.py (GeneralBatchNormalizationImpl.forward).
     """
-    if _is_link(source):
+    if is_a(source, *_LINK):
         if prefix:
             raise ValueError(f"prefix is {prefix!r} and source a link, expected no prefix: it is for dicts")
         _check_initialized(source, "source")
@@ -37,11 +39,6 @@ def from_chainer(cls, source, *, prefix="", **settings):
     rank = np.ndim(arrays["running_mean"])
     own = _DEFAULTS | {"axis": 1 if rank <= 1 else tuple(range(1, rank + 1))}
     return build(cls, arrays, _NAMES, own, settings, batches=batches)
-
-
-def _is_link(source):
-    return any(cls.__name__ == "BatchNormalization" and cls.__module__.startswith("chainer.links")
-               for cls in type(source).__mro__)
 
 
 def _check_initialized(link, argument):
@@ -92,8 +89,7 @@ def to_chainer(self, target=None, *, prefix=""):
     (no running statistics).
     Source: Chainer, chainer/links/normalization/batch_normalization.py.
     """
-    require_statistics(self, "Chainer")
-    check_training(self, "Chainer")
+    check_layer(self, "Chainer")
     seen = self.num_batches_tracked if self.momentum is None else 0
     if target is not None:
         return _fill(self, target, prefix, seen)
@@ -103,13 +99,12 @@ def to_chainer(self, target=None, *, prefix=""):
 
 
 def _fill(layer, link, prefix, seen):
-    if not _is_link(link):
+    if not is_a(link, *_LINK):
         raise TypeError(f"target is a {type(link).__name__}, expected a chainer.links.BatchNormalization")
     if prefix:
         raise ValueError(f"prefix is {prefix!r} and target a link, expected no prefix: it is for dicts")
     _check_initialized(link, "target")
-    targets = {"gamma": link.gamma, "beta": link.beta, "running_mean": link.avg_mean, "running_var": link.avg_var}
-    for target, value in pairs(layer, targets, _NAMES):
+    for target, value in pairs(layer, link, _NAMES):
         (target if isinstance(target, np.ndarray) else target.array)[...] = value
     link.N, link.eps = seen, layer.eps
     link.decay = link.decay if layer.momentum is None else layer.momentum

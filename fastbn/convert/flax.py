@@ -3,10 +3,12 @@ import sys
 
 import numpy as np
 
-from ._common import build, check_training, outgoing, pairs, require_momentum, require_statistics
+from ._arrays import is_a
+from ._common import build, check_layer, outgoing, pairs, require_momentum
 
 _NAMES = {"gamma": "scale", "beta": "bias", "running_mean": "mean", "running_var": "var"}
 _COLLECTIONS = {"scale": "params", "bias": "params", "mean": "batch_stats", "var": "batch_stats"}
+_NNX = "BatchNorm", "flax.nnx"
 _DEFAULTS = {"axis": -1, "eps": 1e-5, "momentum": 0.99, "ddof": 0}
 
 
@@ -29,7 +31,7 @@ def from_flax(cls, source, module=None, *, prefix="", **settings):
     Raises TypeError, ValueError (entries missing, misshapen).
     Source: Flax, flax/linen/normalization.py (class BatchNorm, function _compute_stats), flax/nnx/nn/normalization.py.
     """
-    if _is_nnx(source):
+    if is_a(source, *_NNX):
         if prefix or module is not None:
             raise ValueError("source is an nnx.BatchNorm, expected neither module nor prefix: they are for variables")
         arrays, module = {key: getattr(source, name) for key, name in _NAMES.items()}, source
@@ -39,18 +41,10 @@ def from_flax(cls, source, module=None, *, prefix="", **settings):
     return build(cls, arrays, _NAMES, own, settings, training=not frozen)
 
 
-def _is_class(value, package):
-    return any(cls.__name__ == "BatchNorm" and cls.__module__.startswith(package) for cls in type(value).__mro__)
-
-
-def _is_nnx(value):
-    return _is_class(value, "flax.nnx")
-
-
 def _settings_of(module):
     if module is None:
         return dict(_DEFAULTS), False
-    if not _is_nnx(module) and not _is_class(module, "flax.linen"):
+    if not is_a(module, *_NNX) and not is_a(module, "BatchNorm", "flax.linen"):
         raise TypeError(f"module is a {type(module).__name__}, expected a flax.linen.BatchNorm")
     axis = module.axis if isinstance(module.axis, int) else tuple(module.axis)
     own = {"axis": axis, "eps": module.epsilon, "momentum": module.momentum, "ddof": 0}
@@ -106,8 +100,7 @@ def to_flax(self, target=None, *, prefix=""):
     as it was), RuntimeError (no running statistics).
     Source: Flax, flax/linen/normalization.py, flax/nnx/nn/normalization.py.
     """
-    require_statistics(self, "Flax")
-    check_training(self, "Flax")
+    check_layer(self, "Flax")
     if target is not None:
         return _fill(self, target, prefix)
     variables = {"params": {}, "batch_stats": {}}
@@ -120,14 +113,14 @@ def to_flax(self, target=None, *, prefix=""):
 
 
 def _fill(layer, target, prefix):
-    if not _is_nnx(target):
+    if not is_a(target, *_NNX):
         raise TypeError(f"target is a {type(target).__name__}, expected an nnx.BatchNorm: linen modules hold no "
                         "arrays, call to_flax() for variables")
     if prefix:
         raise ValueError(f"prefix is {prefix!r} and target an nnx.BatchNorm, expected no prefix: it is for variables")
     momentum = require_momentum(layer, "Flax")
     jax = sys.modules["jax"]
-    for variable, value in pairs(layer, {key: getattr(target, name) for key, name in _NAMES.items()}, _NAMES):
+    for variable, value in pairs(layer, target, _NAMES):
         variable[...] = jax.numpy.asarray(np.array(value), variable.dtype)
     target.momentum, target.epsilon = momentum, layer.eps
     return target

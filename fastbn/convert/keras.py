@@ -5,7 +5,7 @@ import warnings
 import numpy as np
 
 from ._arrays import belongs
-from ._common import build, check_training, outgoing, pairs, require_momentum, require_statistics
+from ._common import build, check_layer, outgoing, pairs, require_momentum
 
 _NAMES = {"gamma": "gamma", "beta": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
 _DEFAULTS = {"axis": -1, "momentum": 0.99, "epsilon": 1e-3, "center": True, "scale": True, "renorm": False,
@@ -125,8 +125,7 @@ def to_keras(self, target=None):
     was), RuntimeError (no running statistics).
     Source: Keras, keras/src/layers/normalization/batch_normalization.py.
     """
-    require_statistics(self, "Keras")
-    check_training(self, "Keras", renorm=target is None or getattr(target, "renorm", False))
+    check_layer(self, "Keras", renorm=target is None or getattr(target, "renorm", False))
     momentum = require_momentum(self, "Keras")
     if target is not None:
         return _fill(self, target, momentum)
@@ -158,7 +157,7 @@ def _fill(layer, target, momentum):
     if not _is_layer(target):
         raise TypeError(f"target is a {type(target).__name__}, expected a keras.layers.BatchNormalization")
     _check_built(target, "target")
-    for variable, value in pairs(layer, {key: getattr(target, name) for key, name in _NAMES.items()}, _NAMES):
+    for variable, value in pairs(layer, target, _NAMES):
         variable.assign(np.array(value))
     if getattr(target, "renorm", False):
         for name, value in _renorm_weights(layer).items():

@@ -2,7 +2,7 @@
 import numpy as np
 
 from .. import _checks
-from ._common import build, check_training, require_statistics
+from ._common import build, check_layer, outgoing
 
 _NAMES = {"gamma": "scale", "beta": "B", "running_mean": "mean", "running_var": "var"}
 _DEFAULTS = {"epsilon": 1e-5, "momentum": 0.9}
@@ -133,8 +133,7 @@ def to_onnx(self, *, opset=15):
     momentum None in training mode), RuntimeError (no running statistics).
     Source: ONNX, docs/Changelog.md, BatchNormalization-7, -9, -14 and -15.
     """
-    require_statistics(self, "ONNX")
-    check_training(self, "ONNX")
+    check_layer(self, "ONNX")
     opset = _opset(None, opset)
     if self.axis != 1:
         raise ValueError(f"axis is {self.axis}, expected 1: BatchNormalization has its features there; put a "
@@ -147,11 +146,5 @@ def to_onnx(self, *, opset=15):
                          "to a number, or call eval() first for an inference node")
     if opset >= 14:
         attributes["training_mode"] = int(self.training)
-    return attributes, _initializers(self)
-
-
-def _initializers(layer):
-    ones, zeros = np.ones(layer.num_features, layer.dtype), np.zeros(layer.num_features, layer.dtype)
-    return {"scale": ones if layer.gamma is None else layer.gamma.copy(),
-            "B": zeros if layer.beta is None else layer.beta.copy(),
-            "mean": layer.running_mean.copy(), "var": layer.running_var.copy()}
+    neutral = {"scale": np.ones(self.num_features, self.dtype), "B": np.zeros(self.num_features, self.dtype)}
+    return attributes, neutral | outgoing(self, _NAMES)

@@ -5,10 +5,11 @@ import sys
 import numpy as np
 
 from . import safetensors
-from ._arrays import belongs
-from ._common import build, check_training, complement, missing, outgoing, pairs, prefixed
+from ._arrays import belongs, is_a
+from ._common import build, check_layer, complement, missing, outgoing, pairs, prefixed
 
 _NAMES = {"gamma": "weight", "beta": "bias", "running_mean": "running_mean", "running_var": "running_var"}
+_MODULE = "_BatchNorm", "torch"
 _COUNTER = "num_batches_tracked"
 _DEFAULTS = {"axis": 1, "eps": 1e-5, "momentum": 0.9, "ddof": 1}
 
@@ -34,7 +35,7 @@ def from_torch(cls, source, prefix="", *, track_running_stats=True, **settings):
     """
     if isinstance(source, (str, os.PathLike)):
         arrays = safetensors.read(os.fspath(source), lambda keys: _keys(keys, prefix, track_running_stats))
-    elif hasattr(source, "keys") and not _is_layer(source):
+    elif hasattr(source, "keys") and not is_a(source, *_MODULE):
         arrays = {name: source[key] for name, key in _keys(source.keys(), prefix, track_running_stats).items()}
     else:
         return _from_module(cls, source, prefix, track_running_stats, settings)
@@ -53,12 +54,8 @@ def _keys(keys, prefix, tracks):
     return found
 
 
-def _is_layer(source):
-    return any(cls.__name__ == "_BatchNorm" and cls.__module__.startswith("torch.") for cls in type(source).__mro__)
-
-
 def _check_module(module, argument):
-    if not _is_layer(module):
+    if not is_a(module, *_MODULE):
         raise TypeError(f"{argument} is a {type(module).__name__}, expected a torch.nn.BatchNorm1d, 2d, 3d or "
                         "SyncBatchNorm, a dict of its arrays, or the path of a .safetensors file; of a network pass "
                         "net.get_submodule(name), or net.state_dict() with a prefix")
@@ -100,7 +97,7 @@ def to_torch(self, target=None, prefix=""):
     statistics for the target), OSError, ImportError.
     Source: PyTorch, torch/nn/modules/batchnorm.py.
     """
-    check_training(self, "PyTorch")
+    check_layer(self, "PyTorch", statistics=False)
     if target is not None and not isinstance(target, (str, os.PathLike)):
         return _fill(self, target, prefix)
     prefix = prefixed(prefix, ".")
@@ -117,7 +114,7 @@ def _fill(layer, module, prefix):
     if prefix:
         raise ValueError(f"prefix is {prefix!r} and target a module, expected no prefix: it is for dicts and files")
     torch = sys.modules["torch"]
-    for tensor, value in pairs(layer, {key: getattr(module, name) for key, name in _NAMES.items()}, _NAMES):
+    for tensor, value in pairs(layer, module, _NAMES):
         tensor.data.copy_(torch.tensor(value))
     if module.num_batches_tracked is not None:
         module.num_batches_tracked.fill_(layer.num_batches_tracked)

@@ -1,5 +1,5 @@
-"""What transform and inverse_transform compute: y = (x - mean) * gamma + beta of each feature."""
-from typing import NamedTuple
+"""What transform and inverse_transform compute: y = (x - mean) * gamma + beta of each feature, by linear."""
+import functools
 
 import numpy as np
 
@@ -9,29 +9,21 @@ from fastbn._standardizing import has_reciprocal, linear
 from . import _inputs
 
 
-class Line(NamedTuple):
-    """Vectors of float64, one entry for each feature. gamma, beta: None stands for ones and for zeros."""
-
-    mean: np.ndarray
-    gamma: np.ndarray | None
-    beta: np.ndarray | None
-
-    def __call__(self, x, out=None):
-        return linear(x, self.mean, self.gamma, self.beta, out=out)
-
-
 def standardizing(scaler, c, dtype):
     """y = (x - mean_) / scale_, or None where that is not to be had by a factor."""
     mean, scale = _parameters(scaler)
     if not (_fits(mean, c, dtype) and _fits(scale, c, dtype) and (scale is None or has_reciprocal(scale, dtype))):
         return None
-    return Line(np.zeros(c) if mean is None else mean, None if scale is None else 1.0 / scale, None)
+    return functools.partial(linear, mean=np.zeros(c) if mean is None else mean,
+                             gamma=None if scale is None else 1.0 / scale)
 
 
 def restoring(scaler, c, dtype):
     """y = x * scale_ + mean_, or None."""
     mean, scale = _parameters(scaler)
-    return Line(np.zeros(c), scale, mean) if _fits(mean, c, dtype) and _fits(scale, c, dtype) else None
+    if not (_fits(mean, c, dtype) and _fits(scale, c, dtype)):
+        return None
+    return functools.partial(linear, mean=np.zeros(c), gamma=scale, beta=mean)
 
 
 def _parameters(scaler):
@@ -58,7 +50,7 @@ def apply(line, x, in_place, checks):
 
 def _in_place(line, x):
     if x.flags.aligned and arrange(x, (1,)).view(x) is not None:
-        return line(x, x)
+        return line(x, out=x)
     for rows in _inputs.blocks_of(x):  # gaps between the entries of a row: a copy of some of them at a time
         x[rows] = line(x[rows])
     return x

@@ -19,20 +19,18 @@ from threadpoolctl import ThreadpoolController
 from fastbn._mapped import read_only
 from fastbn._moments import Moments
 from fastbn._streaming import moments_of_block
-from fastbn.sklearn._tables import float_type, refuse_empty, refuse_shape, weights_for
+from fastbn.sklearn._tables import float_type, names_of, refuse_empty, refuse_shape, weights_for
 
 _FAN_IN = 8
 
 
 def recognize(X):
     """A DaskSource for a Dask array or data frame, or None."""
-    arrays, frames = sys.modules.get("dask.array"), sys.modules.get("dask.dataframe")
-    if arrays is not None and isinstance(X, arrays.Array):
+    frames = sys.modules.get("dask.dataframe")
+    if isinstance(X, dask.array.Array):
         return DaskSource(X)
     if frames is not None and isinstance(X, frames.DataFrame):
-        names = list(X.columns)
-        are_strings = all(isinstance(name, str) for name in names)
-        return DaskSource(X.to_dask_array(), np.asarray(names, dtype=object) if are_strings else None)
+        return DaskSource(X.to_dask_array(), names_of(X))
     return None
 
 
@@ -153,8 +151,6 @@ def _moments(chunk, weights, row, column, features):
     chunk = np.asarray(chunk)
     chunk = chunk.astype(float_type(chunk.dtype), copy=False)
     weights = None if weights is None else weights_for(weights, len(chunk))
-    if not chunk.size:
-        return Moments(0, np.zeros(chunk.shape[1]), np.zeros(chunk.shape[1]))
     row = 0 if math.isnan(row) else row
     place = slice(row, row + len(chunk)), slice(column, column + chunk.shape[1])
     return moments_of_block(chunk, (1,), place, (row + len(chunk), features), weights=weights, name="X", num_threads=1)

@@ -13,12 +13,11 @@ import sys
 import numpy as np
 
 from fastbn._mapped import Pages, mapped_blocks, mapping_of, read_only
-from fastbn._moments import Moments
 from fastbn._npy import NpyFile
 from fastbn._progress import counted_bytes
 from fastbn._streaming import BLOCK_BYTES, moments_of_block, moments_of_blocks
 
-from ._tables import float_type, refuse_empty, refuse_shape, weights_for
+from ._tables import float_type, names_of, refuse_empty, refuse_shape, weights_for
 
 MAPPED_BYTES = 32 << 20  # a mapped array of fewer is read as any other
 
@@ -55,10 +54,11 @@ class MappedSource:
         """fastbn.Moments in one pass, of each feature: see fastbn._streaming."""
         refuse_empty(*self.array.shape)
         weights = weights_for(sample_weight, len(self.array))
+        blocks = ((index, self._of_float(block)) for index, block in mapped_blocks(self.array, self.n_features))
+        stored, computed = self.array.itemsize, self.dtype.itemsize  # the bar counts the bytes that are stored
         with counted_bytes("statistics", self.array.nbytes) as advance:
-            blocks = ((index, self._of_float(block)) for index, block in _counting(
-                mapped_blocks(self.array, self.n_features), advance))
-            return moments_of_blocks(blocks, self.array.shape, (1,), weights=weights, name=self.name, num_threads=1)
+            return moments_of_blocks(blocks, self.array.shape, (1,), weights=weights, name=self.name, num_threads=1,
+                                     advance=lambda nbytes: advance(nbytes * stored // computed))
 
     def map(self, function):
         """A new array of function(chunk) for chunks of rows, which function cannot write to."""
@@ -79,12 +79,6 @@ class MappedSource:
 
     def _of_float(self, chunk):
         return chunk.astype(self.dtype, copy=False)
-
-
-def _counting(blocks, advance):
-    for index, block in blocks:
-        yield index, block
-        advance(block.nbytes)
 
 
 def _mapped_file(path):
@@ -139,15 +133,13 @@ class IteratorSource:
             yield function(chunk) if len(chunk) else chunk.copy()
 
     def _moments_of(self, chunk, rows, weights):
-        c = chunk.shape[1]
-        if not chunk.size:
-            return Moments(0, np.zeros(c), np.zeros(c))
         if weights is not None and weights.ndim:
             weights = weights[rows:rows + len(chunk)]
             if len(weights) < len(chunk):
                 raise ValueError(f"sample_weight has {rows + len(weights)} entries, and the chunks have more rows: expected "
                                  "one for each sample")
         weights = weights_for(weights, len(chunk))
+        c = chunk.shape[1]
         place = slice(rows, rows + len(chunk)), slice(0, c)
         return moments_of_block(chunk, (1,), place, (rows + len(chunk), c), weights=weights, name="X")
 
@@ -160,7 +152,7 @@ class IteratorSource:
                 raise ValueError("X is an iterator that gave no chunk: was it gone through before, by fit perhaps? Pass a "
                                  "new one to each method") from None
             self._first = _table(chunk, 0)
-            self._about = self._first.shape[1], self._first.dtype, _names_of(chunk)
+            self._about = self._first.shape[1], self._first.dtype, names_of(chunk)
         return self._about
 
     def _chunks(self):
@@ -172,7 +164,7 @@ class IteratorSource:
             if table.shape[1] != self.n_features:
                 raise ValueError(f"chunk {number} of X (counted from 0) has {table.shape[1]} features, expected "
                                  f"{self.n_features}, as the first one has")
-            self._check_names(_names_of(chunk), number)
+            self._check_names(names_of(chunk), number)
             yield table
 
     def _check_names(self, names, number):
@@ -190,11 +182,3 @@ def _table(chunk, number):
     except (TypeError, ValueError) as error:
         kind = TypeError if isinstance(error, TypeError) else ValueError
         raise kind(f"chunk {number} of X (counted from 0): {error}") from error
-
-
-def _names_of(chunk):
-    """The column names of a data frame where all are strings, or None."""
-    names = getattr(chunk, "columns", None)
-    if names is None or not all(isinstance(name, str) for name in names):
-        return None
-    return np.asarray(list(names), dtype=object)

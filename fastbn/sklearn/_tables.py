@@ -15,16 +15,24 @@ def float_type(dtype):
 
 def refuse_empty(rows, columns):
     """With scikit-learn's words."""
-    if not rows:
-        raise ValueError(f"Found array with 0 sample(s) (shape=({rows}, {columns})) while a minimum of 1 is required")
-    if not columns:
-        raise ValueError(f"Found array with 0 feature(s) (shape=({rows}, {columns})) while a minimum of 1 is required")
+    for number, what in ((rows, "sample"), (columns, "feature")):
+        if not number:
+            raise ValueError(f"Found array with 0 {what}(s) (shape=({rows}, {columns})) while a minimum of 1 is "
+                             "required")
 
 
 def refuse_shape(shape):
     if len(shape) != 2:
         raise ValueError(f"Expected 2D array, got {len(shape)}D array instead: X has shape {shape}, expected (samples, "
                          "features)")
+
+
+def names_of(table):
+    """The column names of a data frame where all are strings, or None."""
+    names = getattr(table, "columns", None)
+    if names is None or not all(isinstance(name, str) for name in names):
+        return None
+    return np.asarray(list(names), dtype=object)
 
 
 def weights_for(sample_weight, rows):

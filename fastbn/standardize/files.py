@@ -1,7 +1,6 @@
 """Standardizes a .npy file into another, in two passes, or in one where the statistics are given."""
 import contextlib
 import errno
-import math
 import os
 import shutil
 from typing import NamedTuple
@@ -106,9 +105,9 @@ def _new_file(path, nbytes, overwrite):
 
 
 def _statistics_of(file, shape, axes, progress):
-    blocks = file.blocks(shape, _features(shape, axes))
     with counted_bytes("statistics", file.nbytes, progress) as advance:
-        found = moments_of_blocks(blocks, shape, axes, name=file.path, advance=advance, num_threads=1)
+        found = moments_of_blocks(file.blocks(shape, axes), shape, axes, name=file.path, advance=advance,
+                                  num_threads=1)
     return Statistics.of_moments(found, axes)
 
 
@@ -118,14 +117,10 @@ def _write(file, shape, axes, statistics, out, progress, is_new):
     mean, scale = statistics.mean.reshape(sizes), statistics.scale.reshape(sizes)
     file.write_header(out)
     with counted_bytes("standardizing", file.nbytes, progress) as advance:
-        for index, block in file.blocks(shape, _features(shape, axes)):
+        for index, block in file.blocks(shape, axes):
             at = tuple(index[i] for i in axes)
             if is_new:
                 refuse_infinite(block, axes, index, shape, file.path)
             standardize_into(block, mean[at].ravel(), scale[at].ravel(), out=block, axis=axes, num_threads=1)
             out.write(block if block.flags.c_contiguous else block.T)
             advance(block.nbytes)
-
-
-def _features(shape, axes):
-    return math.prod(shape[i] for i in axes)
