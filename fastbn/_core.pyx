@@ -11,7 +11,7 @@ cimport cython
 cimport numpy as cnp
 from libc.math cimport INFINITY, sqrt
 from libc.stdint cimport uint16_t, uint64_t
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 cnp.import_array()
 

@@ -54,7 +54,7 @@ def batch_norm_double_backward(ddx, ddgamma, ddbeta, dy, saved, *, needs=_RESULT
     if saved.extras is not None:
         raise ValueError("saved is of a call with an activation, a residual, weights or missing entries, expected plain batch "
                          "normalization: the gradient of such a backward is not offered")
-    x, threads, c = saved.x, _checks.threads(num_threads), saved.mean.size
+    x, threads, c = saved.input(), _checks.threads(num_threads), saved.mean.size
     dy, ddx = like_input(dy, "dy", x), None if ddx is None else like_input(ddx, "ddx", x)
     ddgamma, ddbeta = (_checks.parameter(value, name, c, np.dtype(np.float64))
                        for value, name in ((ddgamma, "ddgamma"), (ddbeta, "ddbeta")))

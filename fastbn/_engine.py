@@ -165,7 +165,8 @@ def general_backward(saved, dy, out, needs, num_threads):
 
 def gradients(dy, saved, out, needs, threads):
     """batch_norm_backward after its checks, but for that of `out`."""
-    x, extras = saved.x, saved.extras or _extras.NONE
+    x, extras = saved.input(), saved.extras or _extras.NONE
+    extras.refuse_changed(x)
     extras.refuse_in_place(saved)
     wants_dgamma, wants_dbeta = "dgamma" in needs or "dvar" in needs, "dbeta" in needs or "dmean" in needs
     uses_x = wants_dgamma or not saved.frozen or extras.activation.name is not None

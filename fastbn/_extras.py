@@ -45,6 +45,13 @@ class Extras(NamedTuple):
         """(count, squares) as Moments have them, of a feature's so many entries."""
         return (entries, None) if self.weights is None else self.weights.counted()
 
+    def refuse_changed(self, x):
+        """Where an array that backward reads is not like x any more."""
+        for name, a in (("residual", self.residual), ("y", self.written)):
+            if a is not None and (a.shape != x.shape or a.dtype != x.dtype):
+                raise RuntimeError(f"the {name} of the forward call has shape {a.shape} and dtype {a.dtype}, expected {x.shape} "
+                                   f"and {x.dtype}, those of x: it was changed in place")
+
     def refuse_in_place(self, saved):
         """Where x was overwritten and y does not tell it."""
         if saved.holds_y and (self.has_residual or not self.activation.inverts):

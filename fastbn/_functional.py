@@ -173,7 +173,7 @@ def batch_norm_backward(dy, saved, *, out=None, needs=RESULTS, num_threads=None,
                         "batch_norm_inference(..., return_saved=True) returned")
     results = (*RESULTS, "dresidual") if saved.extras is not None and saved.extras.has_residual else RESULTS
     needs = results if needs is RESULTS else needed(needs, results + _OF_STATISTICS)
-    threads, dy = _checks.threads(num_threads), like_input(dy, "dy", saved.x)
+    threads, dy = _checks.threads(num_threads), like_input(dy, "dy", saved.input())
     if out is not None and "dx" not in needs:
         raise ValueError(f"out is given, but needs is {tuple(needs)}: dx is not computed")
     _refuse_statistics(needs, saved)

@@ -85,6 +85,13 @@ cdef class Extra:
     cdef fastbn_extra c_extra
     cdef fastbn_weights c_weights
 
+    cdef int check_weights(self, const fastbn_shape *shape) except -1:
+        cdef int kind = cnp.NPY_FLOAT64 if shape.dtype == FASTBN_FLOAT64 else cnp.NPY_FLOAT32
+        if self.weights is not None and (not is_vector_of(self.weights, shape.n * shape.s, kind)):
+            raise ValueError(f"the weights are no plain array of {shape.n * shape.s} entries of the arithmetic's type")
+        read_pointer(self.counts, shape)
+        return 0
+
     def __init__(self, int activation=0, double slope=0, *, cnp.ndarray residual=None, cnp.ndarray dresidual=None,
                  cnp.ndarray written=None, bint inverts=False, cnp.ndarray weights=None, double total=0,
                  const double[::1] counts=None):
@@ -100,7 +107,8 @@ cdef class Extra:
         self.c_weights.counts = &self.counts[0] if self.counts is not None else NULL
         return &self.c_weights
 
-    cdef int add_to(self, fastbn_params *params, cnp.ndarray x) except -1:
+    cdef int add_to(self, fastbn_params *params, const fastbn_shape *shape, cnp.ndarray x) except -1:
+        self.check_weights(shape)
         check_data(self.residual, x, False)
         check_data(self.written, x, False)
         check_data(self.dresidual, x, True)
@@ -120,12 +128,14 @@ cdef fastbn_params params_of(const fastbn_shape *shape, const double[::1] gamma,
     params.gamma, params.beta, params.dtype = read_pointer(gamma, shape), read_pointer(beta, shape), FASTBN_FLOAT64
     params.activation, params.slope, params.extra = FASTBN_IDENTITY, 0, NULL
     if extra is not None:
-        extra.add_to(&params, x)
+        extra.add_to(&params, shape, x)
     return params
 
 
 def moments(cnp.ndarray x not None, Extra extra, double[::1] mean not None, double[::1] m2 not None, int threads):
     cdef fastbn_shape shape = shape_of(x)
+    if extra is not None:
+        extra.check_weights(&shape)
     call_moments(&shape, input_of(x), NULL if extra is None else extra.weights_for_c(), write_pointer(mean, &shape),
                  write_pointer(m2, &shape), threads)
 
@@ -189,6 +199,8 @@ def double_backward(cnp.ndarray x, cnp.ndarray dy not None, cnp.ndarray ddx, con
 def round_f32(const double[::1] a not None, float[::1] rounded not None):
     """Without NumPy's warning where a float32 overflows."""
     cdef Py_ssize_t i
+    if a.shape[0] != rounded.shape[0]:
+        raise ValueError(f"{a.shape[0]} numbers do not round to {rounded.shape[0]}")
     for i in range(a.shape[0]):
         rounded[i] = <float> a[i]
 

@@ -36,6 +36,11 @@ def slices_of(x, axes, size):
     return [slice(first, first + size) for first in range(0, max(len(x), 1), size)]
 
 
+def part_of(a, s):
+    """The slice s of an array; where that is all, the array itself, whose changes a view would not see."""
+    return a if s == slice(None) else a[s]
+
+
 def into(compute, x, out, axes):
     """compute(x, out), whose results begin with what was written to out, a slice; gives the other results.
 
@@ -61,6 +66,15 @@ class GhostSaved(Composite):
 
     def __init__(self, x, axes, slices, parts, narrow, omits):
         self.x, self.axes, self.slices, self.parts, self.narrow, self.omits = x, axes, slices, parts, narrow, omits
+
+    def input(self):
+        """x. Raises RuntimeError where it has not the shape and dtype of the forward call."""
+        for part, s in zip(self.parts, self.slices):
+            x = part.input()
+            if self.x.dtype != x.dtype or self.x[s].shape != x.shape:
+                raise RuntimeError(f"saved.x has shape {self.x.shape} and dtype {self.x.dtype}, of which {x.shape} and {x.dtype} "
+                                   "was no slice in the forward call: was it changed in place?")
+        return self.x
 
     extras = property(lambda self: self.parts[0].extras)
     mean = property(lambda self: np.stack([part.mean for part in self.parts]))

@@ -196,6 +196,7 @@ class BatchNorm(_core.LayerBase, Running, Switches, Options, Conversions):
         if like is not None or _dlpack.concerns(x, out):
             plainly = functools.partial(BatchNorm.forward, self)
             return _dlpack.calling(plainly, {"x": x, **more}, like, out, update=update)
+        self._check_arrays()
         x = _checks.batch(x)
         axes = normalize_axes(self.axis, x.ndim)
         _checks.features(x, axes, self.num_features)
@@ -275,7 +276,7 @@ class BatchNorm(_core.LayerBase, Running, Switches, Options, Conversions):
         learns = self._parameter_gradients
         needs = ["dx"] + ["dgamma"] * (self._scale and learns) + ["dbeta"] * (self._center and learns)
         needs += ["dresidual"] * (self._saved.extras is not None and self._saved.extras.has_residual)
-        dy = like_input(dy, "dy", self._saved.x)
+        dy = like_input(dy, "dy", self._saved.input())
         dx, dgamma, dbeta, *dresidual = backward_of(self._saved, dy, out, needs, None)
         self._saved = None
         self.dgamma = None if dgamma is None else dgamma.astype(self.dtype, copy=False)
@@ -357,7 +358,8 @@ class BatchNorm(_core.LayerBase, Running, Switches, Options, Conversions):
         for name, value in slots.items():
             setattr(self, name, value)
         self._set_keeps_input(keeps_input)
-        self._set_arrays(**arrays)
+        self._set_arrays(**{name: _checks.parameter(a, _state.PUBLIC_NAMES.get(name, name), self.num_features, self.dtype)
+                            for name, a in arrays.items()})
         self.activation = self.activation
         self._choose_way()
 

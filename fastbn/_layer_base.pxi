@@ -102,6 +102,15 @@ cdef class LayerBase:
         self.dgamma, self.dbeta = found[1], found[2]
         return found[0]
 
+    def _check_arrays(self):
+        """Raises RuntimeError where an array is not what the layer made or was given: its owner can change it in place."""
+        for name, a in (("gamma", self.gamma_array), ("beta", self.beta_array), ("running_mean", self.mean_array),
+                        ("running_var", self.var_array)):
+            if not is_vector_of(a, self.num_features, self.kind()):
+                raise RuntimeError(f"{name} has shape {a.shape}, dtype {a.dtype} and strides {a.strides}, expected a contiguous "
+                                   f"array of shape ({self.num_features},) and dtype {'float64' if self.is_double else 'float32'}"
+                                   ": it was changed in place; assign another array in place of that")
+
     # What the subclass sets; it has checked the values.
 
     def _set_num_features(self, Py_ssize_t c):
@@ -148,8 +157,10 @@ cdef class LayerBase:
                 self.beta_array = a
             elif name == "mean":
                 self.mean_array = a
-            else:
+            elif name == "var":
                 self.var_array = a
+            else:
+                raise ValueError(f"a layer has no array {name}")
             if a is not None:
                 self.is_double = cnp.PyArray_TYPE(<cnp.ndarray> a) == cnp.NPY_FLOAT64
 

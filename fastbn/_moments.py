@@ -159,6 +159,8 @@ class Moments:
     @staticmethod
     def merge_all(parts):
         """The moments of all the entries of several Moments: neighbours are merged, then theirs."""
+        for part in parts:
+            part.check(parts[0].mean.size)
         counts = np.stack([np.broadcast_to(np.asarray(part.count, float), part.mean.shape) for part in parts])
         mean, M2 = np.stack([part.mean for part in parts]), np.stack([part.M2 for part in parts])
         return Moments.of_arrays(sum(part.count for part in parts), *merge_rows(counts, mean, M2)[1:],

@@ -58,6 +58,7 @@ class Running:
         if not self._tracks:
             raise RuntimeError("this layer has no running statistics: it was made with track_running_stats=False")
         moments.check(self.num_features)
+        self._check_arrays()
 
     # ---- modes ----
 

@@ -10,6 +10,9 @@ def offer_moments(function):
 
 
 cdef enum:
+    MOST_DIMS = 64  # of an array of NumPy
+
+cdef enum:
     MEAN, VAR, RSTD, GAMMA, BETA, SAVED_ROWS
 
 
@@ -34,6 +37,9 @@ cdef class Saved:
     cdef public cnp.ndarray x  # whoever keeps x himself may take it out, and put it back for backward
     cdef readonly bint frozen, holds_y
     cdef readonly cnp.npy_intp entries  # of each feature
+    # What x was in the forward call: whoever holds it can change its shape and type in place.
+    cdef int ndim, kind
+    cdef cnp.npy_intp[MOST_DIMS] dims
     cdef cnp.ndarray rows    # (SAVED_ROWS, C), float64, in one allocation; a view of a row is made when asked for
     cdef bint has_gamma, has_beta
     cdef bint beta_has_gradient_kind  # or there is none
@@ -59,6 +65,8 @@ cdef class Saved:
         self.rows = cnp.PyArray_EMPTY(2, shape, cnp.NPY_FLOAT64, 0)
         self.x, self.frozen, self.holds_y = x, frozen, in_place
         self.entries = cnp.PyArray_SIZE(x) // c if c else 0
+        self.ndim, self.kind = cnp.PyArray_NDIM(x), cnp.PyArray_TYPE(x)
+        memcpy(self.dims, cnp.PyArray_DIMS(x), self.ndim * sizeof(cnp.npy_intp))
         self.has_gamma, self.has_beta = gamma is not None, beta is not None
         self.gradient_kind = cnp.PyArray_TYPE(<cnp.ndarray> gamma if gamma is not None else x)
         if not is_real(self.gradient_kind):
@@ -78,6 +86,22 @@ cdef class Saved:
         params.dtype = FASTBN_FLOAT64
         params.activation, params.slope, params.extra = FASTBN_IDENTITY, 0, NULL
         return params
+
+    cdef bint has_input(self) noexcept:
+        """Whether x is there, with the shape and type of the forward call."""
+        cdef cnp.ndarray x = self.x
+        return (x is not None and cnp.PyArray_TYPE(x) == self.kind and cnp.PyArray_NDIM(x) == self.ndim
+                and cnp.PyArray_CompareLists(self.dims, cnp.PyArray_DIMS(x), self.ndim))
+
+    def input(self):
+        """x. Raises RuntimeError where it is not what it was in the forward call."""
+        cdef object x = self.x  # whose attributes are Python's
+        if not self.has_input():
+            now = "is None" if x is None else f"has shape {x.shape} and dtype {x.dtype}"
+            then = tuple([self.dims[i] for i in range(self.ndim)])
+            raise RuntimeError(f"saved.x {now}, expected shape {then} and dtype {cnp.PyArray_DescrFromType(self.kind)}, those "
+                               "of the forward call: was it changed in place? Pass a copy of x to the forward call")
+        return x
 
     @property
     def mean(self):

@@ -11,7 +11,8 @@ PUBLIC_NAMES = {"gamma": "gamma", "beta": "beta", "mean": "running_mean", "var":
 
 
 def arrays(layer):
-    """The layer's own arrays by internal name, those that it has."""
+    """The layer's own arrays by internal name, those that it has. Raises RuntimeError (they were changed in place)."""
+    layer._check_arrays()
     found = {name: getattr(layer, public) for name, public in PUBLIC_NAMES.items()}
     return {name: a for name, a in found.items() if a is not None}
 

@@ -78,7 +78,7 @@ class _Total:
     def __init__(self, shape, axes, counts):
         sizes = [shape[i] for i in axes]
         self.axes, self.entries = axes, math.prod(shape) // math.prod(sizes) if math.prod(sizes) else 0
-        self.count, self.mean, self.M2 = np.zeros(sizes, counts), np.zeros(sizes), np.zeros(sizes)
+        (self.count, self.squares), (self.mean, self.M2) = np.zeros((2, *sizes), counts), np.zeros((2, *sizes))
 
     def add(self, index, found):
         at = tuple(index[i] for i in self.axes)
@@ -87,13 +87,14 @@ class _Total:
         self.mean[at], self.M2[at] = merged(self.count[at], self.mean[at], self.M2[at],
                                             count, found.mean.reshape(shape), found.M2.reshape(shape))
         self.count[at] += count.astype(self.count.dtype)
+        self.squares[at] += np.broadcast_to(found.squares, found.mean.shape).reshape(shape).astype(self.count.dtype)
 
     def moments(self, whole):
         """whole: whether the count is a single one where every entry was counted."""
-        count = self.count.ravel()
+        count, squares = self.count.ravel(), self.squares.ravel()
         if whole and (count == self.entries).all():
-            count = self.entries
-        return Moments.of_arrays(count, self.mean.ravel(), self.M2.ravel())
+            count = squares = self.entries
+        return Moments.of_arrays(count, self.mean.ravel(), self.M2.ravel(), squares)
 
 
 def moments_of_block(block, axes, index, shape, *, weights=None, name="x", num_threads=None):

@@ -125,7 +125,7 @@ def _fused(x, axes, gamma, beta, eps, y, threads, slices, variant, more):
     for s in slices:
         def compute(x, y):
             return _plainly(x, axes, gamma, beta, eps, y, threads, more.extras(x, s), omits)
-        parts += _ghost.into(compute, x[s], y[s], axes)
+        parts += _ghost.into(compute, _ghost.part_of(x, s), _ghost.part_of(y, s), axes)
     _refuse_nan(x, axes, parts, variant)
     return parts
 
@@ -139,7 +139,7 @@ def _after_moments(x, axes, gamma, beta, eps, y, threads, slices, variant, more)
     for (batch, extras), s in zip(found, slices):
         def compute(x, y):
             return normalize_by_moments(x, axes, batch, gamma, beta, eps, y, threads, variant, extras)
-        parts += _ghost.into(compute, x[s], y[s], axes)
+        parts += _ghost.into(compute, _ghost.part_of(x, s), _ghost.part_of(y, s), axes)
     return parts
 
 

@@ -158,7 +158,7 @@ def test_weights(rng, x, columns, kind, missing):
     assert found.count.dtype == np.float64
     np.testing.assert_allclose(found.count, whole.count, rtol=1e-6)  # weights of float32 data are summed as float32
     np.testing.assert_allclose(found.mean, whole.mean, rtol=1e-6)
-    np.testing.assert_allclose(found.var(), whole.var(), rtol=1e-5)
+    np.testing.assert_allclose(found.var(1), whole.var(1), rtol=1e-5)
 
 
 @pytest.mark.parametrize("weights", [np.ones(ROWS - 1), da.ones(ROWS - 1), da.ones((ROWS, 1)), np.ones((ROWS, 1))])

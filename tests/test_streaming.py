@@ -109,7 +109,7 @@ def test_weights_of_blocks(rng, monkeypatch):
         found = _streaming.moments_of_blocks(_streaming.blocks_of(a, 6), a.shape, (1,), weights=weights)
         whole = fastbn.moments(a, weights=weights, nan_policy="omit")
         assert found.count.dtype == np.float64
-        for name in ("count", "mean", "M2"):
+        for name in ("count", "squares", "mean", "M2"):
             np.testing.assert_allclose(getattr(found, name), getattr(whole, name), rtol=1e-12)
 
 

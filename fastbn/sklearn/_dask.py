@@ -17,7 +17,7 @@ import numpy as np
 from threadpoolctl import ThreadpoolController
 
 from fastbn._mapped import read_only
-from fastbn._moments import Moments
+from fastbn._moments import Moments, by_feature
 from fastbn._streaming import moments_of_block
 from fastbn.sklearn._tables import float_type, names_of, refuse_empty, refuse_shape, weights_for
 
@@ -164,9 +164,9 @@ def _merged(parts):
 @dask.delayed
 def _side_by_side(parts):
     """Of several groups of features."""
+    count, squares = parts[0].count, parts[0].squares
+    if any(np.ndim(part.count) for part in parts):
+        parts = [by_feature(part) for part in parts]
+        count, squares = (np.concatenate([getattr(part, name) for part in parts]) for name in ("count", "squares"))
     mean, M2 = (np.concatenate([getattr(part, name) for part in parts]) for name in ("mean", "M2"))
-    counts = [part.count for part in parts]
-    if any(map(np.ndim, counts)):
-        counts = np.concatenate([np.broadcast_to(part.count, part.mean.shape) for part in parts])
-        return Moments.of_arrays(counts, mean, M2)
-    return Moments.of_arrays(counts[0], mean, M2)
+    return Moments.of_arrays(count, mean, M2, squares)
