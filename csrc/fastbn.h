@@ -26,7 +26,10 @@
  *    partial sums of a feature are about one pivot, so they simply add. A feature for which p turns out to be far from
  *    the mean (more than 1.4 standard deviations), or whose squares overflow or vanish, is computed again in double
  *    about its mean.
- *    Mean: within 1 float32 ulp of max(|mean|, std). Variance: relative error <= 1e-6. For mean / std up to 1e6.
+ *    Fewer than 64 entries of a feature are summed in double throughout.
+ *    Mean: within 1 float32 ulp of max(|mean|, std); up to 2.4 for 64 entries and more that repeat a pattern of a few values,
+ *    whose roundings are all alike. Variance: relative error <= 1e-6. For mean / std up to 1e6.
+ *    Where squares of float64 entries overflow, var is Inf, but y and rstd are what they should be.
  * 3. The mean is applied in two parts, hi = float(mean) and lo = mean - hi: y = (x - hi) * a + (beta - lo * a). A
  *    constant feature gives exactly beta.
  * 4. NaN and Inf stay in their feature. Subnormals are kept. The floating-point environment is never written.

@@ -113,12 +113,32 @@ static void least_params(struct fbn_job *job, int64_t first, int64_t end)
         job->lanes->round(1, &least, element(job, job->par[3], f));
 }
 
-static void inference_params(struct fbn_job *job, int64_t first, int64_t end)
+static void params_of_y(struct fbn_job *job, int64_t first, int64_t end)
 {
-    job->kernels->rstd(end - first, job->var + first, job->eps, job->rstd + first);
     affine_params(job, first, end, job->par);
     if (fbn_params_of(job) == 4)
         least_params(job, first, end);
+}
+
+static void inference_params(struct fbn_job *job, int64_t first, int64_t end)
+{
+    job->kernels->rstd(end - first, job->var + first, job->eps, job->rstd + first);
+    params_of_y(job, first, end);
+}
+
+/* Where squares of finite entries overflow double, the variance is Inf, but not its root, which this is from entries divided
+ * by 2^600. */
+static double rstd_of_huge(const struct fbn_job *job, int64_t f)
+{
+    const double unit = 0x1p-600, *weights = (const double *)job->weights;
+    const int64_t s = job->sums_plan.s;
+    double squares = 0.0;
+    for (int64_t entry = 0; entry < job->entries; entry++) {
+        double x = *(const double *)fbn_at(job->x, job->size, entry / s, f, entry % s), d = (x - job->mean[f]) * unit;
+        if (!weights || (weights[entry] != 0 && !(job->omits && x != x)))
+            squares += (weights ? weights[entry] : 1.0) * (d * d);
+    }
+    return unit / sqrt(squares * share_of(job, f));
 }
 
 static void training_params(struct fbn_job *job, int64_t first, int64_t end)
@@ -126,7 +146,11 @@ static void training_params(struct fbn_job *job, int64_t first, int64_t end)
     const double share = share_of(job, 0);
     for (int64_t f = first; f < end; f++)
         job->var[f] = job->m2[f] * (job->counts ? share_of(job, f) : share);
-    inference_params(job, first, end);
+    job->kernels->rstd(end - first, job->var + first, job->eps, job->rstd + first);
+    for (int64_t f = first; f < end; f++)
+        if (isinf(job->var[f]) && isfinite(job->mean[f]) && job->size == (int64_t)sizeof(double))
+            job->rstd[f] = rstd_of_huge(job, f);
+    params_of_y(job, first, end);
 }
 
 /* ---- gradients ---- */

@@ -67,7 +67,7 @@ static void sum_rows(struct fbn_job *job, const struct fbn_block *block, double 
         fbn_tiles_sums(job, block, u, v, again);
         return;
     }
-    fbn_rows_sums *sums = again                ? job->typed->rows_sums_wide
+    fbn_rows_sums *sums = again || job->few   ? job->typed->rows_sums_wide
                           : job->relu_gradient ? job->typed->rows_relu_sums
                                                : job->typed->rows_sums;
     const void *par[3];
@@ -109,7 +109,7 @@ static void sum_piece(struct fbn_job *job, const struct fbn_block *block, double
         fbn_tiles_sums(job, block, accumulators, NULL, again);
         return;
     }
-    fbn_planes_sums *sums = again                ? job->typed->planes_sums_wide
+    fbn_planes_sums *sums = again || job->few   ? job->typed->planes_sums_wide
                             : job->relu_gradient ? job->typed->planes_relu_sums
                                                  : job->typed->planes_sums;
     const void *par[3];

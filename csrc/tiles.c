@@ -207,13 +207,30 @@ static void sum(struct fbn_job *job, const struct fbn_block *block, const struct
     const void *const par[3] = {(const char *)pivots + tile->column * job->lane_size};
     int64_t at = tile->column - block->column, len = tile->len;
     if (tile->next_c) {
-        fbn_planes_sums *kernel = sums->again ? job->lanes->planes_sums_wide : job->lanes->planes_sums;
+        fbn_planes_sums *kernel = sums->again || job->few ? job->lanes->planes_sums_wide : job->lanes->planes_sums;
         kernel(d, len, t, len, tile->runs, len, par, sums->u + at * FBN_ACCUMULATORS);
     } else {
-        fbn_rows_sums *kernel = sums->again ? job->lanes->rows_sums_wide : job->lanes->rows_sums;
+        fbn_rows_sums *kernel = sums->again || job->few ? job->lanes->rows_sums_wide : job->lanes->rows_sums;
         kernel(d, len, t, len, tile->runs, len, par, sums->u + at, sums->v + at,
                job->sums_plan.band_dy, 0);
     }
+}
+
+/* Weighted sums of few entries: d and d * w would be rounded to float32 before the kernels see them. */
+static void sum_few(const struct fbn_job *job, const struct fbn_block *block, const struct fbn_block *tile,
+                    const float *x, const float *w, const struct sums_of_block *sums)
+{
+    const float *pivots = (const float *)job->pivot_columns + tile->column;
+    const int64_t at = tile->column - block->column;
+    for (int64_t run = 0; run < tile->runs; run++)
+        for (int64_t i = 0; i < tile->len; i++, x++, w++) {
+            int64_t column = tile->next_c ? run : i, to = (at + column) * (tile->next_c ? FBN_ACCUMULATORS : 1);
+            double *v = tile->next_c ? sums->u + to + FBN_ACCUMULATORS / 2 : sums->v + to;
+            int counts = (*w != 0) & (!job->omits | (*x == *x));
+            double d = counts ? (double)*x - (double)pivots[column] : 0.0, t = counts ? d * (double)*w : 0.0;
+            sums->u[to] += t;
+            *v += d * t;
+        }
 }
 
 static void sum_tile(struct fbn_job *job, const struct fbn_block *block, const struct fbn_block *tile,
@@ -228,6 +245,10 @@ static void sum_tile(struct fbn_job *job, const struct fbn_block *block, const s
         return;
     }
     const void *w = weights_of(job, tile, rooms.w);
+    if (job->few) {
+        sum_few(job, block, tile, x, w, sums);
+        return;
+    }
     affine(job, tile, x, rooms.d, job->pivot_columns, job->constant[FBN_ONE], job->constant[FBN_MINUS_ZERO]);
     if (dz)
         job->lanes->hide(rooms.d, dz, w, x, entries, job->omits);

@@ -40,7 +40,7 @@ def calibrate(self, batches, *, progress=False):
         whole, seen = batches, 1
         self._check_moments(whole)
         if self.nan_policy in ("raise", "skip"):
-            _nan_policy.refuse_moments(whole)
+            _nan_policy.refuse_moments(whole, self.dtype, self.ddof)
     else:
         whole, seen = _over(self, *_iterable(batches), progress)
     few = np.flatnonzero(np.isnan(whole.freedom(self.ddof)))
@@ -77,7 +77,7 @@ def _over(layer, iterator, length, progress):
     with bar as steps:
         for number, x in enumerate(steps):
             found = _moments_of_batch(layer, x, number)
-            if layer.nan_policy != "skip" or not np.isnan(found.M2).any():
+            if layer.nan_policy != "skip" or not _nan_policy.overflowing(found, layer.dtype).size:
                 whole, seen = whole + found, seen + 1
     return whole, seen
 
@@ -85,9 +85,9 @@ def _over(layer, iterator, length, progress):
 def _moments_of_batch(layer, x, number):
     try:
         found = layer_moments(layer, x)
-        if layer.nan_policy == "raise" and np.isnan(found.M2).any():
+        if layer.nan_policy == "raise":
             x = _checks.batch(x)
-            _nan_policy.refuse(x, normalize_axes(layer.axis, x.ndim), found.M2)
+            _nan_policy.refuse(x, normalize_axes(layer.axis, x.ndim), [found], layer.dtype)
         return found
     except (TypeError, ValueError) as error:
         kind = TypeError if isinstance(error, TypeError) else ValueError

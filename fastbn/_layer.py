@@ -42,9 +42,10 @@ class BatchNorm(_core.LayerBase, Running, Switches, Options, Conversions):
     ghost_batch_size, renorm: how training uses its statistics, as in fastbn.batch_norm_training; renorm takes the
         running statistics as they are before the batch's step, of which there is one, from the whole batch's moments.
     nan_policy: of a batch with NaN or Inf, where its statistics are taken. "propagate": its features become NaN, and
-        the moving averages with them; "skip": the moving averages and their counter stay as they are; "raise": a
-        ValueError that names the features, and nothing of the layer has changed (an `out` other than x may have been
-        written to; x never); "omit": NaN entries are missing, by feature, as in fastbn.batch_norm_training, and a
+        the moving averages with them; where dtype does not hold a variance, that becomes Inf (and y in inference beta).
+        "skip": the moving averages and their counter stay as they are; "raise": a ValueError that names the features, and
+        nothing of the layer has changed (an `out` other than x may have been written to; x never). Statistics that dtype
+        does not hold count as Inf for these two. "omit": NaN entries are missing, by feature, as in fastbn.batch_norm_training, and a
         feature takes a step by its own count, of more than 1, or none (num_batches_tracked counts for all of them).
 
     Attributes: gamma, beta, running_mean, running_var (arrays of shape (C,), or None), num_batches_tracked, dgamma, dbeta (set by
@@ -247,7 +248,7 @@ class BatchNorm(_core.LayerBase, Running, Switches, Options, Conversions):
         extras = _extras.with_weights(_extras.NONE, x, axes, **weights)
         batch = moments_by(x, axes, extras, 0, self._omits())[0]
         if self._nan_policy == "raise":
-            _nan_policy.refuse(x, axes, batch.M2)
+            _nan_policy.refuse(x, axes, [batch], self.dtype)
         return batch
 
     def _refuse_state_as(self, out):

@@ -48,8 +48,6 @@ class Running:
         Raises TypeError, ValueError (another number of features), RuntimeError (no running statistics).
         """
         self._check_moments(moments)
-        if self._nan_policy == "raise":
-            _nan_policy.refuse_moments(moments)
         self._take_step(moments)
 
     def _check_moments(self, moments):
@@ -76,7 +74,9 @@ class Running:
             self._take_step(batch)
 
     def _take_step(self, batch):
-        if self._nan_policy == "skip" and np.isnan(batch.biased_var()).any():
+        if self._nan_policy == "raise":
+            _nan_policy.refuse_moments(batch, self.dtype, self.ddof)
+        if self._nan_policy == "skip" and _nan_policy.overflowing(batch, self.dtype, self.ddof).size:
             return
         seen = self.num_batches_tracked
         momentum = seen / (seen + 1) if self.momentum is None else self.momentum

@@ -24,6 +24,7 @@ class Variant(NamedTuple):
     running_mean: np.ndarray | None = None
     running_var: np.ndarray | None = None
     nan_policy: str = "propagate"
+    dtype: type = np.float64  # that of the running statistics, which "raise" keeps from overflowing
 
 
 def variant_of(ghost_batch_size, renorm, running_mean, running_var, nan_policy):
@@ -101,11 +102,9 @@ def _leaves_input(variant, out, x):
 
 
 def _refuse_nan(x, axes, parts, variant):
-    """parts: the Saved of x or its slices. Where no entry counts, a variance is NaN without any in x."""
+    """parts: the Saved of x or its slices."""
     if variant.nan_policy == "raise":
-        counting = [part.var for part in parts if np.any(part.moments.count)]
-        if counting:
-            _nan_policy.refuse(x, axes, np.stack(counting))
+        _nan_policy.refuse(x, axes, [part.moments for part in parts], variant.dtype)
 
 
 def _count_features(x, axes):
@@ -134,7 +133,7 @@ def _after_moments(x, axes, gamma, beta, eps, y, threads, slices, variant, more)
     omits = variant.nan_policy == "omit"
     found = [moments_by(x[s], axes, more.extras(x[s], s), threads, omits) for s in slices]
     if variant.nan_policy == "raise":
-        _nan_policy.refuse(x, axes, np.stack([batch.M2 for batch, _ in found]))
+        _nan_policy.refuse(x, axes, [batch for batch, _ in found], variant.dtype)
     parts = []
     for (batch, extras), s in zip(found, slices):
         def compute(x, y):

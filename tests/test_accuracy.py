@@ -372,3 +372,74 @@ def test_subnormal_input_survives_inference(rng, shape, axis, dtype, largest):
     step = WIDE(np.finfo(dtype).smallest_subnormal)
     allowed = 2 * step + 4 * np.finfo(dtype).eps * np.abs(x).astype(WIDE)
     assert_within(y, forward(x, zeros, ones, axis=axis), allowed, "y")
+
+
+# --- Few entries, which no rounding evens out --------------------------------------------------------------------------
+
+
+def few_entries(rng, n, c):
+    """Tables of float32 whose means were off by 1.1 to 3.8 ulp."""
+    clusters = np.where(rng.random((n, c)) < rng.random(c), *rng.normal(size=(2, c)))
+    tables = rng.normal(size=(n, c)), np.sort(rng.normal(size=(n, c)), axis=0), clusters, rng.normal(3, 1, (n, c))
+    return [table.astype(np.float32) for table in tables]
+
+
+@pytest.mark.parametrize("n", [2, 3, 8, 12, 16, 24, 31, 48, 63])
+def test_the_mean_of_few_entries(rng, n):
+    for x in few_entries(rng, n, 4000):
+        check_training(x, 1)
+        planes = np.ascontiguousarray(x.T[None, :, :])
+        np.testing.assert_allclose(fastbn.moments(planes).mean, fastbn.moments(x).mean, rtol=1e-14, atol=1e-15)
+
+
+@pytest.mark.parametrize("half", [np.float16, "bfloat16"])
+def test_the_mean_of_few_entries_of_half_types(rng, half):
+    half = pytest.importorskip("ml_dtypes").bfloat16 if half == "bfloat16" else half
+    for x in few_entries(rng, 24, 500):
+        x = x.astype(half)
+        found, wide = fastbn.moments(x), fastbn.moments(x.astype(np.float64))
+        np.testing.assert_allclose(found.mean, wide.mean, rtol=1e-13, atol=1e-14)
+
+
+@pytest.mark.parametrize("shape, axis", [((n, 2000), 1) for n in (2, 3, 8, 16, 40, 63)] + [((5, 300, 7), 1), ((5, 7, 300), 2)])
+@pytest.mark.parametrize("power", [1, 6])
+def test_the_mean_of_few_weighted_entries(rng, shape, axis, power):
+    x = rng.normal(size=shape).astype(np.float32)
+    rest = tuple(size for i, size in enumerate(shape) if i != axis)
+    weights = (rng.random(rest) ** power).astype(np.float32)
+    x[(0,) * (x.ndim - 1) + (0,)] = np.nan
+    for policy in ("propagate", "omit"):
+        if policy == "propagate":
+            x = np.nan_to_num(x)
+        found = fastbn.moments(x, axis=axis, weights=weights, nan_policy=policy)
+        w = np.broadcast_to(np.expand_dims(weights, axis), shape).astype(WIDE) * ~np.isnan(x)
+        others = tuple(i for i in range(x.ndim) if i != axis)
+        wide = np.nan_to_num(x).astype(WIDE)
+        mean = (w * wide).sum(axis=others) / w.sum(axis=others)
+        var = (w * (wide - np.expand_dims(mean, others)) ** 2).sum(axis=others) / w.sum(axis=others)
+        assert_within(found.mean, mean, spacing(np.maximum(np.abs(mean), np.sqrt(var)), np.float32), "mean")
+        np.testing.assert_allclose(found.var(), var.astype(float), rtol=1e-6)
+
+
+# --- The ends of the range -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("eps", [1e-80, 1e-300])
+def test_a_constant_feature_is_beta_for_any_eps(rng, dtype, eps):
+    x, beta = np.full((50, 3), 7.25, dtype), rng.normal(size=3).astype(dtype)
+    np.testing.assert_array_equal(fastbn.batch_norm_training(x, None, beta, eps=eps)[0], np.broadcast_to(beta, x.shape))
+    y = fastbn.batch_norm_inference(x, x[0], np.zeros(3, dtype), np.full(3, -2, dtype), beta, eps=eps)
+    np.testing.assert_array_equal(y, np.broadcast_to(beta, x.shape))
+
+
+@pytest.mark.parametrize("shape", [(20, 3), (500, 3), (4, 3, 40)], ids=str)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_variance_that_overflows_double_has_a_root(rng, shape, weighted):
+    small = rng.normal(3, 1, shape)
+    weights = rng.random((shape[0], *shape[2:])) if weighted else None
+    expected, small_saved = fastbn.batch_norm_training(small, weights=weights, eps=1e-300)
+    y, saved = fastbn.batch_norm_training(small * 2.0 ** 512, weights=weights)
+    assert np.isinf(saved.var).all()
+    np.testing.assert_allclose(saved.rstd * 2.0 ** 512, small_saved.rstd, rtol=1e-12)
+    np.testing.assert_allclose(y, expected, rtol=1e-9, atol=1e-12)

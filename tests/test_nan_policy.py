@@ -91,12 +91,26 @@ def test_a_long_list_is_cut(rng):
 def test_overflow_is_told_from_nan(rng):
     x = sample(rng, (6, 3), dtype=np.float64)
     x[:, 1] = [1e308, -1e308] * 3
-    _, saved = fastbn.batch_norm_training(x)
-    if np.isnan(saved.var[1]):
-        with pytest.raises(ValueError, match=r"1 of 3 features: feature 1 \(sums that overflow\)"):
-            fastbn.batch_norm_training(x, nan_policy="raise")
-    else:
+    with pytest.raises(ValueError, match=r"1 of 3 features: feature 1 \(a variance that is too large\)"):
         fastbn.batch_norm_training(x, nan_policy="raise")
+
+
+@pytest.mark.parametrize("options", [{}, {"ghost_batch_size": 10}, {"renorm": (3.0, 5.0)}, {"axis": (1,)}], ids=str)
+def test_statistics_that_the_layer_cannot_hold_count_as_inf(rng, options):
+    x = (rng.normal(3, 1, (40, 3)) * [1, 1e30, 1]).astype(np.float32)
+    layers = {policy: fastbn.BatchNorm(3, nan_policy=policy, **options) for policy in ("propagate", "raise", "skip")}
+    y = layers["propagate"](x)
+    assert np.isfinite(y).all() and np.isinf(layers["propagate"].running_var).tolist() == [False, True, False]
+    before = state(layers["raise"])
+    for call in (lambda layer: layer(x), lambda layer: layer.update(fastbn.moments(x)), lambda layer: layer.calibrate([x]),
+                 lambda layer: layer.calibrate(fastbn.moments(x))):
+        with pytest.raises(ValueError, match="1 of 3 features|feature 1"):
+            call(layers["raise"])
+        assert_state(layers["raise"], before)
+    layers["skip"](x)
+    assert (layers["skip"].running_var == 1).all() and layers["skip"].num_batches_tracked == 0
+    wide = fastbn.BatchNorm(3, nan_policy="raise", dtype=np.float64, **options)
+    assert np.isfinite(wide(x.astype(np.float64))).all() and np.isfinite(wide.running_var).all()
 
 
 @on_shapes
@@ -235,7 +249,7 @@ def test_layer_propagate_lets_nan_in(rng):
 def test_moments_with_nan_are_refused_too(rng):
     layer = fastbn.BatchNorm(5, nan_policy="raise")
     before = state(layer)
-    with pytest.raises(ValueError, match="moments is NaN in 2 of 5 features: 1, 3"):
+    with pytest.raises(ValueError, match="moments is NaN, Inf or too large for float32 in 2 of 5 features: 1, 3"):
         layer.update(fastbn.moments(spoiled(rng, (12, 5), 1)))
     assert_state(layer, before)
 

@@ -214,7 +214,7 @@ def test_fit_moments(rng):
 @pytest.mark.parametrize("moments, names, error, text", [
     (np.zeros(3), None, TypeError, "expected fastbn.Moments"),
     (fastbn.Moments(0, [0, 0], [0, 0]), None, ValueError, "count 0"),
-    (fastbn.Moments(5, [0, np.nan], [0, np.nan]), None, ValueError, "NaN in 1 of 2 features"),
+    (fastbn.Moments(5, [0, np.nan], [0, np.nan]), None, ValueError, "NaN.* in 1 of 2 features"),
     (fastbn.Moments(5, [0, 1], [0, 1]), ["a"], ValueError, "feature_names has shape"),
 ])
 def test_errors_of_fit_moments(moments, names, error, text, rng):
