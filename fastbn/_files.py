@@ -1,7 +1,19 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and files that are read."""
 import contextlib
+import errno
 import os
 import secrets
+import stat
+
+
+def opened(path):
+    """A regular file, opened to be read. Raises OSError, ValueError (a pipe or device: opening one would wait)."""
+    kind = os.stat(path).st_mode
+    if stat.S_ISDIR(kind):
+        raise IsADirectoryError(errno.EISDIR, "is a folder, expected a file", path)
+    if not stat.S_ISREG(kind):
+        raise ValueError(f"{path} is not a regular file: it is read more than once, which a pipe or device cannot be")
+    return open(path, "rb")
 
 
 @contextlib.contextmanager

@@ -336,7 +336,7 @@ class BatchNorm(_core.LayerBase, Running, Switches, Options, Conversions):
 
         Raises OSError, ValueError (corrupt, or of another layer).
         """
-        _state.fill(self, _state.read(os.fspath(path)))
+        _state.load(self, os.fspath(path))
         return self
 
     # ---- copies ----

@@ -19,6 +19,17 @@ def mapping_of(a):
     return (a, mode) if isinstance(a, mmap.mmap) else (None, None)
 
 
+def refuse_cut(a, name):
+    """Where the file of a mapped array has become shorter: to read what is missing would end the process (SIGBUS)."""
+    mapping, _ = mapping_of(a)
+    if mapping is None or not a.size:
+        return
+    start = (getattr(a, "offset", 0) or 0) // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+    if mapping.size() < start + len(mapping):
+        raise ValueError(f"{name} is mapped from a file that has become shorter: of {start + len(mapping)} bytes "
+                         f"{mapping.size()} are left; was it written anew?")
+
+
 def mapped_blocks(a, features):
     """As blocks_of. A block is not to be looked at after the next was asked for."""
     pages = Pages(a)

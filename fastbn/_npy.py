@@ -2,19 +2,15 @@
 
 Even from the system's cache a thread reads no faster than one computes, so one of each is enough; and neither waits for
 the other by spinning, as OpenMP's threads do, for which a busy machine would pay at each of many blocks.
-
-Format: numpy.lib.format, versions 1.0 to 3.0.
 """
-import errno
 import itertools
 import math
 import os
-import stat
-import tokenize
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from . import _files, _npy_header
 from ._streaming import block_bytes, block_indices
 
 _SIZES = (2, 4, 8)  # of the float types
@@ -29,12 +25,7 @@ class NpyFile:
 
     def __init__(self, path, integers=False):
         self.path = os.fspath(path)
-        kind = os.stat(self.path).st_mode
-        if stat.S_ISDIR(kind):
-            raise IsADirectoryError(errno.EISDIR, "is a folder, expected a .npy file", self.path)
-        if not stat.S_ISREG(kind):  # opening a pipe would wait
-            raise ValueError(f"{self.path} is not a regular file: it is read twice, which a pipe or device cannot be")
-        self._file = open(self.path, "rb")
+        self._file = _files.opened(self.path)
         try:
             self.shape, self.fortran_order, self._stored = self._header()
             self.dtype = _checked(self._stored, self.path, integers).newbyteorder("=")
@@ -57,21 +48,14 @@ class NpyFile:
     def _header(self):
         """(shape, fortran_order, dtype as stored)"""
         try:
-            version = np.lib.format.read_magic(self._file)
-            if version == (1, 0):
-                return np.lib.format.read_array_header_1_0(self._file)
-            if version in ((2, 0), (3, 0)):  # 3.0 is 2.0 in UTF-8, which only names of fields need
-                return np.lib.format.read_array_header_2_0(self._file)
-        except (ValueError, UnicodeError, SyntaxError, TypeError, RecursionError, MemoryError, tokenize.TokenError) as error:
+            return _npy_header.read(self._file)
+        except ValueError as error:
             raise ValueError(f"{self.path} is no .npy file, or its header is damaged ({error})") from None
-        raise ValueError(f"{self.path} has version {version[0]}.{version[1]} of the .npy format, expected 1.0, 2.0 or 3.0")
 
     def _check_size(self):
         if not self.shape:
             raise ValueError(f"{self.path} holds a single number, without a dimension: expected a table or an array with a "
                              "feature axis")
-        if min(self.shape) < 0:
-            raise ValueError(f"{self.path} is no .npy file, or its header is damaged (shape {self.shape})")
         found, expected = os.fstat(self._file.fileno()).st_size - self._start, self.nbytes
         if found < expected:
             raise ValueError(f"{self.path} is truncated: by its header, {self.shape} of {self.dtype}, it has {expected} "
@@ -106,6 +90,10 @@ class NpyFile:
         if not self._stored.isnative:
             flat.byteswap(inplace=True)
         return index, flat.reshape(sizes, order="F" if self.fortran_order else "C")
+
+    def mapped(self):
+        """The array as a numpy.memmap to be read: of this very file, whatever has its name by now."""
+        return np.memmap(self._file, self._stored, "r", self._start, self.shape, "F" if self.fortran_order else "C")
 
     def write_header(self, file):
         """That of an array like this one, in native byte order, to another file."""

@@ -1,10 +1,7 @@
 """The state of a layer in and out: dicts and .npz files."""
-import zipfile
-import zlib
-
 import numpy as np
 
-from . import _checks, _files
+from . import _checks, _files, _npz
 
 # By the name under which the layer's base keeps it.
 PUBLIC_NAMES = {"gamma": "gamma", "beta": "beta", "mean": "running_mean", "var": "running_var"}
@@ -26,7 +23,7 @@ def copies(layer):
 
 def _counter(value):
     a = np.asarray(value)
-    if a.ndim != 0 or a.dtype.kind not in "iu" or a < 0:
+    if a.ndim != 0 or a.dtype.kind not in "iu" or not 0 <= int(a) < 2**63:  # it is saved as int64
         raise ValueError(f"num_batches_tracked is {value!r}, expected a whole number, 0 or more")
     return int(a)
 
@@ -64,12 +61,10 @@ def save(layer, path):
         np.savez(file, **copies(layer))
 
 
-def read(path):
-    """The dict in a file. A file that is none raises ValueError, one that cannot be opened OSError."""
-    with open(path, "rb") as file:
-        try:
-            with np.load(file, allow_pickle=False) as archive:
-                return {name: archive[name] for name in archive.files}
-        except (ValueError, KeyError, EOFError, OSError, AttributeError, TypeError, NotImplementedError,
-                zipfile.BadZipFile, zlib.error) as error:
-            raise ValueError(f"{path} is no .npz file that fastbn wrote, or it is damaged ({error})") from error
+def load(layer, path):
+    """Fills it from a file that save wrote. Raises OSError, ValueError."""
+    state = _npz.read(path, layer.num_features)
+    try:
+        fill(layer, state)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} does not fit: {error}") from error

@@ -46,16 +46,21 @@ def _checked(arrays, names, axis):
     if ("running_mean" in found) != ("running_var" in found):
         have, lack = ("running_mean", "running_var") if "running_mean" in found else ("running_var", "running_mean")
         raise ValueError(f"there is a {names[have]} and no {names[lack]}, expected both or neither")
-    ranks = {1, len(axis)} if isinstance(axis, (tuple, list)) else {1}
-    reference = next((key for key in ("running_mean", "gamma", "beta") if key in found), None)
-    for key, a in found.items():
-        if a.ndim not in ranks:
-            raise ValueError(f"{names[key]} has shape {a.shape}, expected one dimension, (C,): is it another layer's? "
-                             "(Several feature axes take a tuple as axis.)")
-        if a.shape != found[reference].shape:
-            raise ValueError(f"{names[key]} has shape {a.shape}, expected {found[reference].shape}, the shape of "
-                             f"{names[reference]}: are they of one layer?")
+    check_shapes({key: a.shape for key, a in found.items()}, names, axis)
     return {key: a.reshape(-1) for key, a in found.items()}
+
+
+def check_shapes(shapes, names, axis):
+    """Raises ValueError where arrays of these shapes, by fastbn's names, are not of one layer."""
+    ranks = {1, len(axis)} if isinstance(axis, (tuple, list)) else {1}
+    reference = next((key for key in ("running_mean", "gamma", "beta") if key in shapes), None)
+    for key, shape in shapes.items():
+        if len(shape) not in ranks:
+            raise ValueError(f"{names[key]} has shape {shape}, expected one dimension, (C,): is it another layer's? "
+                             "(Several feature axes take a tuple as axis.)")
+        if shape != shapes[reference]:
+            raise ValueError(f"{names[key]} has shape {shape}, expected {shapes[reference]}, the shape of "
+                             f"{names[reference]}: are they of one layer?")
 
 
 def complement(momentum):

@@ -30,7 +30,7 @@ def from_onnx(cls, node, initializers, *, opset=None, **settings):
     14 on, more than one output before; else in inference mode. Exact but for rounding. ONNX counts no batches: 0.
 
     Raises TypeError, ValueError (another operator, opset below 7, attributes of another opset, inputs that are no
-    initializers or misshapen).
+    initializers, misshapen, damaged, stored in another file).
     Source: ONNX, docs/Changelog.md, BatchNormalization-7, -9, -14 and -15.
     """
     opset = _opset(initializers, opset)
@@ -108,10 +108,23 @@ def _initializer(stored, name, role):
         raise ValueError(f"there is no initializer {name!r}, the node's input {role}: is it computed in the graph? "
                          "Only constants that are stored as initializers can be read")
     value = stored[name]
-    if _is_proto(value, "TensorProto"):
-        import onnx.numpy_helper  # the message is one of its own
-        return onnx.numpy_helper.to_array(value)
-    return value
+    return _array(value, role) if _is_proto(value, "TensorProto") else value
+
+
+def _array(tensor, role):
+    import onnx.numpy_helper  # the message is one of its own
+    shape = tuple(tensor.dims)
+    about = f"the initializer {tensor.name!r}, {role}, of shape {shape} and data type {tensor.data_type},"
+    if onnx.external_data_helper.uses_external_data(tensor):
+        raise ValueError(f"{about} has its numbers in another file: onnx.load, from the model's path, or "
+                         "onnx.load_external_data_for_model reads them")
+    try:
+        a = onnx.numpy_helper.to_array(tensor)
+        if a.shape != shape:  # a size of -1 is any
+            raise ValueError(f"it has {a.size} numbers")
+    except Exception as error:  # KeyError for a type that is none, for example
+        raise ValueError(f"{about} is damaged ({type(error).__name__}: {error})") from error
+    return a
 
 
 def to_onnx(self, *, opset=15):

@@ -6,7 +6,7 @@ import numpy as np
 
 from . import safetensors
 from ._arrays import belongs, is_a
-from ._common import build, check_layer, complement, missing, outgoing, pairs, prefixed
+from ._common import build, check_layer, check_shapes, complement, missing, outgoing, pairs, prefixed
 
 _NAMES = {"gamma": "weight", "beta": "bias", "running_mean": "running_mean", "running_var": "running_var"}
 _MODULE = "_BatchNorm", "torch"
@@ -30,11 +30,13 @@ def from_torch(cls, source, prefix="", *, track_running_stats=True, **settings):
     Exact, for inference and further training, but for rounding (and but for one value a feature, where PyTorch raises).
     A module's mode (train, eval) is taken over; elsewhere the layer starts in training mode.
 
-    Raises TypeError, ValueError (entries missing, misshapen), OSError, ImportError (safetensors is not installed).
+    Raises TypeError, ValueError (entries missing, misshapen; a file that is damaged, or of types that NumPy lacks),
+    OSError, ImportError (safetensors is not installed).
     Source: PyTorch, torch/nn/modules/batchnorm.py (class _BatchNorm; the notes of BatchNorm1d).
     """
     if isinstance(source, (str, os.PathLike)):
-        arrays = safetensors.read(os.fspath(source), lambda keys: _keys(keys, prefix, track_running_stats))
+        arrays = safetensors.read(os.fspath(source), lambda keys: _keys(keys, prefix, track_running_stats),
+                                  lambda shapes: _check_shapes(shapes, settings))
     elif hasattr(source, "keys") and not is_a(source, *_MODULE):
         arrays = {name: source[key] for name, key in _keys(source.keys(), prefix, track_running_stats).items()}
     else:
@@ -52,6 +54,15 @@ def _keys(keys, prefix, tracks):
     if needed not in found:
         raise missing(needed, prefix, keys, needed)
     return found
+
+
+def _check_shapes(shapes, settings):
+    """Before arrays of them are read."""
+    counter = shapes.get(_COUNTER, ())
+    if counter:
+        raise ValueError(f"{_COUNTER} has shape {counter}, expected a single number")
+    ours = {key: shapes[name] for key, name in _NAMES.items() if name in shapes}
+    check_shapes(ours, _NAMES, settings.get("axis", _DEFAULTS["axis"]))
 
 
 def _check_module(module, argument):

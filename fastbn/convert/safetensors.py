@@ -1,4 +1,6 @@
 """Entries of .safetensors files, through the package of that name, which is imported only when it is used."""
+import contextlib
+
 from .. import _files
 
 
@@ -11,17 +13,35 @@ def _package():
     return safetensors
 
 
-def read(path, choose):
-    """{name: array} from a file. choose(keys of the file): {name: key} of what to read; nothing else of the file is.
+def read(path, choose, check):
+    """{name: array} from a file.
 
-    Raises OSError, ImportError, ValueError (no such file, damaged), and what choose raises.
+    choose(keys of the file): {name: key} of what to read; nothing else of the file is. check({name: shape}): raises
+    ValueError where these are no arrays of one layer; no data are read before.
+    Raises OSError, ImportError, ValueError (no such file, damaged, of a type that NumPy lacks), and what those raise.
     """
     safetensors = _package()
+    with _files.opened(path):  # whose errors are plainer
+        pass
     try:
         with safetensors.safe_open(path, framework="np") as file:
-            return {name: file.get_tensor(key) for name, key in choose(list(file.keys())).items()}
+            keys = choose(list(file.keys()))
+            check({name: tuple(file.get_slice(key).get_shape()) for name, key in keys.items()})
+            return {name: _array(file, key, path) for name, key in keys.items()}
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path} is no .safetensors file, or it is damaged ({error})") from error
+
+
+def _array(file, key, path):
+    dtype = file.get_slice(key).get_dtype()
+    if dtype == "BF16":
+        with contextlib.suppress(ImportError):
+            import ml_dtypes  # noqa: F401 - adds bfloat16 to NumPy
+    try:
+        return file.get_tensor(key)
+    except (AttributeError, TypeError) as error:  # numpy.float8_e4m3fn is none
+        needs = "needs the package ml_dtypes" if dtype == "BF16" else "has no type for"
+        raise ValueError(f"{path} has {key} of dtype {dtype}, which NumPy {needs}: save it as F32") from error
 
 
 def write(path, arrays):

@@ -201,7 +201,7 @@ class StandardScaler(preprocessing.StandardScaler):
     def _check_features(self, c, names, reset):
         """validate_data of c features and their names, an array of str or None, without a table."""
         if reset or names is None or not hasattr(self, "feature_names_in_"):
-            validate_data(self, np.empty((1, c)), reset=reset, skip_check_array=True)
+            validate_data(self, np.broadcast_to(0.0, (1, c)), reset=reset, skip_check_array=True)
         elif list(names) != list(self.feature_names_in_):
             raise ValueError("The feature names should match those that were passed during fit: "
                              f"{list(names)}, expected {list(self.feature_names_in_)}")

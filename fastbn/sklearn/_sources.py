@@ -12,7 +12,7 @@ import sys
 
 import numpy as np
 
-from fastbn._mapped import Pages, mapped_blocks, mapping_of, read_only
+from fastbn._mapped import Pages, mapped_blocks, mapping_of, read_only, refuse_cut
 from fastbn._npy import NpyFile
 from fastbn._progress import counted_bytes
 from fastbn._streaming import BLOCK_BYTES, moments_of_block, moments_of_blocks
@@ -33,9 +33,10 @@ def recognize(X):
         source = _dask.recognize(X)
         if source is not None:
             return source
-    if isinstance(X, (str, os.PathLike)) and os.fspath(X).endswith(".npy"):
+    if isinstance(X, (str, os.PathLike)):
         return MappedSource(_mapped_file(X), f"X ({os.fspath(X)})")
     if isinstance(X, np.memmap):
+        refuse_cut(X, "X")
         is_large = X.nbytes > MAPPED_BYTES and mapping_of(X)[0] is not None
         return MappedSource(X) if is_large and X.ndim == 2 and X.dtype.kind in "fiub" else None
     return IteratorSource(X) if hasattr(X, "__next__") else None
@@ -83,9 +84,13 @@ class MappedSource:
 
 def _mapped_file(path):
     """A .npy file as a numpy.memmap; its errors are NpyFile's."""
-    with NpyFile(path, integers=True) as file:
-        refuse_shape(file.shape)
-    return np.load(path, mmap_mode="r")
+    try:
+        with NpyFile(path, integers=True) as file:
+            refuse_shape(file.shape)
+            return file.mapped()
+    except FileNotFoundError as error:
+        raise FileNotFoundError(error.errno, "X is a str or path, expected that of a .npy file, and there is no file "
+                                "of this name", error.filename) from None
 
 
 class IteratorSource:

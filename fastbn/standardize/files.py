@@ -1,6 +1,7 @@
 """Standardizes a .npy file into another, in two passes, or in one where the statistics are given."""
 import contextlib
 import errno
+import math
 import os
 import shutil
 from typing import NamedTuple
@@ -12,7 +13,7 @@ from fastbn._npy import NpyFile
 from fastbn._progress import counted_bytes
 from fastbn._standardizing import standardize_into
 from fastbn._streaming import moments_of_blocks, refuse_infinite
-from fastbn.standardize.statistics import Statistics, check_features, feature_axes, read_statistics
+from fastbn.standardize.statistics import Statistics, check_features, feature_axes, read_axis, read_statistics
 
 
 class Outcome(NamedTuple):
@@ -51,10 +52,10 @@ def standardize_file(source, target, *, axis=None, statistics=None, save_statist
     and save_statistics are as they were.
     """
     with NpyFile(source) as file:
-        given = None if statistics is None else read_statistics(statistics)
-        if given is not None and axis is None and len(file.shape) > 1:
-            axis = given.axis
+        if statistics is not None and axis is None and len(file.shape) > 1:
+            axis = read_axis(statistics)
         shape, axes = feature_axes(axis, file.shape, file.path)
+        given = None if statistics is None else read_statistics(statistics, math.prod(shape[i] for i in axes))
         if given is not None:
             check_features(given, axes, shape, file.path, statistics)
         elif 0 in shape:

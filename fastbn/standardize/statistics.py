@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastbn import _state
+from fastbn import _npz
 from fastbn._canonical import normalize_axes
 
 _NAMES = ("count", "mean", "var", "scale", "axis")
@@ -31,24 +31,36 @@ class Statistics(NamedTuple):
         np.savez(file, **dict(zip(_NAMES, (*self[:-1], np.array(self.axis, np.int64)))))
 
 
-def read_statistics(path):
-    """From a file that Statistics.write wrote. Raises OSError, ValueError."""
-    found = _state.read(path)
-    missing = [name for name in _NAMES if name not in found]
-    if missing:
-        raise ValueError(f"{path} lacks {', '.join(missing)}: expected a file that --stats or save_statistics wrote")
-    odd = [name for name in _NAMES if found[name].dtype.kind not in ("iu" if name in ("count", "axis") else "fiu")]
-    if odd:
-        raise ValueError(f"{path} has {odd[0]} of dtype {found[odd[0]].dtype}, expected "
-                         f"{'integers' if odd[0] in ('count', 'axis') else 'numbers'}")
-    axis, arrays = found["axis"], [np.asarray(found[name], np.int64 if name == "count" else np.float64)
-                                   for name in _NAMES[:-1]]
-    if any(a.ndim != 1 or a.shape != arrays[0].shape for a in arrays) or axis.ndim != 1:
+def read_axis(path):
+    """The feature axes in a file that Statistics.write wrote. Raises OSError, ValueError."""
+    return tuple(_read(path, 0, ("axis",))["axis"].tolist())
+
+
+def read_statistics(path, features):
+    """All of such a file, of so many features or a few others. Raises OSError, ValueError."""
+    found = _read(path, features, _NAMES)
+    arrays = [np.asarray(found[name], np.int64 if name == "count" else np.float64) for name in _NAMES[:-1]]
+    if any(a.shape != arrays[0].shape for a in arrays):
         raise ValueError(f"{path} has arrays of shapes {', '.join(str(a.shape) for a in arrays)}, expected one shape (C,)")
     _, mean, _, scale = arrays
     if not np.isfinite(mean).all() or not np.isfinite(scale).all() or not (scale > 0).all():
         raise ValueError(f"{path} has a mean that is not finite, or a scale that is not a finite number above 0")
-    return Statistics(*arrays, tuple(axis.tolist()))
+    return Statistics(*arrays, tuple(found["axis"].tolist()))
+
+
+def _read(path, features, names):
+    """{name: array of one dimension}"""
+    found = _npz.read(path, features, names)
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise ValueError(f"{path} lacks {', '.join(missing)}: expected a file that --stats or save_statistics wrote")
+    for name, a in found.items():
+        whole = name in ("count", "axis")
+        if a.dtype.kind not in ("iu" if whole else "fiu"):
+            raise ValueError(f"{path} has {name} of dtype {a.dtype}, expected {'integers' if whole else 'numbers'}")
+        if a.ndim != 1:
+            raise ValueError(f"{path} has {name} of shape {a.shape}, expected one dimension")
+    return found
 
 
 def feature_axes(axis, shape, name):
