@@ -13,7 +13,7 @@ from ._options import Options
 from ._running import Running
 from ._switches import Switches
 from ._variants import train
-from .convert import Conversions
+from .convert.methods import Conversions
 
 # Attributes that the core's part of the layer keeps.
 _SLOTS = ("training", "num_batches_tracked", "dgamma", "dbeta", "_momentum", "_ddof")
@@ -54,7 +54,8 @@ class BatchNorm(_core.LayerBase, Running, Switches, Options, Conversions):
     use_batch_stats, update_running_stats, parameter_gradients.
 
     A layer in inference mode may be called from many threads at once. BatchNorm.from_torch, from_keras, from_flax, from_onnx,
-    from_chainer make a layer from another framework's, to_torch and so on go back.
+    from_chainer make a layer from another framework's, to_torch and so on go back; from_file makes one from a saved file.
+    Running variances that are negative or NaN are refused wherever they are given, and other values that are not finite warn.
     Raises TypeError, ValueError for arguments out of range; warns where momentum < 0.5, since PyTorch's momentum means the opposite.
     Source: Ioffe and Szegedy 2015 (arXiv:1502.03167).
     """
@@ -144,10 +145,7 @@ class BatchNorm(_core.LayerBase, Running, Switches, Options, Conversions):
         if not exists:
             switch = {"gamma": "scale", "beta": "center"}.get(name, "track_running_stats")
             raise ValueError(f"this layer has no {_state.PUBLIC_NAMES[name]}: it was made with {switch}=False")
-        if value is None:
-            raise ValueError(f"{_state.PUBLIC_NAMES[name]} cannot be None: expected an array of shape "
-                             f"({self.num_features},)")
-        array = _checks.parameter(value, _state.PUBLIC_NAMES[name], self.num_features, self.dtype)
+        array = _state.checked(value, _state.PUBLIC_NAMES[name], self.num_features, self.dtype)
         self._set_arrays(**{name: array if array.flags.writeable else array.copy()})
 
     def parameters(self):
@@ -328,16 +326,26 @@ class BatchNorm(_core.LayerBase, Running, Switches, Options, Conversions):
         return self
 
     def save(self, path):
-        """Writes state_dict() to a .npz file, without pickle. Raises OSError."""
+        """Writes state_dict() and the settings to a .npz file, as plain arrays, without pickle. Raises OSError."""
         _state.save(self, os.fspath(path))
 
-    def load(self, path):
+    def load(self, path, *, settings="check"):
         """Fills the layer from a file that save wrote, and returns it.
 
-        Raises OSError, ValueError (corrupt, or of another layer).
+        settings: "check": a file that was saved with another eps, axis or activation is refused, and other differences
+        (momentum, ddof, switches) warn; "ignore": the arrays alone matter, as in files that were written without settings.
+        Raises OSError, ValueError (corrupt, or of another layer); then nothing has changed.
         """
-        _state.load(self, os.fspath(path))
+        _state.load(self, os.fspath(path), settings)
         return self
+
+    @classmethod
+    def from_file(cls, path, *, training=True):
+        """A layer as a file that save wrote tells it, settings and all. training: its mode; False for inference.
+
+        Raises OSError, ValueError (corrupt, or written without settings).
+        """
+        return _state.made(cls, os.fspath(path), training)
 
     # ---- copies ----
 
@@ -354,13 +362,18 @@ class BatchNorm(_core.LayerBase, Running, Switches, Options, Conversions):
         return dict(self.__dict__), slots, self._get_keeps_input(), _state.arrays(self)
 
     def __setstate__(self, state):
+        """Raises TypeError, ValueError where an array is none of this layer's, or a variance negative or NaN."""
         own, slots, keeps_input, arrays = state
+        self._take_state(own, slots, keeps_input, {
+            name: _state.checked(a, _state.PUBLIC_NAMES.get(name, name), self.num_features, self.dtype)
+            for name, a in arrays.items()})
+
+    def _take_state(self, own, slots, keeps_input, arrays):
         self.__dict__.update(own)
         for name, value in slots.items():
             setattr(self, name, value)
         self._set_keeps_input(keeps_input)
-        self._set_arrays(**{name: _checks.parameter(a, _state.PUBLIC_NAMES.get(name, name), self.num_features, self.dtype)
-                            for name, a in arrays.items()})
+        self._set_arrays(**arrays)
         self.activation = self.activation
         self._choose_way()
 
@@ -379,7 +392,7 @@ class BatchNorm(_core.LayerBase, Running, Switches, Options, Conversions):
     def __deepcopy__(self, memo):
         twin = _rebuild(type(self), self._settings())
         memo[id(self)] = twin
-        twin.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        twin._take_state(*copy.deepcopy(self.__getstate__(), memo))
         return twin
 
     def __repr__(self):
@@ -389,6 +402,7 @@ class BatchNorm(_core.LayerBase, Running, Switches, Options, Conversions):
                                                    ("track_running_stats", self._tracks)) if not on]
         parts += [f"activation={self.activation!r}"] if self.activation else []
         parts += [f"dtype={self.dtype.name}", *self._options_text(), *self._switches_text()]
+        parts += ["training=False"] * (not self.training)
         return f"BatchNorm({', '.join(parts)})"
 
 

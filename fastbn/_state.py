@@ -1,7 +1,9 @@
-"""The state of a layer in and out: dicts and .npz files."""
+"""The state of a layer in and out: dicts, and .npz files, which hold the settings too."""
+import warnings
+
 import numpy as np
 
-from . import _checks, _files, _npz
+from . import _activation, _checks, _files, _npz
 
 # By the name under which the layer's base keeps it.
 PUBLIC_NAMES = {"gamma": "gamma", "beta": "beta", "mean": "running_mean", "var": "running_var"}
@@ -38,33 +40,135 @@ def _check_names(layer, state):
                              f"{', '.join(sorted(expected))}: was it saved from a layer with other switches?")
 
 
-def _entry(layer, name, state):
-    if state[name] is None:
-        raise ValueError(f"state has {name}=None, expected an array of shape ({layer.num_features},)")
-    return _checks.parameter(state[name], name, layer.num_features)
+def checked(value, name, num_features, dtype):
+    """One of a layer's arrays, by its public name. Raises TypeError, ValueError; warns of what is not finite."""
+    with np.errstate(over="ignore"):
+        a = _checks.parameter(value, name, num_features, dtype)
+    if a is None:
+        raise ValueError(f"{name} is None, expected an array of shape ({num_features},)")
+    if name == "running_var" and (bad := np.flatnonzero(~(a >= 0))).size:
+        raise ValueError(f"running_var is {a[bad[0]]} for feature {bad[0]}, expected variances, numbers of at least 0 "
+                         f"({bad.size} of {num_features} are none): is it another array, or had a batch NaN?")
+    if (bad := np.flatnonzero(~np.isfinite(a))).size:
+        warnings.warn(f"{name} is {a[bad[0]]} for feature {bad[0]} ({bad.size} of {num_features} features are not finite), "
+                      "and so will be what it computes", UserWarning, stacklevel=4)
+    return a
 
 
 def fill(layer, state):
     """Everything is checked before the first array is written."""
     _check_names(layer, state)
-    checked = {name: _entry(layer, PUBLIC_NAMES[name], state) for name in arrays(layer)}
+    new = {}
+    for name in arrays(layer):
+        new[name] = checked(state[PUBLIC_NAMES[name]], PUBLIC_NAMES[name], layer.num_features, layer.dtype)
     counter = _counter(state["num_batches_tracked"]) if "num_batches_tracked" in state else None
     for name, a in arrays(layer).items():
-        with np.errstate(over="ignore"):
-            a[:] = checked[name]
+        if not a.flags.writeable:
+            raise ValueError(f"{PUBLIC_NAMES[name]} is read-only: assign an array that can be written to first")
+    for name, a in arrays(layer).items():
+        a[:] = new[name]
     layer.num_batches_tracked = counter
+
+
+# ---- files ----
+
+# A file has the settings as plain arrays beside the state's, under these names with a prefix.
+_PREFIX = "settings."
+_SETTINGS = ("num_features", "dtype", "eps", "axis", "activation", "momentum", "ddof", "ghost_batch_size", "renorm", "nan_policy",
+             "use_batch_stats", "update_running_stats", "parameter_gradients")
+_DECISIVE = ("eps", "axis", "activation")  # inference is another with another
+_TRAINING = _SETTINGS[_SETTINGS.index("momentum"):]
+_NOTHING = {"momentum": np.nan, "ghost_batch_size": 0, "renorm": (), "use_batch_stats": -1, "update_running_stats": -1}  # None
+
+
+def _settings_of(layer):
+    values = {name: getattr(layer, name) for name in _SETTINGS}
+    return values | {"dtype": layer.dtype.name}
+
+
+def _encoded(values):
+    """{name: array}"""
+    arrays = {name: np.array(_NOTHING[name] if value is None and name in _NOTHING else value) for name, value in values.items()}
+    act = _activation.parse(values["activation"])
+    arrays |= {"activation": np.array(act.name or ""), "slope": np.array(act.slope)}
+    return {_PREFIX + name: a for name, a in arrays.items()}
+
+
+def _decoded(arrays):
+    """The values again, of those that are there. Raises TypeError, ValueError, KeyError."""
+    values = {name.removeprefix(_PREFIX): a.tolist() for name, a in arrays.items()}
+    for name, nothing in _NOTHING.items():
+        if name in values and (values[name] == nothing or values[name] == [] or values[name] != values[name]):
+            values[name] = None
+    for name in ("axis", "renorm"):
+        values[name] = tuple(values[name]) if isinstance(values[name], list) else values[name]
+    for name in ("use_batch_stats", "update_running_stats", "parameter_gradients"):
+        values[name] = None if values[name] is None else bool(values[name])
+    name, slope = values["activation"] or None, values.pop("slope")
+    values["activation"] = _activation.parse(name)._replace(slope=slope).argument
+    return values
 
 
 def save(layer, path):
     """A failure leaves the old file as it was."""
     with _files.replacing(path) as file:
-        np.savez(file, **copies(layer))
+        np.savez(file, **copies(layer), **_encoded(_settings_of(layer)))
 
 
-def load(layer, path):
-    """Fills it from a file that save wrote. Raises OSError, ValueError."""
-    state = _npz.read(path, layer.num_features)
+def _split(found):
+    """(state, settings or None) of a file's arrays."""
+    own = {name: a for name, a in found.items() if name.startswith(_PREFIX)}
+    return {name: a for name, a in found.items() if name not in own}, _decoded(own) if own else None
+
+
+def load(layer, path, settings):
+    """Fills it from a file that save wrote. settings: "check" or "ignore". Raises OSError, ValueError."""
+    if settings not in ("check", "ignore"):
+        raise ValueError(f"settings is {settings!r}, expected 'check' or 'ignore'")
+    found = _npz.read(path, layer.num_features)
     try:
+        state, saved = _split(found)
+        if settings == "check" and saved is not None:
+            _compare(layer, saved)
         fill(layer, state)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, KeyError) as error:
         raise ValueError(f"{path} does not fit: {error}") from error
+
+
+def _compare(layer, saved):
+    """Raises ValueError where inference would be another, and warns where training would."""
+    own = _settings_of(layer)
+    differ = [name for name in _DECISIVE + _TRAINING if saved[name] != own[name]]
+    text = ", ".join(f"{name}={saved[name]!r} (this layer: {own[name]!r})" for name in differ)
+    if any(name in _DECISIVE for name in differ):
+        raise ValueError(f"it was saved with {text}: make the layer with these settings, or by BatchNorm.from_file, or pass "
+                         "settings='ignore' for the arrays alone")
+    if differ:
+        warnings.warn(f"the file was saved with {text}: this layer trains on in its own way (settings='ignore' says that "
+                      "it should)", UserWarning, stacklevel=4)
+
+
+def made(cls, path, training):
+    """A layer of a class as a file tells it. Raises OSError, ValueError."""
+    features = _npz.read(path, 0, {_PREFIX + "num_features"}).get(_PREFIX + "num_features")
+    if features is None:
+        raise ValueError(f"{path} has no settings, as fastbn wrote it before it had them: make a layer and call load")
+    try:
+        state, saved = _split(_npz.read(path, int(features)))
+        layer = _layer_of(cls, state, saved)
+        fill(layer, state)
+    except (TypeError, ValueError, KeyError, OverflowError) as error:
+        raise ValueError(f"{path} is no file of a layer that fastbn wrote, or it is damaged ({error})") from error
+    return layer.train(training)
+
+
+def _layer_of(cls, state, settings):
+    """The layer, without the state's values."""
+    momentum = _checks.momentum(settings.pop("momentum"))
+    switches = {name: settings.pop(name) for name in _SETTINGS[-3:]}
+    layer = cls(settings.pop("num_features"), center="beta" in state, scale="gamma" in state,
+                track_running_stats="running_mean" in state, **settings)
+    layer._momentum = momentum  # not through the property, which warns
+    for name, value in switches.items():
+        setattr(layer, name, value)
+    return layer

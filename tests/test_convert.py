@@ -885,3 +885,63 @@ def test_chainer_gives_the_same_before_and_after_training_on(chainer, axis, trai
     np.testing.assert_allclose(bn.running_var, link.avg_var, rtol=1e-5)
     bn.gamma[:] = 3
     assert_same(fastbn.BatchNorm.from_chainer(bn.to_chainer(link)), bn, counter=False)
+
+
+# --- For inference, and whole networks ----------------------------------------------------------------------------------
+
+
+def network(rng):
+    """The state of a network as arrays, with its batch norms' prefixes."""
+    sizes = {"stem.bn": 4, "layer1.0.bn1": 6, "layer1.0.downsample.1": 3}
+    state = {"stem.conv.weight": rng.normal(size=(4, 3, 3, 3))}
+    for prefix, c in sizes.items():
+        state |= {f"{prefix}.weight": rng.normal(size=c), f"{prefix}.bias": rng.normal(size=c),
+                  f"{prefix}.running_mean": rng.normal(size=c), f"{prefix}.running_var": rng.random(c),
+                  f"{prefix}.num_batches_tracked": np.int64(9)}
+    return state | {"norm.weight": np.ones(3), "norm.bias": np.zeros(3)}, sizes
+
+
+@pytest.mark.parametrize("kind", ["arrays", "tensors", "safetensors"])
+def test_a_whole_network(rng, tmp_path, kind):
+    state, sizes = network(rng)
+    given = state
+    if kind == "tensors":
+        torch = pytest.importorskip("torch")
+        given = {name: torch.as_tensor(value) for name, value in state.items()}
+    elif kind == "safetensors":
+        given = tmp_path / "net.safetensors"
+        pytest.importorskip("safetensors.numpy").save_file({name: np.asarray(value) for name, value in state.items()}, given)
+    found = fastbn.convert.from_state_dict(given, training=False, eps=1e-3, activation="relu")
+    assert {prefix: layer.num_features for prefix, layer in found.items()} == sizes
+    for prefix, layer in found.items():
+        assert not layer.training and layer.eps == 1e-3 and layer.activation == "relu" and layer.num_batches_tracked == 9
+        np.testing.assert_array_equal(layer.running_var, state[f"{prefix}.running_var"])
+    alone = fastbn.convert.from_state_dict({name.removeprefix("stem.bn."): value for name, value in state.items()
+                                            if name.startswith("stem.bn.")})
+    assert list(alone) == [""]
+
+
+def test_a_network_without_batch_norms():
+    with pytest.raises(ValueError, match="no entry of state is a running_mean .* it has 'norm.weight'"):
+        fastbn.convert.from_state_dict({"norm.weight": np.ones(3)})
+    with pytest.raises(TypeError, match="state is a list, expected a dict"):
+        fastbn.convert.from_state_dict([1])
+
+
+def test_loading_for_inference_is_one_call(rng):
+    state, _ = network(rng)
+    layer = fastbn.BatchNorm.from_torch(state, "stem.bn", training=False, activation=("leaky_relu", 0.2), nan_policy="raise")
+    assert not layer.training and "training=False" in repr(layer) and layer.activation == ("leaky_relu", 0.2)
+    assert layer.nan_policy == "raise"
+    weights, config = layer_without_activation(layer).to_keras()
+    assert not fastbn.BatchNorm.from_keras(weights, config, training=False).training
+    with pytest.raises(TypeError, match="training is 'eval', expected True, False"):
+        fastbn.BatchNorm.from_torch(state, "stem.bn", training="eval")
+    with pytest.raises(TypeError, match="center is no setting"):
+        fastbn.BatchNorm.from_torch(state, "stem.bn", center=False)
+
+
+def layer_without_activation(layer):
+    twin = copy.copy(layer)
+    twin.activation = None
+    return twin

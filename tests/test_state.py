@@ -4,6 +4,7 @@ import io
 import os
 import pathlib
 import pickle
+import warnings
 import zipfile
 
 import numpy as np
@@ -179,7 +180,8 @@ def test_the_file_is_an_npz_without_pickle(rng, tmp_path):
     layer.save(tmp_path / "layer.npz")
     assert os.listdir(tmp_path) == ["layer.npz"]
     with np.load(tmp_path / "layer.npz", allow_pickle=False) as file:
-        assert set(file.files) == ALL
+        assert {name for name in file.files if not name.startswith("settings.")} == ALL
+        assert all(file[name].dtype.kind in "ifU" or name.endswith("gradients") for name in file.files)
         for name in ALL:
             np.testing.assert_array_equal(file[name], getattr(layer, name))
 
@@ -351,3 +353,117 @@ class Named(fastbn.BatchNorm):
     """At the top level, since pickle finds classes by name."""
 
     name = ""
+
+
+# --- Values that cannot be ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [-1e-3, np.nan, -np.inf])
+def test_a_variance_that_is_none_is_refused_wherever_it_is_given(rng, tmp_path, value):
+    layer, bad = trained(rng), trained(rng)
+    bad.running_var[2] = value  # in place, which nobody sees
+    before = layer.state_dict()
+    bad.save(tmp_path / "bad.npz")
+    arrays = {name: a for name, a in bad.to_torch().items()}
+    calls = [lambda: layer.load_state_dict(bad.state_dict()), lambda: layer.load(tmp_path / "bad.npz"),
+             lambda: setattr(layer, "running_var", bad.running_var), lambda: pickle.loads(pickle.dumps(bad)),
+             lambda: fastbn.BatchNorm.from_torch(arrays), lambda: fastbn.BatchNorm.from_file(tmp_path / "bad.npz")]
+    for call in calls:
+        with pytest.raises(ValueError, match="running_var is .* for feature 2"):
+            call()
+    for name, a in layer.state_dict().items():
+        np.testing.assert_array_equal(a, before[name])
+    np.testing.assert_array_equal(copy.deepcopy(bad).running_var, bad.running_var)  # a copy is what it is a copy of
+
+
+@pytest.mark.parametrize("name", ["gamma", "beta", "running_mean", "running_var"])
+def test_other_values_that_are_not_finite_warn(rng, name):
+    layer = trained(rng)
+    state = layer.state_dict()
+    state[name][1] = np.inf
+    with pytest.warns(UserWarning, match=f"{name} is inf for feature 1") as warned:
+        layer.load_state_dict(state)
+    assert warned[0].filename == __file__
+
+
+@pytest.mark.parametrize("name", ["running_mean", "running_var"])
+@pytest.mark.parametrize("settings", [{}, {"axis": (1,)}, {"nan_policy": "omit"}, {"ghost_batch_size": 2}], ids=str)
+def test_a_step_changes_both_arrays_and_the_counter_or_none(rng, name, settings):
+    layer = fastbn.BatchNorm(5, **settings)
+    x = rng.normal(size=(6, 5)).astype(np.float32)
+    if settings.get("nan_policy") == "omit":
+        x[1:, 2] = np.nan
+    before = layer.state_dict()
+    getattr(layer, name).flags.writeable = False
+    for call in (lambda: layer(x), lambda: layer.update(fastbn.moments(x, nan_policy="omit")), lambda: layer.calibrate([x]),
+                 lambda: layer.load_state_dict(before | {"running_mean": np.ones(5)})):
+        with pytest.raises(ValueError, match="read-only|more than ddof"):
+            call()
+        for key, a in layer.state_dict().items():
+            np.testing.assert_array_equal(a, before[key])
+
+
+# --- Settings in files -------------------------------------------------------------------------------------------------
+
+
+MADE = [{}, {"axis": -1, "eps": 1e-3}, {"axis": (1, 2)}, {"momentum": None, "ddof": 0}, {"activation": "relu"},
+        {"activation": ("leaky_relu", 0.3), "dtype": np.float64}, {"center": False}, {"scale": False, "track_running_stats": False},
+        {"ghost_batch_size": 8, "renorm": (3.0, 5.0)}, {"nan_policy": "omit", "momentum": 0.25}]
+
+
+@pytest.mark.parametrize("settings", MADE, ids=str)
+def test_a_file_makes_the_layer(rng, tmp_path, settings):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a small momentum, on purpose here
+        layer, path = fastbn.BatchNorm(6, **settings), tmp_path / "layer.npz"
+    layer.parameter_gradients = False
+    if layer.running_mean is not None:
+        layer.update_running_stats = True
+        layer.running_mean[:], layer.running_var[:], layer.num_batches_tracked = rng.normal(size=6), rng.random(6), 7
+    layer.save(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        made = fastbn.BatchNorm.from_file(path)
+        assert repr(made) == repr(layer) and made.training
+        assert repr(fastbn.BatchNorm.from_file(path, training=False)) == repr(layer.eval())
+        layer.train().load(path)
+    for name, a in layer.state_dict().items():
+        np.testing.assert_array_equal(made.state_dict()[name], a)
+    assert set(layer.state_dict()) <= ALL  # which have no settings
+
+
+@pytest.mark.parametrize("other", [{"eps": 1e-3}, {"axis": -1}, {"activation": "relu"}, {"activation": ("leaky_relu", 0.1)}], ids=str)
+def test_a_file_of_a_layer_whose_inference_is_another_is_refused(rng, tmp_path, other):
+    layer, path = fastbn.BatchNorm(5), tmp_path / "layer.npz"
+    fastbn.BatchNorm(5, **other).save(path)
+    before = layer.state_dict()
+    with pytest.raises(ValueError, match=rf"was saved with {next(iter(other))}=.*from_file, or pass settings='ignore'"):
+        layer.load(path)
+    for name, a in layer.state_dict().items():
+        np.testing.assert_array_equal(a, before[name])
+    layer.load(path, settings="ignore")
+    with pytest.raises(ValueError, match="settings is 'all'"):
+        layer.load(path, settings="all")
+
+
+@pytest.mark.parametrize("other", [{"momentum": 0.99}, {"momentum": None}, {"ddof": 0}, {"nan_policy": "skip"}, {"renorm": (3.0, 5.0)},
+                                   {"ghost_batch_size": 4}], ids=str)
+def test_a_file_of_a_layer_that_trains_in_another_way_warns(tmp_path, other):
+    path = tmp_path / "layer.npz"
+    fastbn.BatchNorm(5, **other).save(path)
+    with pytest.warns(UserWarning, match=f"was saved with {next(iter(other))}=") as warned:
+        fastbn.BatchNorm(5).load(path)
+    assert warned[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fastbn.BatchNorm(5).load(path, settings="ignore")
+        fastbn.BatchNorm(5, **other).load(path)
+
+
+def test_files_of_before_have_no_settings(rng, tmp_path):
+    layer, path = trained(rng), tmp_path / "layer.npz"
+    np.savez(path, **layer.state_dict())
+    twin = fastbn.BatchNorm(layer.num_features, eps=1e-3).load(path)
+    np.testing.assert_array_equal(twin.running_var, layer.running_var)
+    with pytest.raises(ValueError, match="has no settings"):
+        fastbn.BatchNorm.from_file(path)

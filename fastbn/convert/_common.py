@@ -8,7 +8,8 @@ import numpy as np
 from .. import _checks, _state
 from ._arrays import as_array
 
-_SETTINGS = ("axis", "eps", "momentum", "ddof", "dtype")
+# Keyword arguments of BatchNorm, but for those that the arrays tell.
+_SETTINGS = ("axis", "eps", "momentum", "ddof", "dtype", "activation", "ghost_batch_size", "renorm", "nan_policy")
 _NEUTRAL = {"gamma": 1.0, "beta": 0.0}
 
 
@@ -16,9 +17,11 @@ def build(cls, arrays, names, settings, given, *, batches=0, training=True, feat
     """A layer of class `cls`.
 
     arrays: {"gamma", "beta", "running_mean", "running_var": value or None}; names: the framework's names for them.
-    settings: the framework's own, with fastbn's names and meanings; given: the caller's, which win.
+    settings: the framework's own, with fastbn's names and meanings; given: the caller's, which win, and `training`, the
+    layer's mode.
     features: their number where there may be no array at all.
     """
+    training = _mode(given.pop("training", None), training)
     settings = _merged(settings, given)
     arrays = _checked(arrays, names, settings["axis"])
     settings.setdefault("dtype", np.result_type(np.float32, *(a.dtype for a in arrays.values())))
@@ -33,10 +36,16 @@ def build(cls, arrays, names, settings, given, *, batches=0, training=True, feat
     return layer.train(training)
 
 
+def _mode(given, own):
+    if given is not None and not isinstance(given, bool):
+        raise TypeError(f"training is {given!r}, expected True, False (for inference), or None")
+    return own if given is None else given
+
+
 def _merged(settings, given):
     unknown = sorted(set(given) - set(_SETTINGS))
     if unknown:
-        raise TypeError(f"{unknown[0]} is no setting of the layer; expected {', '.join(_SETTINGS)}")
+        raise TypeError(f"{unknown[0]} is no setting of the layer; expected {', '.join(_SETTINGS)}, training")
     return settings | given
 
 

@@ -15,7 +15,8 @@ def from_chainer(cls, source, *, prefix="", **settings):
     source: a chainer.links.BatchNormalization; or a dict of arrays {"gamma", "beta", "avg_mean", "avg_var", "N"},
         gamma, beta and N where it has them, as chainer.serializers.save_npz writes (pass what np.load gives).
     prefix: the link's path in a dict of a whole network: "conv/bn".
-    settings: axis, eps, momentum, ddof, dtype of the layer, in fastbn's meaning, where another value is wanted. A link
+    settings: keyword arguments of BatchNorm, where another value than the one found is wanted, and training, the layer's
+        mode (False: ready for inference). A link
         brings its own eps, decay and axis; a dict has none, and Chainer's defaults stand (eps 2e-5, decay 0.9, axis 1).
 
     What is translated: decay, the weight of the old average, is momentum; eps is the same; ddof=1: avg_var takes the

@@ -21,7 +21,8 @@ def from_flax(cls, source, module=None, *, prefix="", **settings):
     module: with variables, the linen.BatchNorm that they are of, for its axis, momentum and epsilon; without it Flax's
         defaults stand (axis -1, momentum 0.99, epsilon 1e-5).
     prefix: the layer's path in a network's variables: "BatchNorm_0", "encoder/BatchNorm_0".
-    settings: axis, eps, momentum, ddof, dtype of the layer, in fastbn's meaning, where another value is wanted.
+    settings: keyword arguments of BatchNorm, where another value than the one found is wanted, and training, the layer's
+        mode (False: ready for inference).
 
     What is translated: momentum is the weight of the old average in both; epsilon is eps; ddof=0: var takes the biased
     variance. Exact, for inference and further training, but for rounding (Flax's use_fast_variance=True, its default,

@@ -22,7 +22,8 @@ def from_keras(cls, source, config=None, **settings):
         renorm_mean, renorm_stddev), or a dict of arrays with these names.
     config: with weights, what layer.get_config() gives: axis, momentum, epsilon, center, scale, renorm; Keras's
         defaults stand for what is missing (axis -1, momentum 0.99, epsilon 1e-3).
-    settings: axis, eps, momentum, ddof, dtype of the layer, in fastbn's meaning, where another value is wanted.
+    settings: keyword arguments of BatchNorm, where another value than the one found is wanted, and training, the layer's
+        mode (False: ready for inference).
 
     What is translated: momentum is the weight of the old average in both; epsilon is eps; ddof=0: the moving variance
     takes the biased variance. Exact, for inference and further training (but for rounding). Keras counts no batches: 0.

@@ -19,7 +19,8 @@ def from_onnx(cls, node, initializers, *, opset=None, **settings):
         TensorProto, or a dict of TensorProto or arrays by the names of the node's inputs; with a dict as node, by
         "scale", "B", "mean", "var".
     opset: the opset of the default domain, 7 or more; None: the model's where initializers is a ModelProto, else 15.
-    settings: axis, eps, momentum, ddof, dtype of the layer, in fastbn's meaning, where another value is wanted.
+    settings: keyword arguments of BatchNorm, where another value than the one found is wanted, and training, the layer's
+        mode (False: ready for inference).
 
     What is translated: momentum is the weight of the old average in both, default 0.9; epsilon is eps, default 1e-5;
     both are float32 in a node, and read as the shortest decimal that is that float32 (0.9, not 0.8999999761581421). The

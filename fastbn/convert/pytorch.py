@@ -22,7 +22,8 @@ def from_torch(cls, source, prefix="", *, track_running_stats=True, **settings):
     prefix: the layer's name in a dict or file of a whole network: "layer1.0.bn1".
     track_running_stats: False: without the running statistics. A dict or file without them, such as also a layer norm
         gives, is taken only so; a module says itself what it is.
-    settings: axis, eps, momentum, ddof, dtype of the layer, in fastbn's meaning, where another value is wanted. A
+    settings: keyword arguments of BatchNorm, where another value than the one found is wanted, and training, the layer's
+        mode (False: ready for inference). A
         module brings its own eps and momentum; a dict or file has none, and PyTorch's defaults stand.
 
     What is translated: PyTorch's momentum is the weight of the NEW batch, momentum = 1 - theirs (0.1 -> 0.9); None is

@@ -32,6 +32,13 @@ def read(path, choose, check):
         raise ValueError(f"{path} is no .safetensors file, or it is damaged ({error})") from error
 
 
+def keys(path):
+    """Those of a file. Raises OSError, ImportError, ValueError."""
+    found = []
+    read(path, lambda names: found.extend(names) or {}, lambda shapes: None)
+    return found
+
+
 def _array(file, key, path):
     dtype = file.get_slice(key).get_dtype()
     if dtype == "BF16":
