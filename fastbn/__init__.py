@@ -7,7 +7,12 @@ beside it. See README.md, and csrc/fastbn.h for the numeric contract.
 import os as _os
 
 from . import _openmp  # isort: skip - first, since it decides how the core is loaded
-from . import _core
+try:
+    from . import _core
+except ImportError as _error:
+    raise ImportError(f"fastbn's C core cannot be loaded ({_error}): this folder is a checkout that is not built, or was built "
+                      "for another Python; install first, with pip install . (or pip install -e .) in the checkout, or leave "
+                      "the checkout's folder where fastbn is installed elsewhere") from _error
 from ._config import (get_backoff, get_config, get_num_threads, get_output_cache, rearm_threads, set_backoff,
                       set_num_threads, set_output_cache, show_config)
 from ._double_backward import batch_norm_double_backward

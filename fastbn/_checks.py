@@ -33,18 +33,23 @@ def as_data(x, name, halves=True):
     native = a.dtype.newbyteorder("=")
     if native not in DTYPES and not (halves and is_half(native)):
         expected = "float32, float64, float16 or bfloat16" if halves else "float32 or float64"
-        raise TypeError(f"{name} has dtype {a.dtype}, expected {expected}{_dtype_advice(a.dtype, name)}")
+        raise TypeError(f"{name} has dtype {a.dtype}, expected {expected}{_dtype_advice(x, a.dtype, name)}")
     if a.dtype != native or not a.dtype.isnative or not a.flags.aligned:
         a = a.astype(native)
     return a
 
 
-def _dtype_advice(dtype, name):
+def _dtype_advice(value, dtype, name):
+    convert = f"{name}.astype(np.float32)" if isinstance(value, np.ndarray) else f"np.asarray({name}, np.float32)"
     if dtype.kind in "iub":
-        return f": integers have no fractions to normalize to; convert with {name}.astype(np.float32)"
+        return f": integers have no fractions to normalize to; convert with {convert}"
+    if hasattr(value, "toarray"):
+        return f": is it a sparse matrix? pass {name}.toarray()"
+    if hasattr(value, "to_numpy"):
+        return f": has it nullable columns, or text? pass {name}.to_numpy(np.float32, na_value=np.nan)"
     if dtype.kind == "O":
         return ": is it a ragged list?"
-    return f": convert with {name}.astype(np.float32)" if dtype.kind == "f" or is_half(dtype) else ""
+    return f": convert with {convert}" if dtype.kind == "f" or is_half(dtype) else ""
 
 
 def batch(x, name="x"):
@@ -86,7 +91,8 @@ def parameter(value, name, c, dtype=None):
 def epsilon(eps):
     eps = real(eps, "eps")
     if not 0.0 < eps < math.inf:
-        raise ValueError(f"eps is {eps}, expected a finite number above 0: it keeps 1 / sqrt(var + eps) finite")
+        raise ValueError(f"eps is {eps}, expected a finite number above 0: it keeps 1 / sqrt(var + eps) finite; 1e-30 in "
+                         "place of 0 changes no bit where no variance is as small, as in a frozen layer")
     return eps
 
 

@@ -271,7 +271,8 @@ class BatchNorm(_core.LayerBase, Running, Switches, Options, Conversions):
             return _dlpack.calling(plainly, {"dy": dy}, like, out, model=getattr(self._saved, "x", None))
         if self._saved is None:
             raise RuntimeError("backward without a forward call: call forward first (in inference mode after "
-                               "eval(backward=True)), once for each backward")
+                               "eval(backward=True)), once for each backward. A layer keeps its last forward call alone: "
+                               "for two inputs at once take batch_norm_training, whose `saved` is the caller's to keep")
         learns = self._parameter_gradients
         needs = ["dx"] + ["dgamma"] * (self._scale and learns) + ["dbeta"] * (self._center and learns)
         needs += ["dresidual"] * (self._saved.extras is not None and self._saved.extras.has_residual)

@@ -34,6 +34,9 @@ def _check_names(layer, state):
     if not hasattr(state, "keys"):
         raise TypeError(f"state is a {type(state).__name__}, expected a dict as state_dict() gives")
     expected, found = set(copies(layer)), set(state.keys())
+    if "gamma" not in found and ("weight" in found or any(str(name).endswith(".running_mean") for name in found)):
+        raise ValueError(f"state has {', '.join(sorted(map(str, found))[:5])}, expected exactly {', '.join(sorted(expected))}: is "
+                         "it PyTorch's? Make the layer with BatchNorm.from_torch(state, prefix)")
     for problem, names in (("lacks", expected - found), ("has unexpected", found - expected)):
         if names:
             raise ValueError(f"state {problem} {', '.join(sorted(map(str, names)))}; expected exactly "

@@ -1,6 +1,10 @@
 """Bad input: each mistake has its error, the message names what is wrong, and nothing has changed afterwards."""
 import contextlib
+import shutil
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -277,7 +281,7 @@ BAD_PARAMETERS = {
     "scalar": Refused(lambda: 1.0, ValueError),
     "broadcastable": Refused(lambda: ones(3, 1, 1), ValueError, r"\(3, 1, 1\)", r"\(3,\)|\b3\b"),
     "complex": Refused(lambda: ones(3, dtype=complex), TypeError, "complex"),
-    "int": Refused(lambda: [1, 2, 3], TypeError, "int64", "astype"),
+    "int": Refused(lambda: [1, 2, 3], TypeError, "int64", "asarray"),
     "text": Refused(lambda: "abc", TypeError),
 }
 
@@ -442,3 +446,58 @@ def test_a_transposed_view_of_the_input_is_an_overlap(rng):
     with pytest.raises(ValueError, match="(?i)overlap"):
         fastbn.batch_norm_inference(x, np.zeros(6), np.ones(6), out=x.T)
     np.testing.assert_array_equal(x, kept)
+
+
+# --- Errors that led astray ----------------------------------------------------------------------------------------------
+
+
+def test_sparse_matrices_and_nullable_tables_are_told_from_ragged_lists():
+    sparse = pytest.importorskip("scipy.sparse")
+    with pytest.raises(TypeError, match=r"sparse matrix\? pass x.toarray\(\)"):
+        fastbn.batch_norm_training(sparse.csr_matrix(np.ones((3, 2))))
+
+
+def test_nullable_tables():
+    pandas = pytest.importorskip("pandas")
+    table = pandas.DataFrame({"a": pandas.array([1.5, None], "Float64"), "b": pandas.array([1, None], "Int64")})
+    with pytest.raises(TypeError, match=r"nullable columns.*x.to_numpy\(np.float32, na_value=np.nan\)"):
+        fastbn.moments(table)
+
+
+@pytest.mark.parametrize("name", ["gamma", "mean"])
+def test_a_list_of_ints_gets_advice_that_fits_lists(name):
+    given = {"mean": [0.0, 0.0], "var": [1.0, 1.0]} | {name: [1, 2]}
+    with pytest.raises(TypeError, match=rf"convert with np.asarray\({name}, np.float32\)"):
+        fastbn.batch_norm_inference(ones(4, 2), **given)
+
+
+@pytest.mark.parametrize("prefix", ["", "layer1.0.bn1."])
+def test_a_state_of_pytorch_is_recognized(prefix):
+    layer = fastbn.BatchNorm(3)
+    state = {prefix + name: value for name, value in layer.to_torch().items()}
+    with pytest.raises(ValueError, match=r"is it PyTorch's\? Make the layer with BatchNorm.from_torch"):
+        layer.load_state_dict(state)
+
+
+def test_eps_0_names_what_does_the_same():
+    with pytest.raises(ValueError, match="1e-30 in place of 0"):
+        fastbn.BatchNorm(3, eps=0)
+    x, var = ones(4, 3), ones(3)
+    np.testing.assert_array_equal(fastbn.batch_norm_inference(2 * x, var, var, eps=1e-30), x)
+
+
+def test_a_layer_on_two_inputs_names_the_function():
+    layer, x = fastbn.BatchNorm(3), np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
+    layer(x), layer(2 * x)
+    layer.backward(x)
+    with pytest.raises(RuntimeError, match="for two inputs at once take batch_norm_training"):
+        layer.backward(x)
+
+
+def test_a_checkout_that_is_not_built_says_so(tmp_path):
+    package = Path(fastbn.__file__).parent
+    shutil.copytree(package, tmp_path / "fastbn", ignore=shutil.ignore_patterns("_core*.so", "_core*.pyd", "__pycache__"))
+    # An editable install would find the core elsewhere.
+    script = "import sys; sys.meta_path[:] = [f for f in sys.meta_path if 'ditable' not in repr(f)]; import fastbn"
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode and "not built" in done.stderr and "install first" in done.stderr.splitlines()[-1]

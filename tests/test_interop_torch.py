@@ -716,3 +716,12 @@ def test_steps_have_the_bits_of_the_layers(rng, way):
         call(torch.from_numpy(x))
     for found, expected in zip((module.running_mean, module.running_var), steps_of_layer(batches, ddof=1)):
         np.testing.assert_array_equal(found.numpy(), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("residual", [False, True])
+def test_an_empty_batch_keeps_its_memory_format(dtype, residual):
+    x = torch.empty(0, 5, 3, 4, dtype=dtype).contiguous(memory_format=torch.channels_last).requires_grad_()
+    y = adapter.BatchNorm2d(5)(x, x.detach() if residual else None)
+    y.backward(torch.empty_like(y))
+    assert y.stride() == x.stride() == x.grad.stride() and y.shape == x.grad.shape == x.shape and y.dtype == dtype

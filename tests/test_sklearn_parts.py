@@ -342,3 +342,12 @@ def test_fastbn_alone_imports_no_scikit_learn():
     script = "import sys, fastbn; print([name for name in sys.modules if name.partition('.')[0] in ('sklearn', 'scipy')])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("weights", [np.array([1.0, -1, 1, 1]), [1, 2, -3, 4], -1.0], ids=str)
+@pytest.mark.parametrize("kind", ["array", "float16", "list"])
+def test_negative_sample_weights_are_refused(kind, weights):
+    table = {"array": np.ones((4, 2)), "float16": np.ones((4, 2), np.float16), "list": [[1.0, 2]] * 4}[kind]
+    scaler = StandardScaler()
+    with pytest.raises(ValueError, match="sample_weight has a negative entry"):
+        scaler.fit(table, sample_weight=weights)

@@ -31,6 +31,8 @@ def _normalize(x, weight, bias, residual, options, keeps=True):
         else:
             found = _exchange.inference(x, running_mean, running_var, weight, bias, eps, threads, act, keeps)
     y, saved = _normalize_any(x, weight, bias, residual, options, threads) if found is None else found
+    if not x.numel():
+        return torch.empty_like(x), saved  # in its memory format, of which an array without entries knows nothing
     return _from_numpy(y) if x.dtype is not torch.bfloat16 else _tensor(y, x.dtype), saved
 
 
@@ -78,7 +80,8 @@ def _gradients(dy, x, kept, saved, wanted):
         return _from_numpy(dx), _from_numpy(dgamma), _from_numpy(dbeta), None, None
     dx, dgamma, dbeta, *dresidual = found
     dresidual = _tensor(dresidual[0], x.dtype) if dresidual else None
-    return _tensor(dx, x.dtype), _tensor(dgamma, None), _tensor(dbeta, None), dresidual, None
+    dx = _tensor(dx, x.dtype) if dx is None or x.numel() else torch.empty_like(x)
+    return dx, _tensor(dgamma, None), _tensor(dbeta, None), dresidual, None
 
 
 def _gradients_any(dy, x, kept, saved, wanted):

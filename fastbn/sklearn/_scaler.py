@@ -38,7 +38,7 @@ class StandardScaler(preprocessing.StandardScaler):
 
     What fastbn computes: NumPy arrays and data frames of pandas and polars of real numbers, in any layout; all but float32
     become float64, as in scikit-learn. What scikit-learn's own code computes: sparse matrices, float16, lists and objects,
-    other libraries' arrays (array_api_dispatch), with_mean and with_std both False, negative weights,
+    other libraries' arrays (array_api_dispatch), with_mean and with_std both False,
     fits with callbacks (which fits to moments, and of data in parts, do not call); and infinite entries, which it refuses.
 
     Differences, beside speed: results differ by rounding; with float32 data transform subtracts mean_, not its rounding to
@@ -64,6 +64,7 @@ class StandardScaler(preprocessing.StandardScaler):
             if counted is not None and not np.any(found.count):
                 raise ValueError("sample_weight is 0 for every value of X, expected some above 0")
             return self._adopt(found, source.feature_names, sample_weight is not None)
+        _refuse_negative(sample_weight)
         if self._is_theirs(X):
             return super().partial_fit(X, y, sample_weight)
         first = self._is_new()
@@ -215,6 +216,13 @@ class StandardScaler(preprocessing.StandardScaler):
 def _source_of(X):
     """None for a plain array, which takes no question."""
     return None if type(X) is np.ndarray else _sources.recognize(X)
+
+
+def _refuse_negative(sample_weight):
+    """Which scikit-learn adds up to variances below 0."""
+    weights = np.asarray(0 if sample_weight is None else sample_weight)
+    if weights.dtype.kind in "if" and (weights < 0).any():
+        raise ValueError("sample_weight has a negative entry, expected numbers of at least 0: an entry counts so many times")
 
 
 def _check_moments(moments, names):

@@ -18,9 +18,9 @@ from . import _inputs
 def moments_of(x, weights):
     """Of the table x, NaN being missing values. weights: None, or an array of shape (N,).
 
-    None where scikit-learn's own code has to answer: infinite entries, sums that overflow, negative weights.
+    None where scikit-learn's own code has to answer: infinite entries, sums that overflow.
     """
-    if weights is not None and (weights.min() < 0 or _inputs.has_infinity(x)):  # one of weight 0 would leave no trace
+    if weights is not None and _inputs.has_infinity(x):  # one of weight 0 would leave no trace
         return None
     found = fastbn.moments(x, weights=weights)
     suspects = np.flatnonzero(~np.isfinite(found.M2))
