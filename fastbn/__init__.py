@@ -6,8 +6,8 @@ beside it. See README.md, and csrc/fastbn.h for the numeric contract.
 """
 import os as _os
 
-from . import _openmp  # isort: skip - first, since it decides how the core is loaded
 try:
+    from . import _openmp  # isort: skip - first, since it decides how the core is loaded
     from . import _core
 except ImportError as _error:
     raise ImportError(f"fastbn's C core cannot be loaded ({_error}): this folder is a checkout that is not built, or was built "
