@@ -9,10 +9,11 @@ import os as _os
 try:
     from . import _openmp  # isort: skip - first, since it decides how the core is loaded
     from . import _core
-except ImportError as _error:
-    raise ImportError(f"fastbn's C core cannot be loaded ({_error}): this folder is a checkout that is not built, or was built "
-                      "for another Python; install first, with pip install . (or pip install -e .) in the checkout, or leave "
-                      "the checkout's folder where fastbn is installed elsewhere") from _error
+except ImportError:
+    if any(_name.startswith("_core.") and _name.endswith((".so", ".pyd")) for _name in _os.listdir(__path__[0])):
+        raise
+    raise ImportError(f"{__path__[0]} is a checkout that is not built: install first, with pip install . in the folder above it, "
+                      "or leave that folder where fastbn is installed elsewhere") from None
 from ._config import (get_backoff, get_config, get_num_threads, get_output_cache, rearm_threads, set_backoff,
                       set_num_threads, set_output_cache, show_config)
 from ._double_backward import batch_norm_double_backward
