@@ -1,4 +1,5 @@
 /* ops.c - what is particular to each operation: its pivots, its statistics, the parameters of its second pass. */
+#include <float.h>
 #include <math.h>
 #include <string.h>
 
@@ -93,6 +94,19 @@ static void flatten_affine(const struct fbn_job *job, int64_t first, int64_t end
     }
 }
 
+/* A scale that float32 cannot hold, of an eps next to nothing, becomes the largest: x - mean is 0 there, or as small, and
+ * 0 * Inf would be NaN. Backward does not know eps. */
+static void clamp_scales(const struct fbn_job *job, int64_t first, int64_t end, void *const arrays[3])
+{
+    if (job->lane_size != (int64_t)sizeof(float) || job->eps > 1e-60)
+        return;
+    for (int64_t f = first; f < end; f++) {
+        double a = job->gamma[f] * job->rstd[f], most = copysign((double)FLT_MAX, a);
+        if (fabs(a) > (double)FLT_MAX && isfinite(a))
+            job->lanes->round(1, &most, element(job, arrays[1], f));
+    }
+}
+
 static void affine_params(const struct fbn_job *job, int64_t first, int64_t end, void *const arrays[3])
 {
     void *par[3];
@@ -100,6 +114,7 @@ static void affine_params(const struct fbn_job *job, int64_t first, int64_t end,
         par[i] = element(job, arrays[i], first);
     job->lanes->affine_params(end - first, job->mean + first, job->rstd + first, job->gamma + first, job->beta + first,
                               par);
+    clamp_scales(job, first, end, arrays);
     flatten_affine(job, first, end, arrays);
 }
 
@@ -147,8 +162,8 @@ static void training_params(struct fbn_job *job, int64_t first, int64_t end)
     for (int64_t f = first; f < end; f++)
         job->var[f] = job->m2[f] * (job->counts ? share_of(job, f) : share);
     job->kernels->rstd(end - first, job->var + first, job->eps, job->rstd + first);
-    for (int64_t f = first; f < end; f++)
-        if (isinf(job->var[f]) && isfinite(job->mean[f]) && job->size == (int64_t)sizeof(double))
+    for (int64_t f = first; job->size == (int64_t)sizeof(double) && f < end; f++)
+        if (isinf(job->var[f]) && isfinite(job->mean[f]))
             job->rstd[f] = rstd_of_huge(job, f);
     params_of_y(job, first, end);
 }
