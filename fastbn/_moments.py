@@ -103,7 +103,7 @@ class Moments:
     def freedom(self, ddof):
         """What M2 is divided by in var(ddof), like count; NaN where nothing is known of that."""
         count, margin = self.count, ddof + _MARGIN if ddof else 0.0
-        if not isinstance(count, np.ndarray):  # np.ndim would take as long as the rest
+        if not isinstance(count, np.ndarray) and not isinstance(self.squares, np.ndarray):  # np.ndim takes too long
             share = self.squares / count if count > 0 else np.inf
             return count - ddof * share if count > margin * share else np.nan
         with np.errstate(all="ignore"):

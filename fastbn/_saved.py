@@ -19,7 +19,8 @@ offer_moments(_moments_of)
 class Composite:
     """The base of what forward calls leave whose gradients are made of those of plain ones.
 
-    x: the input, and input() the same, checked as by Saved; extras: as Saved has them, of one of the plain calls; moments: the Moments of the whole batch;
+    x: the input, and input() the same, checked as by Saved; extras: as Saved has them, of one of the plain calls;
+    moments: the Moments of the whole batch;
     backward(dy, out, needs, num_threads): the gradients, where dy and needs are checked.
     """
 
