@@ -104,9 +104,14 @@ cdef class LayerBase:
 
     def _check_arrays(self):
         """Raises RuntimeError where an array is not what the layer made or was given: its owner can change it in place."""
+        cdef cnp.npy_intp c = self.num_features
+        cdef int kind = self.kind()
+        if (is_vector_of(self.gamma_array, c, kind) and is_vector_of(self.beta_array, c, kind)
+                and is_vector_of(self.mean_array, c, kind) and is_vector_of(self.var_array, c, kind)):
+            return
         for name, a in (("gamma", self.gamma_array), ("beta", self.beta_array), ("running_mean", self.mean_array),
                         ("running_var", self.var_array)):
-            if not is_vector_of(a, self.num_features, self.kind()):
+            if not is_vector_of(a, c, kind):
                 raise RuntimeError(f"{name} has shape {a.shape}, dtype {a.dtype} and strides {a.strides}, expected a contiguous "
                                    f"array of shape ({self.num_features},) and dtype {'float64' if self.is_double else 'float32'}"
                                    ": it was changed in place; assign another array in place of that")
