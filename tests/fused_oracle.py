@@ -100,15 +100,20 @@ class Layer:
             self.mean, self.var = map(self.wide, given)
         self.nothing = (self.total == 0) & (not self.frozen)
         self.rstd = 1 / np.sqrt(self.var + wide(eps))
-        self.h = np.where(self.nothing, (x - self.mean) * 0, (x - self.mean) * self.rstd)
+        self.centred = x - self.mean
+        self.h = self.centred * np.where(self.nothing, 0, self.rstd)
         self.z = self.h * self.gamma + self.beta + (0 if residual is None else residual)
+        self.name = activation[0] if isinstance(activation, tuple) else activation
         self.act, self.slope = parts_of(activation)
 
     def wide(self, a):
         return np.asarray(a, self.type).reshape(self.shape)
 
     def forward(self):
-        return Forward(np.where(np.isnan(self.z), np.nan, self.act(self.z)), self.mean.ravel(), self.var.ravel())
+        y = self.act(self.z)
+        if self.name != "leaky_relu":
+            y = np.where(np.isnan(y), 0, y)  # the limit of z * 0 at -Inf; a slope of 0 is the caller's own
+        return Forward(np.where(np.isnan(self.z), np.nan, y), self.mean.ravel(), self.var.ravel())
 
     def backward(self, dy):
         dz = dy * self.slope(self.z)

@@ -44,14 +44,18 @@ def arithmetic_of(dtype):
     return FLOAT64 if dtype == FLOAT64 else FLOAT32
 
 
-def assert_near(got, want, allowed, dtype, what):
-    """NaN where NaN is wanted, Inf where that is, or where the bound reaches beyond the type's largest number."""
+def assert_near(got, want, allowed, dtype, what, through=0):
+    """NaN where NaN is wanted, Inf where that is, or where the bound reaches beyond the type's largest number.
+
+    through: what the result is a function of, which overflows as well, and then may give 0 * Inf.
+    """
     assert got.shape == want.shape, f"{what} has shape {got.shape}, expected {want.shape}"
     got = got.astype(WIDE)
     allowed = np.broadcast_to(allowed, want.shape)
     fine = (np.abs(got - want) <= allowed) | (got == want) | (np.isnan(got) & np.isnan(want))
-    beyond = np.abs(want) + allowed >= type_of(dtype).largest
-    fine |= beyond & np.isinf(got) & (np.sign(got) == np.sign(want))
+    fine |= (np.abs(through) >= type_of(arithmetic_of(dtype)).largest) & ~np.isfinite(got)
+    for sign in (-1, 1):
+        fine |= (sign * want + allowed >= type_of(dtype).largest) & (got == sign * np.inf)
     if not fine.all():
         where = tuple(int(i) for i in np.argwhere(~fine)[0])
         raise AssertionError(f"{what}: {(~fine).sum()} of {fine.size} are off; at {where} {got[where]!r}, expected "
@@ -84,14 +88,14 @@ class Bounds:
             self.parameter = {"leaky_relu": 0.01, "elu": 1.0}.get(self.name)
         self.arithmetic = arithmetic_of(dtype)
         self.wide, self.data = type_of(self.arithmetic), type_of(dtype)
-        self.of_data(layer.mean, layer.rstd)
-        self.lost = WIDE(0)
+        self.of_data(layer.centred, layer.mean, layer.rstd)
+        self.lost = self.slope = WIDE(0)
 
-    def of_data(self, center, scale):
+    def of_data(self, centred, center, scale):
         """The array that is read is centred by `center`, in two parts, and scaled."""
         self.low = np.abs(center - center.astype(self.arithmetic))
         self.low = np.where(self.layer.nothing, 0, self.low)
-        self.unscaled = np.where(self.layer.nothing, 0, np.abs(self.layer.h / scale)) + self.low
+        self.unscaled = np.where(self.layer.nothing, 0, np.abs(centred)) + self.low
         self.scale = np.where(self.layer.nothing, 0, np.abs(scale))
 
     # ---- y ----
@@ -156,6 +160,8 @@ class Bounds:
             inner = inner + share * ((6 + more) * u * np.abs(dbeta) + (8 + more) * u * slope * self.unscaled)
             inner = inner + tiny * (self.unscaled * layer.w + 2)
             size = size + share * (np.abs(dbeta) + slope * self.unscaled)
+            self.slope = slope
+        self.size_of_dx = np.maximum(factor, 1) * np.maximum(np.maximum(size, self.unscaled), self.slope)
         allowed = factor * inner + tiny * (size + 1)
         if self.dtype == self.arithmetic:
             return allowed

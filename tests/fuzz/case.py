@@ -6,7 +6,7 @@ import numpy as np
 from .arena import LAYOUTS, Arena
 from .bounds import arithmetic_of
 from .draw import ACTIVATIONS, DTYPES
-from .tables import as_table, batch_axes, weights_of
+from .tables import as_table, batch_axes, product_of
 
 REFUSALS = TypeError, ValueError, RuntimeError
 
@@ -23,7 +23,7 @@ class Case:
         self.x = self.data("x", spoils)
         self.x_table = as_table(self.x, self.axes)
         self.activation = self.residual = self.out = self.gamma = self.beta = None
-        self.weights, self.unit, self.counting = None, 1.0, {}
+        self.product, self.counting = None, {}
         self.keep(axis=self.axis, num_threads=draw.choice((None, None, 1, 2)))
 
     def keep(self, **arguments):
@@ -54,7 +54,7 @@ class Case:
         found = self.draw.counting(self.batch_shape)
         self.counting = {name: self.arena.place(name, a, self.draw.choice(("C", "C", "F", "strided")))
                          for name, a in found.items()}
-        self.weights, self.unit = weights_of(self.counting, self.batch_shape, self.dtype)
+        self.product = product_of(self.counting, self.batch_shape)
         self.keep(**self.counting)
 
     def draw_out(self, name="out", more=()):

@@ -6,6 +6,7 @@ from fused_oracle import Layer, statistics
 from oracle import WIDE
 
 from .bounds import Bounds, assert_near, mean_error, var_error
+from .tables import weights_of
 
 
 class Part(NamedTuple):
@@ -20,7 +21,7 @@ class Part(NamedTuple):
         layer, bounds, slope = self.layer, self.bounds, bounds_slope(activation)
         layer.z = np.where(y < 0, y / slope, y)
         layer.h = np.where(layer.nothing, layer.h, (layer.z - layer.beta) / layer.gamma)
-        bounds.of_data(layer.beta, 1 / layer.gamma)
+        bounds.of_data(layer.z - layer.beta, layer.beta, 1 / layer.gamma)
         lost = 10 * WIDE(2.0**-52) * (np.abs(layer.beta) + np.abs(layer.z))
         bounds.lost = (lost + (slope != 1) * 2 * bounds.wide.u * np.abs(layer.z)) / np.abs(layer.gamma)
 
@@ -47,7 +48,7 @@ def rows_of(case, ghost):
 
 def weights_and_missing(case, rows, omits):
     """(the weights of a part, or None; which of its entries are missing, or None)"""
-    weights = None if case.weights is None else case.weights[rows]
+    weights = None if case.product is None else weights_of(case.product[rows], case.dtype)[0]
     return weights, np.isnan(case.x_table[rows]) if omits else None
 
 

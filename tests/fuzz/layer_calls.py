@@ -31,7 +31,7 @@ def layer_case(draw):
                 "dtype": case.parameter_type, "ghost_batch_size": case.ghost, "nan_policy": case.nan_policy}
     settings["track_running_stats"] = case.renorm is not None or draw.chance(0.85)
     case.arguments.clear()
-    case.keep(num_features=case.c, **settings, renorm=case.renorm)
+    case.keep(num_features=case.c, **settings, renorm=case.renorm, residual=case.residual, **case.counting)
     case.layer = fastbn.BatchNorm(case.c, renorm=case.renorm, **settings)
     set_parameters(case)
     return case

@@ -7,6 +7,7 @@ import fastbn
 from .bounds import assert_near
 from .case import Case
 from .expected import check_statistics, true_statistics
+from .tables import weights_of
 
 DOUBLE = np.dtype(float)
 
@@ -33,7 +34,8 @@ def check_moments(case, found, rows):
     count, _, _ = true_statistics(case, rows, case.omits)
     check_statistics(case, rows, found.mean, found.var(), case.omits)
     assert np.shape(found.count) == ((case.c,) if case.omits else ()), "count's shape"
-    wanted = count * WIDE(case.unit)
+    unit = 1.0 if case.product is None else weights_of(case.product, case.dtype)[1]
+    wanted = count * WIDE(unit)
     got = np.broadcast_to(np.asarray(found.count, float), wanted.shape)
     assert_near(got, wanted, np.abs(wanted) * WIDE(2.0**-40), DOUBLE, "count")
 

@@ -19,19 +19,23 @@ def as_table(a, axes, wide=True):
     return table.astype(WIDE) if wide else table
 
 
-def weights_of(counting, shape, dtype):
-    """(mask, weights and lengths multiplied, of shape (entries,); their unit). `shape` is that of the batch axes.
-
-    None where all count. Only ratios matter: they are divided by the power of two next to the largest and rounded to the arithmetic's type, in
-    which what is less than 1e-45 of the largest is 0.
-    """
+def product_of(counting, shape):
+    """mask, weights and lengths multiplied, doubles of shape (entries,), or None. `shape` is that of the batch axes."""
     if not counting:
-        return None, 1.0
+        return None
     product = np.ones(shape)
     for name, factor in counting.items():
         if name == "lengths":
             factor = np.arange(shape[1]) < factor[:, None]
         product = product * factor.reshape(factor.shape + (1,) * (len(shape) - factor.ndim))
-    exponent = math.frexp(product.max(initial=0))[1] - 1 if "weights" in counting else 0
-    scaled = np.ldexp(product, -exponent).astype(arithmetic_of(dtype))
-    return scaled.astype(WIDE).reshape(-1), math.ldexp(1.0, exponent)
+    return product.reshape(-1)
+
+
+def weights_of(product, dtype):
+    """(weights, their unit) of a part of the batch.
+
+    Only ratios matter: they are divided by the power of two next to the part's largest and rounded to the arithmetic's
+    type, in which what is less than 1e-45 of the largest is 0.
+    """
+    exponent = math.frexp(product.max(initial=0))[1] - 1
+    return np.ldexp(product, -exponent).astype(arithmetic_of(dtype)).astype(WIDE), math.ldexp(1.0, exponent)
