@@ -56,9 +56,11 @@ def watch(seed, numbers):
             faults, growth = faults + last.get("faults", 0), max(growth, last.get("growth", 0))
             if code == 0 and last.get("done"):
                 break
+            if not last:
+                raise SystemExit(f"no call was made: {ending(code)}")
             faults += 1
-            number = last.get("number", left[0])
-            print(f"fault: seed {seed}, call {number}: {ending(code)}\n    {last.get('what', last)}", flush=True)
+            number = last["number"]
+            print(f"fault: seed {seed}, call {number}: {ending(code)}\n    {last['what'] or 'before its arrays were made'}", flush=True)
             left = left[left.index(number) + 1:]
     return Outcome(len(numbers), faults, growth)
 

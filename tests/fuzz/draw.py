@@ -12,7 +12,7 @@ except ImportError:
 FLOAT16, FLOAT32, FLOAT64 = map(np.dtype, (np.float16, np.float32, np.float64))
 # The oracle's longdouble is more than a double, and so can tell how good doubles are: not everywhere.
 _ORACLE_IS_WIDER = np.finfo(np.longdouble).eps < 1e-18
-DTYPES = [FLOAT32] * 4 + [FLOAT64] * 2 * _ORACLE_IS_WIDER + [FLOAT16] + [BFLOAT16] * (BFLOAT16 is not None)
+DTYPES = [FLOAT32] * 4 + [FLOAT64] * (2 if _ORACLE_IS_WIDER else 0) + [FLOAT16] + [BFLOAT16] * (BFLOAT16 is not None)
 ACTIVATIONS = (None, None, None, "relu", "relu", "leaky_relu", "relu6", "sigmoid", "tanh", "silu", "gelu", "gelu_tanh",
                "hardswish", "elu", ("leaky_relu", 0.2), ("leaky_relu", -0.5), ("leaky_relu", 0.0), ("elu", 0.5),
                ("elu", -2.0))
