@@ -90,6 +90,7 @@ class Bounds:
         self.wide, self.data = type_of(self.arithmetic), type_of(dtype)
         self.of_data(layer.centred, layer.mean, layer.rstd)
         self.lost = self.slope = WIDE(0)
+        self.shift = np.abs(layer.beta)  # of what it is the sum
 
     def of_data(self, centred, center, scale):
         """The array that is read is centred by `center`, in two parts, and scaled."""
@@ -108,7 +109,7 @@ class Bounds:
         layer, u, tiny = self.layer, self.wide.u, self.wide.tiny
         factor = np.where(layer.nothing, 0, np.abs(layer.gamma * layer.rstd))
         scaled, plain = factor * self.unscaled, np.abs(layer.h * layer.gamma + layer.beta)
-        error = (4 if self.arithmetic == FLOAT32 else 8) * u * scaled + 10 * EPS64 * (scaled + np.abs(layer.beta))
+        error = (4 if self.arithmetic == FLOAT32 else 8) * u * scaled + 10 * EPS64 * (scaled + self.shift)
         error = error + 2 * u * (np.abs(layer.beta) + factor * self.low) + u * plain + tiny * (self.unscaled + 2)
         return error + 1.01 * u * np.abs(layer.z) if self.has_residual else error
 
@@ -160,7 +161,7 @@ class Bounds:
             inner = inner + share * ((6 + more) * u * np.abs(dbeta) + (8 + more) * u * slope * self.unscaled)
             inner = inner + tiny * (self.unscaled * layer.w + 2)
             size = size + share * (np.abs(dbeta) + slope * self.unscaled)
-            self.slope = slope
+            self.slope = slope * np.maximum(self.unscaled, 1)
         self.size_of_dx = np.maximum(factor, 1) * np.maximum(np.maximum(size, self.unscaled), self.slope)
         allowed = factor * inner + tiny * (size + 1)
         if self.dtype == self.arithmetic:

@@ -63,7 +63,9 @@ def part_of(case, rows, mean, var, *, frozen, omits=False, renorm=None):
     layer = Layer(case.x_table[rows], gamma * r, beta + gamma * d, axis=1, eps=case.eps, activation=case.activation,
                   residual=residual, weights=weights, given=(mean, var), frozen=frozen, missing=missing, wide=WIDE)
     weighted = weights is not None or (missing is not None and bool(missing.any()))
-    return Part(rows, layer, Bounds(layer, case.dtype, case.activation, residual is not None, weighted), r, d)
+    bounds = Bounds(layer, case.dtype, case.activation, residual is not None, weighted)
+    bounds.shift = layer.wide(np.abs(beta) + np.abs(gamma * d))
+    return Part(rows, layer, bounds, r, d)
 
 
 def true_statistics(case, rows, omits):
