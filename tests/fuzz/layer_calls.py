@@ -7,8 +7,8 @@ import fastbn
 from .backward import check_gradients, draw_gradient, refuses_overwritten
 from .case import Case
 from .draw import FLOAT32, FLOAT64
-from .expected import part_of
-from .forward import check_y, counts_nan, draw_renorm, parts_of_training, refuses_residual
+from .expected import part_of, rows_of, true_statistics
+from .forward import check_y, counts_nan, parts_of_training, refuses_residual
 from .moments_calls import check_averages
 from .tables import as_table
 
@@ -79,7 +79,7 @@ def run_step(case):
     case.updates = case.tracks and ((layer.training and by_batch) if layer.update_running_stats is None else
                                     layer.update_running_stats)
     case.old = [a.copy() for a in (layer.running_mean, layer.running_var)] if case.tracks else None
-    case.seen, finite = layer.num_batches_tracked, not counts_nan(case)
+    case.seen, finite = layer.num_batches_tracked, not counts_nan(case) and holds_statistics(case)
     keywords = {**case.counting, **({} if case.residual is None else {"residual": case.residual})}
     y = case.attempt(lambda: forward(case, keywords), lambda e: refuses(case, e, finite), case.out)
     if y is None:
@@ -96,6 +96,20 @@ def forward(case, keywords):
     return y
 
 
+def holds_statistics(case):
+    """Whether the layer's type holds those of the batch and of its parts: what it does not hold counts as Inf.
+
+    Unbiased variances are twice as large at most, or with weights by whatever their effective count comes to.
+    """
+    if not case.tracks or case.parameter_type == FLOAT64:
+        return True
+    for rows in (slice(0, case.entries), *rows_of(case, case.ghost)):
+        _, mean, var = true_statistics(case, rows, case.nan_policy == "omit")
+        if (np.maximum(np.abs(mean), var * (2 if case.product is None else 1e6)) > np.finfo(np.float32).max).any():
+            return False
+    return True
+
+
 def refuses(case, error, finite):
     if case.nan_policy == "raise" and not finite and isinstance(error, ValueError) and "NaN or Inf" in str(error):
         case.arena.settle(None if case.out is case.x else case.out)
@@ -104,7 +118,7 @@ def refuses(case, error, finite):
 
 
 def check_forward(case, y, by_batch):
-    layer, rows = case.layer, slice(0, case.entries)
+    rows = slice(0, case.entries)
     case.y = y
     if not by_batch:
         mean, var = (a.astype(float) for a in case.old)
@@ -138,7 +152,8 @@ def check_running(case):
     batch = layer.batch_moments if case.updates else None
     steps = batch is not None and bool((~np.isnan(np.broadcast_to(batch.freedom(layer.ddof), (case.c,)))).any())
     if steps and case.nan_policy == "skip":
-        steps = not np.isnan(batch.biased_var()).any()
+        largest = np.maximum(np.abs(batch.mean), batch.var(layer.ddof))
+        steps = bool((largest <= np.finfo(layer.dtype).max).all())
     assert layer.num_batches_tracked == case.seen + steps, "num_batches_tracked"
     new = layer.running_mean, layer.running_var
     if not steps:
