@@ -66,9 +66,9 @@ def parts_of(activation):
 
 
 def statistics(x, w, axes):
-    """(sum of the weights w, mean, biased variance) over the axes; entries of weight 0 leave no trace. Of nothing: 0, 0, NaN.
+    """(sum of the weights w, mean, biased variance) over the axes. Of nothing: 0, 0, NaN.
 
-    The mean of what is left is taken once more, so that mean / std = 1e6 costs no digits.
+    Entries of weight 0 leave no trace. The mean of what is left is taken once more, so that mean / std = 1e6 costs no digits.
     """
     counted = np.where(w != 0, x, 0)
     total = w.sum(axis=axes, keepdims=True)
@@ -91,10 +91,12 @@ class Layer:
         self.axis, self.others = axis % x.ndim, tuple(i for i in range(x.ndim) if i != axis % x.ndim)
         self.shape = [x.shape[i] if i == self.axis else 1 for i in range(x.ndim)]
         self.type, self.missing, x = wide, missing, x.astype(wide)
-        weights = np.broadcast_to(wide(1) if weights is None else np.asarray(weights, wide), [x.shape[i] for i in self.others])
+        weights = wide(1) if weights is None else np.asarray(weights, wide)
+        weights = np.broadcast_to(weights, [x.shape[i] for i in self.others])
         self.w = np.broadcast_to(np.expand_dims(weights, self.axis), x.shape)
         self.w = self.w if missing is None else np.where(missing, 0, self.w)
-        self.frozen, self.gamma, self.beta = given is not None if frozen is None else frozen, self.wide(gamma), self.wide(beta)
+        self.frozen = given is not None if frozen is None else frozen
+        self.gamma, self.beta = self.wide(gamma), self.wide(beta)
         self.total, self.mean, self.var = statistics(x, self.w, self.others)
         if given is not None:
             self.mean, self.var = map(self.wide, given)

@@ -1,4 +1,4 @@
-"""python -m tests.fuzz --calls 10000 --seed 1: random calls between guard pages, see README.md. --only K repeats call K."""
+"""Random calls between guard pages: python -m tests.fuzz --calls 10000 --seed 1. --only K repeats call K."""
 import argparse
 import os
 import signal
@@ -29,7 +29,8 @@ def main():
     started = time.monotonic()
     outcome = watch(options.seed, numbers)
     leaks = outcome.growth > _LEAK
-    print(f"seed {options.seed}: {outcome.calls} calls, {outcome.faults + leaks} faults, {time.monotonic() - started:.1f} s, "
+    seconds = time.monotonic() - started
+    print(f"seed {options.seed}: {outcome.calls} calls, {outcome.faults + leaks} faults, {seconds:.1f} s, "
           f"resident memory grew by {outcome.growth / 2**20:.1f} MiB{' (a leak)' * leaks}")
     return int(outcome.faults > 0 or leaks)
 
@@ -60,7 +61,8 @@ def watch(seed, numbers):
                 raise SystemExit(f"no call was made: {ending(code)}")
             faults += 1
             number = last["number"]
-            print(f"fault: seed {seed}, call {number}: {ending(code)}\n    {last['what'] or 'before its arrays were made'}", flush=True)
+            what = last["what"] or "before its arrays were made"
+            print(f"fault: seed {seed}, call {number}: {ending(code)}\n    {what}", flush=True)
             left = left[left.index(number) + 1:]
     return Outcome(len(numbers), faults, growth)
 

@@ -24,16 +24,17 @@ def draw_gradient(case, name, spoils):
 def run_backward(case, saved, parts):
     draw, dy = case.draw, draw_gradient(case, "dy", spoils=True)
     dy_table = as_table(dy, case.axes)
-    names = (*NAMES, *(("dmean", "dvar") if saved.frozen else ()), *(("dresidual",) if case.residual is not None else ()))
+    of_residual = ("dresidual",) if case.residual is not None else ()
+    names = (*NAMES, *(("dmean", "dvar") if saved.frozen else ()), *of_residual)
     needs = tuple(name for name in names if draw.chance(0.7)) if draw.chance(0.4) else None
     out = case.draw_out("dx", (dy,)) if needs is None or "dx" in needs else None
     more = {"out": out, "num_threads": draw.choice((None, 1, 2)), **({} if needs is None else {"needs": needs})}
     case.keep(backward=needs or "all", dy=dy, backward_out=out)
-    result = case.attempt(lambda: fastbn.batch_norm_backward(dy, saved, **more), lambda e: refuses_overwritten(case, e), out)
+    result = case.attempt(lambda: fastbn.batch_norm_backward(dy, saved, **more),
+                          lambda e: refuses_overwritten(case, e), out)
     if result is None:
         return
-    default = (*NAMES, *(("dresidual",) if case.residual is not None else ()))
-    needs = default if needs is None else needs
+    needs = (*NAMES, *of_residual) if needs is None else needs
     shown = {**dict(zip(NAMES, result))}
     rest = list(result[3:])
     if case.residual is not None:
@@ -56,7 +57,8 @@ def core_of(saved, part):
 
 def check_gradients(case, saved, parts, dy, got):
     got = {name: a for name, a in got.items() if a is not None}
-    y, tables = as_table(case.y, case.axes), {name: as_table(got[name], case.axes) for name in ("dx", "dresidual") if name in got}
+    y = as_table(case.y, case.axes)
+    tables = {name: as_table(got[name], case.axes) for name in ("dx", "dresidual") if name in got}
     sums = {name: [WIDE(0), WIDE(0)] for name in ("dgamma", "dbeta")}
     for i, part in enumerate(parts):
         if core_of(saved, i).holds_y:
@@ -84,7 +86,7 @@ def check_part(case, part, dy, tables):
 
 
 def check_finite(got, wanted, allowed, dtype, what, size=0):
-    """Entries with NaN or Inf may have either, and those of which a term may overflow, by `size`; the others are near."""
+    """Entries with NaN or Inf may have either, and those of which a term may overflow, by `size`."""
     bad = ~np.isfinite(wanted) | ~np.isfinite(allowed) | (size >= type_of(arithmetic_of(dtype)).largest / 4)
     assert_near(np.where(bad, 0, got), np.where(bad, 0, wanted), np.where(bad, 0, allowed), dtype, what)
 

@@ -37,7 +37,9 @@ def type_of(dtype):
         return Type(WIDE(2.0**-53), WIDE(2.0**-1074), 1.79e308)
     if dtype == FLOAT32:
         return Type(WIDE(2.0**-24), WIDE(2.0**-149), 3.4e38)
-    return Type(WIDE(2.0**-11), WIDE(2.0**-24), 65504) if dtype == FLOAT16 else Type(WIDE(2.0**-8), WIDE(2.0**-133), 3.38e38)
+    if dtype == FLOAT16:
+        return Type(WIDE(2.0**-11), WIDE(2.0**-24), 65504)
+    return Type(WIDE(2.0**-8), WIDE(2.0**-133), 3.38e38)
 
 
 def arithmetic_of(dtype):
@@ -150,7 +152,8 @@ class Bounds:
         self.of_dbeta = (5 * u + chain) * size.sum(axis=0) + error.sum(axis=0)
         projected = (error * (self.unscaled * self.scale) + size * self.lost).sum(axis=0)
         underflow = len(dz) * self.wide.tiny * self.scale[0]
-        self.of_dgamma = (8 * u + chain) * terms.sum(axis=0) + projected + underflow + (self.low * self.scale)[0] * self.of_dbeta
+        moved = (self.low * self.scale)[0] * self.of_dbeta
+        self.of_dgamma = (8 * u + chain) * terms.sum(axis=0) + projected + underflow + moved
         return self.of_dbeta, self.of_dgamma
 
     def dx(self, dz, error, dgamma, dbeta):

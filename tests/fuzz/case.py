@@ -12,7 +12,7 @@ REFUSALS = TypeError, ValueError, RuntimeError
 
 
 class Case:
-    """x and what nearly all calls have. The arguments are in `arguments`, by name, and are what a fault is told with."""
+    """x and what nearly all calls have. `arguments`, by name, is also what a fault is told with."""
 
     def __init__(self, draw, spoils=True):
         self.draw, self.arena, self.arguments, self.kind = draw, Arena(draw), {}, ""
@@ -32,7 +32,8 @@ class Case:
     # ---- drawing ----
 
     def data(self, name, spoils=True):
-        return self.arena.place(name, self.draw.data(self.shape, self.axes, self.dtype, spoils), self.draw.choice(LAYOUTS))
+        values = self.draw.data(self.shape, self.axes, self.dtype, spoils)
+        return self.arena.place(name, values, self.draw.choice(LAYOUTS))
 
     def vector(self, name, values):
         """A parameter; None stays None."""

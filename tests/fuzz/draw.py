@@ -100,7 +100,8 @@ class Draw:
     def gamma(self, c, dtype):
         if self.chance(0.2):
             return None
-        values = self.many.uniform(0.5, 2, c) * self.many.choice((-1.0, 1.0), c) * self.choice((1, 1, 1, 1, 1e-10, 1e10))
+        scale = self.choice((1, 1, 1, 1, 1e-10, 1e10))
+        values = scale * self.many.uniform(0.5, 2, c) * self.many.choice((-1.0, 1.0), c)
         if self.chance(0.08):
             values[self.many.random(c) < 0.3] = 0
         return values.astype(dtype)

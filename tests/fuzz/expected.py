@@ -1,4 +1,4 @@
-"""What the oracle makes of a case: a Layer, with its bounds, for each part of the batch that has statistics of its own."""
+"""What the oracle makes of a case: a Layer and its bounds for each part of the batch that has its own statistics."""
 from typing import NamedTuple
 
 import numpy as np
@@ -82,6 +82,6 @@ def check_statistics(case, rows, mean, var, omits=False):
     with np.errstate(all="ignore"):
         unknown = np.isnan(true_var) & ~(true_mean == 0)
         size = np.where(np.isnan(true_var), 0, true_var)
-        assert_near(np.where(unknown, 0, mean), np.where(unknown, 0, true_mean), mean_error(true_mean, size, case.arithmetic),
-                    case.arithmetic, "mean")
+        assert_near(np.where(unknown, 0, mean), np.where(unknown, 0, true_mean),
+                    mean_error(true_mean, size, case.arithmetic), case.arithmetic, "mean")
         assert_near(var, true_var, var_error(true_mean, size, case.arithmetic), np.dtype(np.float64), "var")

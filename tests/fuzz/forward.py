@@ -52,8 +52,8 @@ def inference_case(draw):
 
 def run_inference(case):
     """(saved or None, parts), or None where the call was refused."""
-    result = case.attempt(lambda: fastbn.batch_norm_inference(case.x, **case.arguments), lambda e: refuses_residual(case, e),
-                          case.out)
+    result = case.attempt(lambda: fastbn.batch_norm_inference(case.x, **case.arguments),
+                          lambda e: refuses_residual(case, e), case.out)
     if result is None:
         return None
     y, saved = result if case.keeps else (result, None)
@@ -68,8 +68,8 @@ def refuses_residual(case, error):
     name, slope = case.activation if isinstance(case.activation, tuple) else (case.activation, 0)
     needs_it = name is not None and name != "relu" and not (name == "leaky_relu" and slope >= 0)
     kept = case.training or case.keeps
-    return (kept and needs_it and case.residual is not None and case.out is case.residual and isinstance(error, ValueError)
-            and "out and residual overlap" in str(error))
+    is_residual = case.residual is not None and case.out is case.residual
+    return kept and needs_it and is_residual and "out and residual overlap" in str(error)
 
 
 # ---- by the batch's ----
@@ -92,8 +92,9 @@ def training_case(draw):
 
 def draw_renorm(case):
     case.renorm = case.draw.choice(((1.0, 0.0), (3.0, 5.0), (1.5, 0.1), (100.0, 100.0)))
-    case.running = [case.vector(name, a.astype(case.parameter_type)) for name, a in (
-        ("running_mean", case.draw.many.standard_normal(case.c)), ("running_var", case.draw.many.uniform(0, 3, case.c)))]
+    mean, var = case.draw.many.standard_normal(case.c), case.draw.many.uniform(0, 3, case.c)
+    case.running = [case.vector(name, a.astype(case.parameter_type))
+                    for name, a in (("running_mean", mean), ("running_var", var))]
     case.keep(renorm=case.renorm, running_mean=case.running[0], running_var=case.running[1])
 
 
@@ -105,7 +106,8 @@ def correction(case):
         (rmax, dmax), (old_mean, old_var) = map(WIDE, case.renorm), (a.astype(WIDE) for a in case.running)
         std = np.sqrt(old_var + WIDE(case.eps))
         nothing = true_statistics(case, rows, case.nan_policy == "omit")[0] == 0
-        r, d = np.clip(np.sqrt(var + WIDE(case.eps)) / std, 1 / rmax, rmax), np.clip((mean - old_mean) / std, -dmax, dmax)
+        r = np.clip(np.sqrt(var + WIDE(case.eps)) / std, 1 / rmax, rmax)
+        d = np.clip((mean - old_mean) / std, -dmax, dmax)
         return np.where(nothing, 1, r), np.where(nothing, 0, d)
     return of_part
 
@@ -146,6 +148,7 @@ def parts_of_training(case, saved):
     means, variances, rstds = (a.reshape(len(slices), case.c) for a in (saved.mean, saved.var, saved.rstd))
     for at, mean, var, rstd in zip(slices, means, variances, rstds):
         check_statistics(case, at, mean, var, omits)
-        assert_near(rstd, 1 / np.sqrt(var.astype(WIDE) + WIDE(case.eps)), rstd * WIDE(2.0**-51), np.dtype(float), "rstd")
+        wanted = 1 / np.sqrt(var.astype(WIDE) + WIDE(case.eps))
+        assert_near(rstd, wanted, rstd * WIDE(2.0**-51), np.dtype(float), "rstd")
         found.append(part_of(case, at, mean, var, frozen=False, omits=omits, renorm=correction(case)))
     return found

@@ -1,4 +1,4 @@
-"""Memory between two pages that nobody may touch: a read or write one byte beyond either end is a segmentation fault."""
+"""Memory between two pages that nobody may touch: an access one byte beyond either end is a segmentation fault."""
 import ctypes
 import mmap
 

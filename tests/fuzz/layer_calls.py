@@ -1,4 +1,4 @@
-"""fastbn.BatchNorm: some forward calls in changing modes, each checked as the function is, and its running statistics."""
+"""fastbn.BatchNorm: forward calls in changing modes, each checked as the function is, and running statistics."""
 import numpy as np
 from oracle import WIDE
 

@@ -41,7 +41,7 @@ def check_moments(case, found, rows):
 
 
 def check_merging(case):
-    """Parts along the first batch axis: the formula of Chan, Golub and LeVeque in the wide type, from the parts' moments."""
+    """Two parts along the first axis: the formula of Chan, Golub and LeVeque in the wide type, from their moments."""
     cut = case.draw.int(0, case.shape[0])
     more = {key: value for key, value in case.arguments.items() if key not in case.counting}
     a, b = (fastbn.moments(part, **more) for part in (case.x[:cut], case.x[cut:]))
@@ -75,7 +75,7 @@ def check_step(case, found):
 
 
 def check_averages(new, old, moments, momentum, ddof):
-    """Features of which the variance is not known stay as they are; else one rounding to the type, and those of doubles."""
+    """Features whose variance is not known stay as they are; else one rounding to the type, and those of doubles."""
     known = ~np.isnan(np.broadcast_to(moments.freedom(ddof), moments.mean.shape))
     for name, got, before, batch in zip(("mean", "var"), new, old, (moments.mean, moments.var(ddof))):
         keeps = WIDE(momentum) * before

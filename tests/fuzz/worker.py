@@ -1,4 +1,4 @@
-"""The child process: runs calls one by one, and leaves word of each before it starts, for whoever finds the process dead."""
+"""The child process: runs calls one by one, and leaves word of each before it starts, for who finds it dead."""
 import json
 import os
 import traceback
