@@ -68,7 +68,7 @@ def parts_of(activation):
 def statistics(x, w, axes):
     """(sum of the weights w, mean, biased variance) over the axes. Of nothing: 0, 0, NaN.
 
-    Entries of weight 0 leave no trace. The mean of what is left is taken once more, so that mean / std = 1e6 costs no digits.
+    Entries of weight 0 leave no trace. The mean of what is left is taken once more: mean / std = 1e6 costs no digits.
     """
     counted = np.where(w != 0, x, 0)
     total = w.sum(axis=axes, keepdims=True)
