@@ -147,7 +147,8 @@ class Bounds:
     def sums(self, dz, error):
         """(of dbeta, of dgamma): trees of 16, after a difference and a product, then chains of doubles."""
         chain = EPS64 * (len(dz) / 8 + 20)
-        u, size = self.wide.u, np.where(np.isnan(dz), 0, np.abs(dz))
+        u, size = self.wide.u, np.abs(dz) + error
+        size = np.where(np.isnan(size), 0, size)
         terms = size * self.unscaled * self.scale
         self.of_dbeta = (5 * u + chain) * size.sum(axis=0) + error.sum(axis=0)
         projected = (error * (self.unscaled * self.scale) + size * self.lost).sum(axis=0)
