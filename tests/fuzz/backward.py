@@ -101,7 +101,7 @@ def check_sums(case, parts, sums, got):
     for name, (value, error) in wanted.items():
         if name in got:
             assert got[name].dtype == dtype and got[name].shape == (case.c,), f"{name} is {got[name].dtype}"
-            rounding = type_of(dtype).rounding(value) + 8 * WIDE(2.0**-52) * np.abs(value)
+            rounding = type_of(dtype).rounding(np.abs(value) + error) + 8 * WIDE(2.0**-52) * np.abs(value)
             check_finite(got[name], value, error + rounding, dtype, name)
 
 
