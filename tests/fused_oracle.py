@@ -65,37 +65,66 @@ def parts_of(activation):
     return (lambda z: act(z, parameter)), (lambda z: slope(z, parameter))
 
 
-class Layer:
-    """One call in float64: x, (C,) parameters, weights of x's shape without the axis (None: ones), statistics (None: of x)."""
+def statistics(x, w, axes):
+    """(sum of the weights w, mean, biased variance) over the axes. Of nothing: 0, 0, NaN.
 
-    def __init__(self, x, gamma, beta, *, axis=1, eps=1e-5, activation=None, residual=None, weights=None, given=None):
+    Entries of weight 0 leave no trace. The mean of what is left is taken once more: mean / std = 1e6 costs no digits.
+    """
+    counted = np.where(w != 0, x, 0)
+    total = w.sum(axis=axes, keepdims=True)
+    with np.errstate(all="ignore"):
+        mean = np.where(total > 0, (w * counted).sum(axis=axes, keepdims=True) / total, 0)
+        left = (w * (counted - mean)).sum(axis=axes, keepdims=True) / total
+        mean = np.where(left == left, mean + left, mean)
+        return total, mean, (w * (counted - mean)**2).sum(axis=axes, keepdims=True) / total
+
+
+class Layer:
+    """One call, in float64 or another type `wide`: x, (C,) parameters, weights (None: ones), statistics (None: of x).
+
+    weights: of x's shape without the axis. given: (mean, var), constants unless frozen is False. missing: entries of x
+    that count for nothing, in backward too.
+    """
+
+    def __init__(self, x, gamma, beta, *, axis=1, eps=1e-5, activation=None, residual=None, weights=None, given=None,
+                 frozen=None, missing=None, wide=float):
         self.axis, self.others = axis % x.ndim, tuple(i for i in range(x.ndim) if i != axis % x.ndim)
         self.shape = [x.shape[i] if i == self.axis else 1 for i in range(x.ndim)]
-        counted = [x.shape[i] for i in self.others]
-        weights = np.broadcast_to(1.0 if weights is None else np.asarray(weights, float), counted)
+        self.type, self.missing, x = wide, missing, x.astype(wide)
+        weights = wide(1) if weights is None else np.asarray(weights, wide)
+        weights = np.broadcast_to(weights, [x.shape[i] for i in self.others])
         self.w = np.broadcast_to(np.expand_dims(weights, self.axis), x.shape)
-        self.frozen, self.gamma = given is not None, self.wide(gamma)
-        counted = np.where(self.w != 0, x.astype(float), 0.0)
-        self.total = self.w.sum(axis=self.others, keepdims=True)
-        if given is None:
-            self.mean = (self.w * counted).sum(axis=self.others, keepdims=True) / self.total
-            self.var = (self.w * (counted - self.mean)**2).sum(axis=self.others, keepdims=True) / self.total
-        else:
+        self.w = self.w if missing is None else np.where(missing, 0, self.w)
+        self.frozen = given is not None if frozen is None else frozen
+        self.gamma, self.beta = self.wide(gamma), self.wide(beta)
+        self.total, self.mean, self.var = statistics(x, self.w, self.others)
+        if given is not None:
             self.mean, self.var = map(self.wide, given)
-        self.rstd = 1 / np.sqrt(self.var + eps)
-        self.h = (x - self.mean) * self.rstd
-        self.z = self.h * self.gamma + self.wide(beta) + (0 if residual is None else residual)
+        self.nothing = (self.total == 0) & (not self.frozen)
+        self.rstd = 1 / np.sqrt(self.var + wide(eps))
+        self.centred = x - self.mean
+        self.h = self.centred * np.where(self.nothing, 0, self.rstd)
+        self.z = self.h * self.gamma + self.beta + (0 if residual is None else residual)
+        self.name = activation[0] if isinstance(activation, tuple) else activation
         self.act, self.slope = parts_of(activation)
 
     def wide(self, a):
-        return np.asarray(a, float).reshape(self.shape)
+        return np.asarray(a, self.type).reshape(self.shape)
 
     def forward(self):
-        return Forward(self.act(self.z), self.mean.ravel(), self.var.ravel())
+        y = self.act(self.z)
+        if self.name != "leaky_relu":
+            y = np.where(np.isnan(y), 0, y)  # the limit of z * 0 at -Inf; a slope of 0 is the caller's own
+        return Forward(np.where(np.isnan(self.z), np.nan, y), self.mean.ravel(), self.var.ravel())
 
     def backward(self, dy):
         dz = dy * self.slope(self.z)
-        terms = np.where((self.w == 0) & (dy == 0), 0.0, dz * self.h)
+        dz = dz if self.missing is None else np.where(self.missing, 0, dz)
+        apart = (self.w == 0) & (dy == 0)
+        terms = np.where(apart if self.missing is None else apart | self.missing, 0, dz * self.h)
         dbeta, dgamma = dz.sum(axis=self.others, keepdims=True), terms.sum(axis=self.others, keepdims=True)
-        through = 0 if self.frozen else np.where(self.w != 0, self.w / self.total * (dbeta + self.h * dgamma), 0.0)
-        return Backward(self.gamma * self.rstd * (dz - through), dgamma.ravel(), dbeta.ravel(), dz)
+        dgamma = np.where(self.nothing, 0, dgamma)
+        through = 0 if self.frozen else np.where(self.w != 0, self.w / self.total * (dbeta + self.h * dgamma), 0)
+        dx = np.where(self.nothing, 0, self.gamma * self.rstd * (dz - through))
+        dx = dx if self.missing is None else np.where(self.missing, 0, dx)
+        return Backward(dx, dgamma.ravel(), dbeta.ravel(), dz)
