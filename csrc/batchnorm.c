@@ -94,8 +94,8 @@ static fastbn_status open_job(struct fbn_job *job, const fastbn_shape *shape, co
     job->size = is_half(shape->dtype) ? (int64_t)sizeof(uint16_t) : job->lane_size;
     job->entries = shape->n * shape->s;
     job->total = (double)job->entries;
-    job->few = (op == &fbn_op_moments || op == &fbn_op_training) && job->lane_size == (int64_t)sizeof(float)
-               && job->entries < FEW;
+    job->sums_x = op == &fbn_op_moments || op == &fbn_op_training;
+    job->few = job->sums_x && job->lane_size == (int64_t)sizeof(float) && job->entries < FEW;
     return FASTBN_OK;
 }
 
@@ -105,6 +105,8 @@ static void take_weights(struct fbn_job *job, const fastbn_weights *weights)
     job->total = weights->total;
     job->counts = weights->counts;
     job->omits = weights->counts != NULL;
+    if (weights->squares > 0 && weights->total * weights->total < FEW * weights->squares)
+        job->few = job->sums_x && job->lane_size == (int64_t)sizeof(float);
 }
 
 /* What is fused, from y's side: relu and a residual are in the kernels of apply.c; another activation goes over y once

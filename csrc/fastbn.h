@@ -62,7 +62,7 @@
 extern "C" {
 #endif
 
-#define FASTBN_ABI_VERSION 2
+#define FASTBN_ABI_VERSION 3
 
 typedef enum fastbn_status {
     FASTBN_OK = 0,
@@ -131,6 +131,8 @@ typedef struct fastbn_weights {
     /* Not NULL: NaN entries of x are missing, and these are, by feature, the total weights of those that count. In the
      * backward pass dy is not looked at where one is missing, and dx and dresidual are 0 there. */
     const double *counts;
+    double squares;   /* the sum of their squares; 0: unknown. Where few entries tell as much, total^2 / squares, the sums
+                       * are taken in double, as of few entries without weights */
 } fastbn_weights;
 
 /* What few calls have. An array whose data is NULL is not there. */

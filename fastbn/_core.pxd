@@ -54,6 +54,7 @@ cdef extern from "fastbn.h" nogil:
         const void *data
         double total
         const double *counts
+        double squares
 
     ctypedef struct fastbn_extra:
         fastbn_input residual

@@ -163,6 +163,13 @@ def general_backward(saved, dy, out, needs, num_threads):
     return gradients(dy, saved, out, needs, _checks.threads(num_threads))
 
 
+def refuse_unclear_input(saved):
+    """Raises RuntimeError where backward needs an input that was overwritten and cannot be recovered."""
+    saved = saved.core if isinstance(saved, Composite) else saved
+    (saved.extras or _extras.NONE).refuse_in_place(saved)
+    about_input(saved)
+
+
 def gradients(dy, saved, out, needs, threads):
     """batch_norm_backward after its checks, but for that of `out`."""
     x, extras = saved.input(), saved.extras or _extras.NONE

@@ -23,8 +23,9 @@ class Extras(NamedTuple):
             return None
         weights = {}
         if self.weights is not None:
+            squares = self.weights.squares if self.weights.counts is None else 0.0
             weights = {"weights": self.weights.data(arrangement), "total": self.weights.total,
-                       "counts": self.weights.counts}
+                       "counts": self.weights.counts, "squares": squares}
         residual = None if self.residual is None else arrangement.readable(self.residual)
         return _core.Extra(self.activation.code, self.activation.slope, residual=residual, **weights, **more)
 

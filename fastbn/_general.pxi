@@ -73,13 +73,13 @@ cdef double *write_pointer(double[::1] a, const fastbn_shape *shape) except? NUL
 cdef class Extra:
     """What goes with a call. Attributes are None where there is nothing.
 
-    residual, dresidual, written: arrays like x. weights: (n * s,) in the type of the arithmetic, of the sum `total`;
-    counts: (c,), the total weights where NaN entries are left out.
+    residual, dresidual, written: arrays like x. weights: (n * s,) in the type of the arithmetic, of the sum `total` and the
+    sum of squares `squares` (0: unknown); counts: (c,), the total weights where NaN entries are left out.
     """
     cdef cnp.ndarray residual, dresidual, written
     cdef cnp.ndarray weights
     cdef const double[::1] counts
-    cdef double total, slope
+    cdef double total, squares, slope
     cdef int activation
     cdef bint inverts
     cdef fastbn_extra c_extra
@@ -94,16 +94,16 @@ cdef class Extra:
 
     def __init__(self, int activation=0, double slope=0, *, cnp.ndarray residual=None, cnp.ndarray dresidual=None,
                  cnp.ndarray written=None, bint inverts=False, cnp.ndarray weights=None, double total=0,
-                 const double[::1] counts=None):
+                 const double[::1] counts=None, double squares=0):
         self.activation, self.slope = activation, slope
         self.residual, self.dresidual, self.written, self.inverts = residual, dresidual, written, inverts
-        self.weights, self.total, self.counts = weights, total, counts
+        self.weights, self.total, self.counts, self.squares = weights, total, counts, squares
 
     cdef const fastbn_weights *weights_for_c(self) noexcept:
         if self.weights is None:
             return NULL
         self.c_weights.data = cnp.PyArray_DATA(self.weights)
-        self.c_weights.total = self.total
+        self.c_weights.total, self.c_weights.squares = self.total, self.squares
         self.c_weights.counts = &self.counts[0] if self.counts is not None else NULL
         return &self.c_weights
 

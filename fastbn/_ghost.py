@@ -10,7 +10,7 @@ import numpy as np
 
 from . import _checks
 from ._canonical import arrange
-from ._engine import as_parameter, backward_of, is_in_place, target_for
+from ._engine import as_parameter, backward_of, is_in_place, refuse_unclear_input, target_for
 from ._moments import Moments, by_feature
 from ._saved import Composite
 
@@ -47,7 +47,7 @@ def into(compute, x, out, axes):
     Where the core cannot write to the slice's memory as it lies (a single row of a Fortran-ordered table, say), through
     a new array; an x in that same memory is copied, since the gradient will need it.
     """
-    if out.flags.c_contiguous or arrange(out, axes).view(out) is not None:
+    if arrange(out, axes).view(out) is not None:
         return compute(x, out)[1:]
     written, *others = compute(x.copy() if is_in_place(out, x) else x, None)
     out[...] = written
@@ -88,6 +88,8 @@ class GhostSaved(Composite):
         return by_feature(whole) if self.omits else whole
 
     def backward(self, dy, out, needs, num_threads):
+        for part in self.parts:  # before the first slice is written
+            refuse_unclear_input(part)
         dx = target_for(out, self.x, self.axes, {"dy": dy, "x": self.x})[1] if "dx" in needs else None
         dresidual = np.empty_like(self.x) if "dresidual" in needs else None
         sums = {name: 0.0 for name in ("dgamma", "dbeta") if name in needs}

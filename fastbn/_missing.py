@@ -98,7 +98,8 @@ def _moments(x, weights, threads):
         total = float(weights.sum(dtype=np.float64))
         if total == 0:
             return mean, M2
-        extra = _core.Extra(weights=np.ascontiguousarray(weights).reshape(-1), total=total)
+        squares = float(np.square(weights, dtype=np.float64).sum())
+        extra = _core.Extra(weights=np.ascontiguousarray(weights).reshape(-1), total=total, squares=squares)
     _core.moments(np.ascontiguousarray(x), extra, mean, M2, threads)
     return mean, M2
 

@@ -126,6 +126,8 @@ class Moments:
         self._check_target(running_var, "running_var")
         mean, var, scale, known = self.mean, self._biased_var(), self.count / self.freedom(ddof), ...
         if isinstance(scale, np.ndarray):
+            if scale.shape != self.mean.shape:
+                self.check()
             known = scale == scale
             mean, var, scale = mean[known], var[known] * scale[known], 1.0 if known.any() else np.nan
         if scale != scale:

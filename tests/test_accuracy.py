@@ -421,6 +421,19 @@ def test_the_mean_of_few_weighted_entries(rng, shape, axis, power):
         np.testing.assert_allclose(found.var(), var.astype(float), rtol=1e-6)
 
 
+@pytest.mark.parametrize("n", [64, 300, 1000])
+@pytest.mark.parametrize("kind", ["decades", "mask"])
+def test_the_mean_where_few_of_many_entries_count(rng, n, kind):
+    """By weights of all magnitudes, or a mask of a few."""
+    x = rng.normal(size=(n, 3000)).astype(np.float32)
+    weights = 10 ** rng.uniform(-40, 40, n) if kind == "decades" else np.where(np.arange(n) % 5 == 0, 1.0, 0.0)
+    w = weights.astype(WIDE)[:, None]
+    mean = (w * x).sum(axis=0) / w.sum()
+    std = np.sqrt((w * (x - mean) ** 2).sum(axis=0) / w.sum())
+    for found in (fastbn.moments(x, weights=weights).mean, fastbn.batch_norm_training(x, weights=weights)[1].mean):
+        assert_within(found, mean, spacing(np.maximum(np.abs(mean), std), np.float32), "mean")
+
+
 # --- The ends of the range -------------------------------------------------------------------------------------------
 
 

@@ -453,3 +453,18 @@ def test_half_types_are_float32_rounded(rng, name):
     assert ddy.dtype == dx.dtype == dtype and dgamma.dtype == np.float32
     assert ddy.tobytes() == wide_ddy.astype(dtype).tobytes() and dx.tobytes() == wide_dx.astype(dtype).tobytes()
     assert dgamma.tobytes() == wide_dgamma.tobytes()
+
+
+@pytest.mark.parametrize("scale", [1e-18, 1e20, 1e25])
+def test_standard_deviations_whose_squares_float32_cannot_hold(rng, scale):
+    """rstd^2 is a factor of dx."""
+    x = (rng.normal(size=(8, 3)) * scale).astype(np.float32)
+    dy, ddx = rng.normal(size=(2, 8, 3)).astype(np.float32)
+    ddgamma = rng.normal(size=3)
+    found, want = [], []
+    for data, results in ((x, found), (x.astype(np.float64), want)):
+        _, saved = fastbn.batch_norm_training(data, eps=1e-70)
+        results += fastbn.batch_norm_double_backward(ddx, ddgamma, None, dy, saved)
+    for one, other in zip(found, want):
+        with np.errstate(all="ignore"):
+            np.testing.assert_allclose(one, other.astype(np.float32), rtol=1e-4, atol=1e-4 * np.abs(other).max())

@@ -371,3 +371,24 @@ def test_saved_can_be_copied(rng):
     for twin in (copy.copy(saved), copy.deepcopy(saved), pickle.loads(pickle.dumps(saved))):
         for one, other in zip(fastbn.batch_norm_backward(dy, twin), expected):
             np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("options", [{"ghost_batch_size": 1}, {"renorm": (3.0, 5.0), "running_mean": np.zeros(3), "running_var": np.ones(3)}],
+                         ids=["ghost", "renorm"])
+def test_feature_axes_of_size_1_in_any_order_of_memory(rng, options):
+    """Such an axis may lie anywhere: y was made for one order and then refused for another."""
+    x = rng.normal(size=(2, 3, 1, 4)).astype(np.float32).transpose(0, 1, 3, 2)[:, :, :2]
+    y, saved = fastbn.batch_norm_training(x, axis=(1, 3), **options)
+    want, _ = fastbn.batch_norm_training(np.ascontiguousarray(x[..., 0]), axis=1, **options)
+    np.testing.assert_allclose(y[..., 0], want, rtol=1e-6, atol=1e-7)
+    assert fastbn.batch_norm_backward(np.ones_like(x), saved)[0].shape == x.shape
+
+
+def test_a_refused_backward_writes_nothing(rng):
+    """The first slice was copied and could go back, the last could not."""
+    x = rng.normal(size=(3, 5, 14)).astype(np.float32).transpose(1, 0, 2)
+    y, saved = fastbn.batch_norm_training(x, activation="elu", out=x, ghost_batch_size=4, axis=2)
+    dx = np.full_like(x, 7)
+    with pytest.raises(RuntimeError, match="x was overwritten"):
+        fastbn.batch_norm_backward(np.ones_like(x), saved, out=dx)
+    assert (dx == 7).all()
