@@ -163,8 +163,10 @@ static void training_params(struct fbn_job *job, int64_t first, int64_t end)
         job->var[f] = job->m2[f] * (job->counts ? share_of(job, f) : share);
     job->kernels->rstd(end - first, job->var + first, job->eps, job->rstd + first);
     for (int64_t f = first; job->size == (int64_t)sizeof(double) && f < end; f++)
-        if (isinf(job->var[f]) && isfinite(job->mean[f]))
+        if (!isfinite(job->var[f]) && isfinite(job->mean[f]) && total_of(job, f) > 0) {
             job->rstd[f] = rstd_of_huge(job, f);
+            job->var[f] = isfinite(job->rstd[f]) ? INFINITY : job->var[f];
+        }
     params_of_y(job, first, end);
 }
 

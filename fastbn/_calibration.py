@@ -87,7 +87,7 @@ def _moments_of_batch(layer, x, number):
         found = layer_moments(layer, x)
         if layer.nan_policy == "raise":
             x = _checks.batch(x)
-            _nan_policy.refuse(x, normalize_axes(layer.axis, x.ndim), [found], layer.dtype)
+            _nan_policy.refuse(x, normalize_axes(layer.axis, x.ndim), [found], layer.dtype, layer.ddof)
         return found
     except (TypeError, ValueError) as error:
         kind = TypeError if isinstance(error, TypeError) else ValueError

@@ -40,7 +40,7 @@ def as_data(x, name, halves=True):
 
 
 def _dtype_advice(value, dtype, name):
-    convert = f"{name}.astype(np.float32)" if isinstance(value, np.ndarray) else f"np.asarray({name}, np.float32)"
+    convert = f"np.asarray({name}, np.float32)" if isinstance(value, (list, tuple)) else f"{name}.astype(np.float32)"
     if dtype.kind in "iub":
         return f": integers have no fractions to normalize to; convert with {convert}"
     if hasattr(value, "toarray"):

@@ -246,7 +246,7 @@ class BatchNorm(_core.LayerBase, Running, Switches, Options, Conversions):
         extras = _extras.with_weights(_extras.NONE, x, axes, **weights)
         batch = moments_by(x, axes, extras, 0, self._omits())[0]
         if self._nan_policy == "raise":
-            _nan_policy.refuse(x, axes, [batch], self.dtype)
+            _nan_policy.refuse(x, axes, [batch], self.dtype, self.ddof)
         return batch
 
     def _refuse_state_as(self, out):
@@ -306,6 +306,7 @@ class BatchNorm(_core.LayerBase, Running, Switches, Options, Conversions):
         if self._use_batch_stats:
             raise RuntimeError("use_batch_stats is True: inference takes the statistics of each batch and is no fixed affine "
                                "map; set it to None or False for the running ones")
+        self._check_arrays()
         with np.errstate(all="ignore"):
             scale = 1.0 / np.sqrt(self.running_var.astype(np.float64) + self.eps)
             scale = scale if self.gamma is None else self.gamma.astype(np.float64) * scale

@@ -18,6 +18,8 @@ from ._moments import merged
 
 _ROUNDS = 4
 _ENTRIES = 1 << 19  # of a block
+_MOST = 1e3         # times the weight that is there, what is missing may have
+_SPREAD = 1e8       # times the least weight, the largest may be
 _FIRST = 8, 8       # rows and columns of it in which an entry that counts is looked for first
 
 
@@ -78,7 +80,22 @@ def _present_in_block(x, weights, threads):
         if not far.any():
             break
         p = np.where(far, mean, p).astype(x.dtype)
+    most = _MOST if weights is None or wide.max() < _SPREAD * wide.min(where=wide > 0, initial=np.inf) else -1.0
+    lost = np.flatnonzero((weight > 0) & (missing > most * weight))
+    if lost.size:
+        mean[lost], M2[lost] = _of_few(x[:, lost], there[:, lost], 1.0 if weights is None else wide[:, None])
     return Present(entries, weight, squares, mean, M2)
+
+
+def _of_few(x, there, weights):
+    """(mean, M2) in double, where taking out what is missing would leave few digits: of features of which next to nothing
+    is there, and by weights of all magnitudes.
+    """
+    w, x = weights * there, np.where(there, x, 0).astype(np.float64)
+    total = w.sum(axis=(0, 2))
+    mean = (w * x).sum(axis=(0, 2)) / total
+    rest = (w * (x - mean[:, None])).sum(axis=(0, 2)) / total
+    return mean + rest, (w * (x - (mean + rest)[:, None]) ** 2).sum(axis=(0, 2))
 
 
 def _filled(x, there, p):

@@ -76,6 +76,8 @@ class Moments:
         shape = np.shape(self.mean)
         if len(shape) != 1 or np.shape(self.M2) != shape:
             raise ValueError(f"mean has shape {shape} and M2 {np.shape(self.M2)}, expected one shape (C,)")
+        if np.any(np.less(self.M2, 0)):
+            raise ValueError(f"M2 is negative for feature {np.flatnonzero(np.less(self.M2, 0))[0]}, expected sums of squares")
         for name, value in (("count", self.count), ("squares", self.squares)):
             if np.shape(value) not in ((), shape):
                 raise ValueError(f"{name} has shape {np.shape(value)}, expected {shape}, or a number")
@@ -122,6 +124,9 @@ class Moments:
         Features of which var(ddof) is not known stay as they are. Returns whether there was any other.
         Raises ValueError (shapes, read-only arrays), TypeError (no arrays); then nothing has changed.
         """
+        momentum = _checks.finite(momentum, "momentum")
+        if not 0 <= momentum <= 1 or ddof not in (0, 1):
+            raise ValueError(f"momentum is {momentum} and ddof {ddof!r}, expected a number from 0 to 1 and 1 (unbiased) or 0")
         self._check_target(running_mean, "running_mean")
         self._check_target(running_var, "running_var")
         mean, var, scale, known = self.mean, self._biased_var(), self.count / self.freedom(ddof), ...
@@ -144,6 +149,8 @@ class Moments:
     def _check_target(self, a, name):
         if not isinstance(a, np.ndarray):
             raise TypeError(f"{name} is a {type(a).__name__}, expected a NumPy array, which takes the step in place")
+        if a.dtype.kind not in "fV" or a.dtype.itemsize > 8:
+            raise TypeError(f"{name} has dtype {a.dtype}, expected float32 or float64, or a half type")
         if a.shape != self.mean.shape or not a.flags.writeable:
             seen = "is read-only" if a.shape == self.mean.shape else f"has shape {a.shape}"
             raise ValueError(f"{name} {seen}, expected an array of shape {self.mean.shape} that can be written to")

@@ -6,6 +6,8 @@ either: they count as Inf.
 """
 import numpy as np
 
+from ._moments import Moments
+
 POLICIES = ("propagate", "raise", "omit", "skip")
 OF_FUNCTIONS = POLICIES[:3]
 _SHOWN = 8
@@ -24,12 +26,15 @@ def _any_of(allowed):
     return f"{', '.join(map(repr, allowed[:-1]))} or {allowed[-1]!r}"
 
 
-def refuse(x, axes, batches, dtype=np.float64):
+def refuse(x, axes, batches, dtype=np.float64, ddof=0):
     """Raises ValueError where a feature of x has NaN or Inf, or statistics that the dtype does not hold.
 
     batches: the Moments of x, or of its slices.
     """
-    bad = np.unique(np.concatenate([overflowing(batch, dtype) for batch in batches]))
+    bad = [overflowing(batch, np.float64) for batch in batches]
+    if dtype != np.float64:
+        bad.append(overflowing(batches[0] if len(batches) == 1 else Moments.merge_all(batches), dtype, ddof))
+    bad = np.unique(np.concatenate(bad))
     if not bad.size:
         return
     moved = np.moveaxis(x, axes, range(len(axes)))

@@ -1,6 +1,4 @@
 """How a layer trains: ghost batches, renormalization, the NaN policy. Mixed into BatchNorm."""
-import numpy as np
-
 from . import _ghost, _nan_policy
 from . import _renorm as renormalization
 from ._variants import Variant
@@ -60,7 +58,7 @@ class Options:
         if size is None and limits is None and policy == "propagate":
             return None
         running = (None, None) if limits is None else (self.running_mean, self.running_var)
-        return Variant(size, limits, *running, policy, self.dtype if self._tracks else np.float64)
+        return Variant(size, limits, *running, policy, *((self.dtype, self.ddof) if self._tracks else ()))
 
     def _omits(self):
         """Whether NaN entries are missing."""

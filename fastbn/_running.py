@@ -19,6 +19,8 @@ class Running:
     def reset_running_stats(self):
         """Sets the moving averages back to mean 0 and variance 1, and the batch counter to 0."""
         if self._tracks:
+            if not (self.running_mean.flags.writeable and self.running_var.flags.writeable):
+                raise ValueError("running_mean or running_var is read-only: assign an array that can be written to first")
             self.running_mean[:] = 0
             self.running_var[:] = 1
             self.num_batches_tracked = 0
@@ -64,7 +66,7 @@ class Running:
         """After a training forward call with these Moments. updates: whether the moving averages take a step."""
         batch = by_feature(batch) if self._nan_policy == "omit" else batch
         self._set_batch(batch)
-        if not self._warned_single and _all(batch.count == 1) and _all(batch.squares == 1):
+        if not self._warned_single and _all(batch.count > 0) and _all(batch.squares == batch.count * batch.count):
             self._warned_single = True
             y_is = "beta" if self._renorm is None else "gamma * d + beta"
             stay = "; the moving averages stay as they are" if self.ddof else ""

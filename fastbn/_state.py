@@ -153,11 +153,18 @@ def _compare(layer, saved):
 
 def made(cls, path, training):
     """A layer of a class as a file tells it. Raises OSError, ValueError."""
+    if not isinstance(training, bool):
+        raise TypeError(f"training is {training!r}, expected True or False (for inference)")
     features = _npz.read(path, 0, {_PREFIX + "num_features"}).get(_PREFIX + "num_features")
     if features is None:
         raise ValueError(f"{path} has no settings, as fastbn wrote it before it had them: make a layer and call load")
     try:
         state, saved = _split(_npz.read(path, int(features)))
+        for name in set(state) - {"num_batches_tracked"}:
+            if np.shape(state[name]) != (int(features),):
+                raise ValueError(f"{name} has shape {np.shape(state[name])} and num_features is {int(features)}")
+        if not state:
+            raise ValueError("it has settings and no arrays")
         layer = _layer_of(cls, state, saved)
         fill(layer, state)
     except (TypeError, ValueError, KeyError, OverflowError) as error:
@@ -167,6 +174,8 @@ def made(cls, path, training):
 
 def _layer_of(cls, state, settings):
     """The layer, without the state's values."""
+    if missing := [name for name in _SETTINGS if name not in settings]:
+        raise ValueError(f"it has no setting {missing[0]}")
     momentum = _checks.momentum(settings.pop("momentum"))
     switches = {name: settings.pop(name) for name in _SETTINGS[-3:]}
     layer = cls(settings.pop("num_features"), center="beta" in state, scale="gamma" in state,

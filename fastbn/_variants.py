@@ -24,7 +24,8 @@ class Variant(NamedTuple):
     running_mean: np.ndarray | None = None
     running_var: np.ndarray | None = None
     nan_policy: str = "propagate"
-    dtype: type = np.float64  # that of the running statistics, which "raise" keeps from overflowing
+    dtype: type = np.float64  # that of the running statistics, which "raise" keeps from overflowing, and their ddof
+    ddof: int = 0
 
 
 def variant_of(ghost_batch_size, renorm, running_mean, running_var, nan_policy):
@@ -104,7 +105,7 @@ def _leaves_input(variant, out, x):
 def _refuse_nan(x, axes, parts, variant):
     """parts: the Saved of x or its slices."""
     if variant.nan_policy == "raise":
-        _nan_policy.refuse(x, axes, [part.moments for part in parts], variant.dtype)
+        _nan_policy.refuse(x, axes, [part.moments for part in parts], variant.dtype, variant.ddof)
 
 
 def _count_features(x, axes):
@@ -133,7 +134,7 @@ def _after_moments(x, axes, gamma, beta, eps, y, threads, slices, variant, more)
     omits = variant.nan_policy == "omit"
     found = [moments_by(x[s], axes, more.extras(x[s], s), threads, omits) for s in slices]
     if variant.nan_policy == "raise":
-        _nan_policy.refuse(x, axes, [batch for batch, _ in found], variant.dtype)
+        _nan_policy.refuse(x, axes, [batch for batch, _ in found], variant.dtype, variant.ddof)
     parts = []
     for (batch, extras), s in zip(found, slices):
         def compute(x, y):

@@ -7,6 +7,7 @@ import numpy as np
 from . import _dlpack
 
 _EXACT = 2 ** 53  # up to which doubles are all the integers
+_LARGEST = 1e140
 
 
 class Weights(NamedTuple):
@@ -32,10 +33,11 @@ class Weights(NamedTuple):
     def counted(self):
         """(count, squares) as Moments have them: integers where they are whole."""
         count = self.total if self.counts is None else self.counts
-        return _whole(count * self.unit), _whole(self.squares * self.unit ** 2)
+        return whole_sums(count * self.unit), whole_sums(self.squares * self.unit * self.unit)
 
 
-def _whole(sums):
+def whole_sums(sums):
+    """Integers where they are whole, and exact as doubles."""
     if np.ndim(sums):
         return sums if (sums % 1).any() or sums.max(initial=0) > _EXACT else sums.astype(np.int64)
     return int(sums) if float(sums).is_integer() and sums <= _EXACT else float(sums)
@@ -105,11 +107,18 @@ def _mask(mask, shape):
 def _weights(weights, shape):
     if weights is None:
         return None
+    masked = isinstance(weights, np.ma.MaskedArray)
     weights = _dlpack.asarray(weights, "weights")
     if weights.dtype.kind not in "fiu":
         raise TypeError(f"weights has dtype {weights.dtype}, expected numbers of at least 0")
+    if masked:
+        raise TypeError("weights is a masked array, whose mask would be lost: pass weights.filled(0)")
     if not np.all(np.isfinite(weights)) or np.any(weights < 0):
         raise ValueError("weights has an entry that is negative or not finite, expected numbers of at least 0")
+    largest, least = float(np.max(weights, initial=0)), float(np.min(weights, where=weights > 0, initial=1))
+    if largest > _LARGEST or least < 1 / _LARGEST:
+        raise ValueError(f"weights has entries from {least:g} to {largest:g}, expected 0 and numbers from {1 / _LARGEST:g} to "
+                         f"{_LARGEST:g}, whose squares are doubles: only ratios matter, so divide them by the largest")
     return _fits(weights, shape, "weights")
 
 

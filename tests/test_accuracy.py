@@ -446,13 +446,14 @@ def test_a_constant_feature_is_beta_for_any_eps(rng, dtype, eps):
     np.testing.assert_array_equal(y, np.broadcast_to(beta, x.shape))
 
 
+@pytest.mark.parametrize("power", [512, 700, 990])
 @pytest.mark.parametrize("shape", [(20, 3), (500, 3), (4, 3, 40)], ids=str)
 @pytest.mark.parametrize("weighted", [False, True])
-def test_a_variance_that_overflows_double_has_a_root(rng, shape, weighted):
+def test_a_variance_that_overflows_double_has_a_root(rng, shape, weighted, power):
     small = rng.normal(3, 1, shape)
     weights = rng.random((shape[0], *shape[2:])) if weighted else None
     expected, small_saved = fastbn.batch_norm_training(small, weights=weights, eps=1e-300)
-    y, saved = fastbn.batch_norm_training(small * 2.0 ** 512, weights=weights)
+    y, saved = fastbn.batch_norm_training(small * 2.0 ** power, weights=weights)
     assert np.isinf(saved.var).all()
-    np.testing.assert_allclose(saved.rstd * 2.0 ** 512, small_saved.rstd, rtol=1e-12)
+    np.testing.assert_allclose(saved.rstd * 2.0 ** power, small_saved.rstd, rtol=1e-12)
     np.testing.assert_allclose(y, expected, rtol=1e-9, atol=1e-12)

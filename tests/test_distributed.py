@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 import fastbn
-from fastbn.distributed import SyncBatchNorm
+from fastbn.distributed import SyncBatchNorm, merge_moments
 from ranks import (C, OF_ENTRIES, SPLITS, assert_as_one_process, assert_close, by_split, by_tree, check, draw, make,
                    on_parts, parts_of, step)
 from threads_communicator import on_all_ranks
@@ -211,3 +211,44 @@ def test_given_arrays_are_written_to_and_returned(rng):
     wanted = wanted.backward(np.concatenate([dy, dy]))[:12]
     for found in on_all_ranks(2, work):
         assert_close(found, wanted, "dx")
+
+
+@by_tree
+@pytest.mark.parametrize("scale", [1.0, 1e-6])
+def test_weights_that_are_0_on_some_ranks_or_all(rng, tree, scale):
+    """A rank without weight has gradients all the same; where all ranks have none, it is as for an empty batch."""
+    x, dy = draw(rng)
+    weights = rng.random((12, 4)) * scale
+    weights[7:] = 0
+    check([7, 5], x, dy, {}, {"weights": weights}, tree)
+    check([3, 4, 5], x, dy, {"activation": "silu"}, {"weights": weights}, tree)
+    check([7, 5], x, dy, {"activation": "relu"}, {"mask": np.zeros((12, 4), bool)}, tree)
+
+
+@by_tree
+def test_moments_of_ranks_carry_the_squares(rng, tree):
+    x, weights = rng.normal(size=(12, C)), rng.random(12) * 1e-3
+    parts = [fastbn.moments(x[s], weights=weights[s]) for s in (slice(0, 5), slice(5, 12))]
+    found = on_all_ranks(2, lambda comm: merge_moments(parts[comm.rank], comm, **tree))
+    whole = fastbn.moments(x, weights=weights)
+    for one in found:
+        np.testing.assert_allclose(one.var(1), whole.var(1), rtol=1e-12)
+        np.testing.assert_allclose(one.squares, whole.squares, rtol=1e-12)
+
+
+@pytest.mark.parametrize("size", [4e9, 4e19, 1e40])
+def test_large_weights_with_missing_entries_over_ranks(rng, size):
+    """Sums that no int64 holds."""
+    x, dy = draw(rng)
+    x[::3, 1] = np.nan
+    check([7, 5], x, dy, {"nan_policy": "omit"}, {"weights": np.full((12, 4), size)})
+
+
+@pytest.mark.parametrize("settings", [{}, {"renorm": (3.0, 5.0)}, {"dtype": np.float64}], ids=str)
+def test_nothing_counts_in_place_over_ranks(rng, settings):
+    x, dy = draw(rng)
+    def work(comm):
+        bn, mine = make(SyncBatchNorm, settings, comm=comm), x[comm.rank::2].copy()
+        bn(mine, out=mine, mask=np.zeros(mine[:, 0].shape, bool))
+        return bn.backward(dy[comm.rank::2])
+    assert not any(dx.any() for dx in on_all_ranks(2, work))

@@ -165,3 +165,24 @@ def test_only_moments_can_be_added(rng, other):
         a + other
     with pytest.raises(TypeError):
         a.merge(other)
+
+
+@pytest.mark.parametrize("arguments, error", [({"momentum": 2.0}, ValueError), ({"momentum": np.nan}, ValueError), ({"ddof": 2}, ValueError),
+                                              ({"momentum": None}, TypeError)])
+def test_a_step_checks_its_numbers(arguments, error):
+    mean, var = np.zeros(2), np.ones(2)
+    with pytest.raises(error, match=next(iter(arguments))):
+        fastbn.Moments(3, [1.0, 2], [1.0, 2]).step(mean, var, **arguments)
+    assert not mean.any() and (var == 1).all()
+
+
+@pytest.mark.parametrize("dtype", [int, bool, complex])
+def test_a_step_goes_to_arrays_of_floats(dtype):
+    moments = fastbn.Moments(np.array([3, 4]), [1.0, 2], [1.0, 2])
+    with pytest.raises(TypeError, match="running_var has dtype"):
+        moments.step(np.zeros(2), np.ones(2, dtype))
+
+
+def test_negative_sums_of_squares_are_refused():
+    with pytest.raises(ValueError, match="M2 is negative for feature 1"):
+        fastbn.Moments(5, np.zeros(2), [1.0, -1])

@@ -307,3 +307,15 @@ def test_the_setting_is_copied_and_may_change(rng, monkeypatch):
     layer.nan_policy = "propagate"
     monkeypatch.setattr(fastbn.BatchNorm, "_normalize_by_batch", None)
     layer(sample(rng, (12, 5)))
+
+
+@pytest.mark.parametrize("options", [{}, {"ghost_batch_size": 2}, {"axis": (1,)}], ids=str)
+def test_a_refusal_for_the_unbiased_or_merged_variance_leaves_x_alone(options):
+    """The biased variance, or those of the slices, would fit float32."""
+    x = np.array([[1.73e19], [-1.73e19]], np.float32) if "ghost_batch_size" not in options else np.array(
+        [[3e19], [3.001e19], [-3e19], [-3e19]], np.float32)
+    layer, own = fastbn.BatchNorm(1, nan_policy="raise", **options), x.copy()
+    with pytest.raises(ValueError, match="a variance that is too large"):
+        layer(own, out=own)
+    np.testing.assert_array_equal(own, x)
+    assert layer.batch_moments is None and layer.num_batches_tracked == 0

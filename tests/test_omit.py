@@ -555,3 +555,20 @@ def test_no_gradient_of_the_gradient(rng):
     _, saved = fastbn.batch_norm_training(x, gamma, beta, nan_policy="omit")
     with pytest.raises(ValueError, match="missing entries"):
         fastbn.batch_norm_double_backward(dy, None, None, dy, saved)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("spread", [0, 10, 18])
+def test_what_is_missing_may_have_nearly_all_the_weight(rng, dtype, spread):
+    x, weights = rng.normal(3, 2, (27, 40)).astype(dtype), 10 ** rng.uniform(-spread, spread, 27)
+    x[rng.random(x.shape) < 0.3] = np.nan
+    x[np.argmax(weights), ::2] = np.nan
+    x[1:, 7], x[0, 7] = np.nan, 5
+    found = fastbn.moments(x, weights=weights, nan_policy="omit")
+    w = weights[:, None].astype(np.longdouble) * ~np.isnan(x)
+    values = np.nan_to_num(x).astype(np.longdouble)
+    mean = (w * values).sum(axis=0) / w.sum(axis=0)
+    var = (w * (values - mean) ** 2).sum(axis=0) / w.sum(axis=0)
+    bound = 2e-7 if dtype == np.float32 else 1e-12
+    np.testing.assert_allclose(found.mean, mean.astype(float), rtol=bound, atol=bound)
+    np.testing.assert_allclose(found.var(), var.astype(float), rtol=1e-6 if dtype == np.float32 else 1e-9, atol=1e-14)

@@ -467,3 +467,19 @@ def test_files_of_before_have_no_settings(rng, tmp_path):
     np.testing.assert_array_equal(twin.running_var, layer.running_var)
     with pytest.raises(ValueError, match="has no settings"):
         fastbn.BatchNorm.from_file(path)
+
+
+@pytest.mark.parametrize("change", [{"settings.num_features": np.int64(10**12)}, {"settings.eps": None}, {"gamma": None},
+                                    {"settings.num_features": np.int64(-1)}, {"settings.nan_policy": np.array("often")}], ids=str)
+def test_a_file_whose_settings_do_not_fit_makes_no_layer(tmp_path, change):
+    """Nor takes the memory of one."""
+    path = tmp_path / "layer.npz"
+    fastbn.BatchNorm(5).save(path)
+    with np.load(path) as file:
+        arrays = {name: file[name] for name in file.files} | change
+    np.savez(path, **{name: a for name, a in arrays.items() if a is not None})
+    if "gamma" in change:  # a layer without
+        assert fastbn.BatchNorm.from_file(path).gamma is None
+        return
+    with pytest.raises(ValueError):
+        fastbn.BatchNorm.from_file(path)

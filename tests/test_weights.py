@@ -277,7 +277,7 @@ def test_weights_that_add_up_to_one(rng, ddof):
         assert bn.num_batches_tracked == 1
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error", "ignore:one value per feature counts")
 @pytest.mark.parametrize("weights, steps", [([1e-3, 0, 0], 0), ([5.0, 0, 0], 0), ([1.0, 1e-9, 0], 0), ([1.0, 1e-3, 0], 1),
                                             ([0.0, 0, 0], 0)])
 def test_steps_need_more_than_one_effective_entry(rng, weights, steps):
@@ -394,3 +394,9 @@ def test_a_feature_without_entries_leaves_the_others_alone(rng, weighted, in_pla
     np.testing.assert_allclose(dx[:, [0, 1, 3, 4]], want[0], rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose(dgamma[[0, 1, 3, 4]], want[1], rtol=1e-9, atol=1e-12)
     assert np.isnan(y[:, 2]).all() and not dx[:, 2].any() and dgamma[2] == 0 and dbeta[2] == 0
+
+
+@pytest.mark.parametrize("weights", [np.full(6, 1e160), np.arange(6) * 1e-170, np.ma.masked_less(np.arange(6.0), 2)], ids=["huge", "tiny", "masked"])
+def test_weights_whose_squares_are_no_doubles(weights):
+    with pytest.raises((ValueError, TypeError), match="weights (has entries from|is a masked array)"):
+        fastbn.moments(np.arange(18.0).reshape(6, 3), weights=weights)

@@ -94,6 +94,7 @@ def missing(name, prefix, keys, suffix):
 
 def outgoing(layer, names):
     """Copies of the arrays that the layer has, by the framework's names."""
+    layer._check_arrays()
     found = {their: getattr(layer, ours) for ours, their in names.items()}
     return {their: a.copy() for their, a in found.items() if a is not None}
 

@@ -22,7 +22,7 @@ def from_state_dict(state, **settings):
         state = os.fspath(state)
         keys = safetensors.keys(state)
     elif hasattr(state, "keys"):
-        keys = list(state.keys())
+        keys = [key for key in state.keys() if isinstance(key, str)]
     else:
         raise TypeError(f"state is a {type(state).__name__}, expected a dict as state_dict() gives, or the path of a "
                         ".safetensors file; of a module pass module.state_dict()")

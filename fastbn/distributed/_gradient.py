@@ -58,7 +58,9 @@ class _Local:
         """count: of all ranks. Where that is 0 there is no scale; where this rank's alone is, its sums are as anywhere."""
         self.core, self.threads = core, threads
         gamma, mean, rstd = about_input(core)
-        self.factors = gamma, mean, np.where(np.equal(count, 0), 0.0, rstd)
+        nothing = np.equal(count, 0)
+        gamma = gamma if gamma is None else np.where(nothing, 0.0, gamma)  # in place rstd is a factor of it
+        self.factors = gamma, mean, np.where(nothing, 0.0, rstd)
         weights, unit = extras.weights, 1.0
         if weights is not None:
             counts, unit = None if weights.counts is None else np.ones(rstd.size), weights.unit

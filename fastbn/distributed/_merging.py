@@ -7,6 +7,7 @@ run, but they depend on which rank had which batch.
 import numpy as np
 
 from fastbn._moments import Moments, merge_rows
+from fastbn._weights import whole_sums
 
 from ._communicator import TREE_FROM, Ranks, check_tree_from
 from ._handshake import REASON_BYTES, agree, call_of, reason_in, refuse_failed, refuse_other_calls, write_reason
@@ -26,8 +27,7 @@ def merge_moments(moments, comm, *, tree_from=TREE_FROM):
     communicator failed).
     """
     ranks = None if comm is None else Ranks(comm, check_tree_from(tree_from))
-    failed = None if isinstance(moments, Moments) else TypeError(
-        f"moments is a {type(moments).__name__}, expected fastbn.Moments")
+    failed = _problem_of(moments)
     if ranks is not None and ranks.size > 1:
         terms = {} if failed else {"num_features": moments.mean.size, "counts by feature": np.ndim(moments.count) > 0}
         agree(ranks, terms, failed)
@@ -36,12 +36,23 @@ def merge_moments(moments, comm, *, tree_from=TREE_FROM):
     return moments if ranks is None or ranks.size == 1 else merged(ranks, moments)
 
 
+def _problem_of(moments):
+    """An exception, or None."""
+    if not isinstance(moments, Moments):
+        return TypeError(f"moments is a {type(moments).__name__}, expected fastbn.Moments")
+    try:
+        moments.check()
+    except ValueError as error:
+        return error
+    return None
+
+
 def merged(ranks, local):
     """The Moments of all ranks, once they agree on the number of features."""
     record = np.empty((4, local.mean.size))
     record[0], record[1], record[2], record[3] = local.count, local.mean, local.M2, local.squares
     whole = ranks.combined(record, _merge_two) if ranks.tree else _merge(_sorted(ranks.gathered(record)))
-    count, squares = (_whole_number(row if np.ndim(local.count) else row[0]) for row in (whole[0], whole[3]))
+    count, squares = (whole_sums(row if np.ndim(local.count) else row[0]) for row in (whole[0], whole[3]))
     return Moments.of_arrays(count, whole[1], whole[2], squares)
 
 
@@ -56,13 +67,6 @@ def _merge(records):
 
 def _merge_two(a, b):
     return _merge(np.stack([a, b]))
-
-
-def _whole_number(count):
-    """As a Moments has it: integers where they are."""
-    if np.any(count % 1):
-        return count if np.ndim(count) else float(count)
-    return count.astype(np.int64) if np.ndim(count) else int(count)
 
 
 def summed(ranks, sums, error=None):

@@ -18,8 +18,10 @@ def train(x, axes, gamma, beta, eps, out, variant, more, of_all_ranks):
     y, extras = _checked(x, axes, gamma, beta, out, variant, **more)
     local, extras = moments_by(x, axes, extras, 0, variant.nan_policy == "omit")
     if variant.nan_policy == "raise":
-        _nan_policy.refuse(x, axes, [local], variant.dtype)
+        _nan_policy.refuse(x, axes, [local])
     whole = of_all_ranks(local)
+    if variant.nan_policy == "raise":  # on all ranks, which have the same
+        _nan_policy.refuse(x, axes, [whole], variant.dtype, variant.ddof)
     y, saved = normalize_by_moments(x, axes, whole, gamma, beta, eps, y, 0, variant, extras)
     if not isinstance(saved, RenormSaved):
         return y, SyncSaved(saved, whole)

@@ -226,6 +226,7 @@ def _refuse_negative(sample_weight):
 
 
 def _check_moments(moments, names):
+    moments.check()
     refuse_moments(moments)
     if not np.any(moments.count):
         raise ValueError(f"moments has count {moments.count}, expected entries in at least one feature")

@@ -113,15 +113,15 @@ class Draw:
 
     # ---- what counts ----
 
-    def counting(self, shape):
-        """mask, weights, lengths by name, of a batch with these axes; mostly none."""
+    def counting(self, shape, decades):
+        """mask, weights, lengths by name, of a batch with these axes; mostly none. decades: that weights may span."""
         found = {}
         if not shape or self.chance(0.6):
             return found
         if self.chance(0.5):
             found["mask"] = self.many.random(self._part_of(shape)) < self.choice((0.7, 0.7, 0.1, 0.0, 1.0))
         if self.chance(0.5):
-            found["weights"] = self._weights(self._part_of(shape))
+            found["weights"] = self._weights(self._part_of(shape), decades)
         if len(shape) > 1 and self.chance(0.4):
             found["lengths"] = self.many.integers(0, shape[1] + 1, shape[0])
         return found
@@ -131,7 +131,7 @@ class Draw:
         first = shape[:self.int(1, len(shape))] if self.chance(0.4) else shape
         return tuple(1 if self.chance(0.1) else n for n in first)
 
-    def _weights(self, shape):
+    def _weights(self, shape, decades):
         kind = self.choice(("uniform", "uniform", "whole", "scaled", "spread", "none"))
         if kind == "whole":
             return self.many.integers(0, 5, shape)
@@ -140,5 +140,5 @@ class Draw:
         if kind == "scaled":
             values = values * self.choice((1e-40, 1e40, 1e-20, 1e20))
         if kind == "spread":
-            values = values * 10.0 ** self.many.uniform(-40, 40, shape)
+            values = values * 10.0 ** self.many.uniform(-decades / 2, decades / 2, shape)
         return values * 0 if kind == "none" else values.astype(FLOAT64 if kind != "uniform" else FLOAT32)

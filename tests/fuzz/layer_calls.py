@@ -27,7 +27,7 @@ def layer_case(draw):
     case.nan_policy = draw.choice(("propagate",) * 5 + ("raise", "omit", "skip"))
     case.renorm = draw.choice(((1.0, 0.0), (3.0, 5.0))) if draw.chance(0.1) else None
     settings = {"axis": case.axis, "eps": case.eps, "momentum": draw.choice((0.9, 0.5, None)), "ddof": draw.int(0, 1),
-                "center": draw.chance(0.8), "scale": draw.chance(0.8), "activation": case.activation,
+                "center": draw.chance(0.8), "scale": draw.chance(0.8) or case.dtype != FLOAT64, "activation": case.activation,
                 "dtype": case.parameter_type, "ghost_batch_size": case.ghost, "nan_policy": case.nan_policy}
     settings["track_running_stats"] = case.renorm is not None or draw.chance(0.85)
     case.arguments.clear()
