@@ -7,7 +7,7 @@ from ._engine import as_parameter, like_input, needed
 from ._saved import Saved
 
 _RESULTS = ("ddy", "dx", "dgamma")
-_LEAST = 1e-30
+_LEAST = 1e-12
 
 
 def batch_norm_double_backward(ddx, ddgamma, ddbeta, dy, saved, *, needs=_RESULTS, num_threads=None, like=None):
@@ -63,7 +63,7 @@ def batch_norm_double_backward(ddx, ddgamma, ddbeta, dy, saved, *, needs=_RESULT
     if uses_x and saved.holds_y:
         raise RuntimeError("x was overwritten by the forward call (out=x), and the gradient of the backward needs it: "
                            "pass another out= in the forward call")
-    squares = saved.rstd * saved.rstd  # a factor of dx, which float32 may not hold
+    squares = saved.rstd * saved.rstd  # a factor of dx, whose products float32 may not hold
     wide = x.dtype == np.float64 or ((squares < _LEAST) | (squares > 1 / _LEAST)).any()
     arrangement, dtype = arrange(x, saved.axes), np.dtype(np.float64 if wide else np.float32)
     (ddy, ddy_view), (dx, dx_view) = (arrangement.empty(dtype) if name in names else (None, None)

@@ -91,7 +91,8 @@ def _of_few(x, there, weights):
     """(mean, M2) in double, where taking out what is missing would leave few digits: of features of which next to nothing
     is there, and by weights of all magnitudes.
     """
-    w, x = weights * there, np.where(there, x, 0).astype(np.float64)
+    w = weights * there
+    x = np.where(w > 0, x, 0).astype(np.float64)
     total = w.sum(axis=(0, 2))
     mean = (w * x).sum(axis=(0, 2)) / total
     rest = (w * (x - mean[:, None])).sum(axis=(0, 2)) / total
