@@ -304,7 +304,7 @@ def test_a_feature_whose_values_come_late(rng):
     np.testing.assert_allclose(scaler.var_, [x[:, 0].var(), x[20:, 1].var()])
 
 
-@pytest.mark.parametrize("weights", [2, np.r_[np.zeros(10), np.ones(30)], np.arange(40) - 3.0, np.full(40, 0.1)])
+@pytest.mark.parametrize("weights", [2, np.r_[np.zeros(10), np.ones(30)], np.arange(40) / 3.0, np.full(40, 0.1)])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_weights(weights, dtype, rng):
     x = draw(rng, (40, 3), dtype)
