@@ -83,6 +83,11 @@ static int is_packed(const fastbn_shape *shape, struct fbn_array a)
  * in double, which the caches are fast enough for: (8, 100000) takes 1.03 of the time, (32, 1024) 1.13. */
 enum { FEW = 64 };
 
+static int may_sum_in_double(const struct fbn_job *job)
+{
+    return (job->op == &fbn_op_moments || job->op == &fbn_op_training) && job->lane_size == (int64_t)sizeof(float);
+}
+
 static fastbn_status open_job(struct fbn_job *job, const fastbn_shape *shape, const struct fbn_op *op)
 {
     memset(job, 0, sizeof *job);
@@ -94,8 +99,7 @@ static fastbn_status open_job(struct fbn_job *job, const fastbn_shape *shape, co
     job->size = is_half(shape->dtype) ? (int64_t)sizeof(uint16_t) : job->lane_size;
     job->entries = shape->n * shape->s;
     job->total = (double)job->entries;
-    job->sums_x = op == &fbn_op_moments || op == &fbn_op_training;
-    job->few = job->sums_x && job->lane_size == (int64_t)sizeof(float) && job->entries < FEW;
+    job->few = may_sum_in_double(job) && job->entries < FEW;
     return FASTBN_OK;
 }
 
@@ -106,7 +110,7 @@ static void take_weights(struct fbn_job *job, const fastbn_weights *weights)
     job->counts = weights->counts;
     job->omits = weights->counts != NULL;
     if (weights->squares > 0 && weights->total * weights->total < FEW * weights->squares)
-        job->few = job->sums_x && job->lane_size == (int64_t)sizeof(float);
+        job->few = may_sum_in_double(job);
 }
 
 /* What is fused, from y's side: relu and a residual are in the kernels of apply.c; another activation goes over y once

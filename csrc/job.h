@@ -64,7 +64,6 @@ struct fbn_job {
     struct fbn_given given;
     int gradient;                        /* the second pass reads x and dy, not just `in` */
     enum fbn_way way;                    /* how it stores */
-    int sums_x;                          /* the first pass is for statistics */
     int few;                             /* sums of x are taken in double, see FEW in batchnorm.c */
     int reads_ahead;                     /* the first pass, of a table that the second-level caches do not hold */
     int64_t head;                        /* of a flat table, see apply.c; else -1 */

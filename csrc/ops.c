@@ -41,7 +41,9 @@ static void pivots_from_samples(struct fbn_job *job, int64_t first, int64_t end)
 /* The weight of all entries of a feature that count. */
 static double total_of(const struct fbn_job *job, int64_t f) { return job->counts ? job->counts[f] : job->total; }
 
-/* Of one entry, with the weight 1; NaN where none counts. */
+static int nothing_counts(const struct fbn_job *job, int64_t f) { return !(total_of(job, f) > 0); }
+
+/* The share of an entry of weight 1; NaN where none counts. */
 static double share_of(const struct fbn_job *job, int64_t f)
 {
     double total = total_of(job, f);
@@ -89,7 +91,7 @@ static void flatten_affine(const struct fbn_job *job, int64_t first, int64_t end
     const double scale = 0.0;
     for (int64_t f = first; job->weights && !job->given.mean && f < end; f++) {
         void *par[3] = {element(job, arrays[0], f), element(job, arrays[1], f), element(job, arrays[2], f)};
-        if (!(total_of(job, f) > 0))
+        if (nothing_counts(job, f))
             job->lanes->affine_params(1, job->mean + f, &scale, job->gamma + f, job->beta + f, par);
     }
 }
@@ -163,7 +165,7 @@ static void training_params(struct fbn_job *job, int64_t first, int64_t end)
         job->var[f] = job->m2[f] * (job->counts ? share_of(job, f) : share);
     job->kernels->rstd(end - first, job->var + first, job->eps, job->rstd + first);
     for (int64_t f = first; job->size == (int64_t)sizeof(double) && f < end; f++)
-        if (!isfinite(job->var[f]) && isfinite(job->mean[f]) && total_of(job, f) > 0) {
+        if (!isfinite(job->var[f]) && isfinite(job->mean[f]) && !nothing_counts(job, f)) {
             job->rstd[f] = rstd_of_huge(job, f);
             job->var[f] = isfinite(job->rstd[f]) ? INFINITY : job->var[f];
         }
@@ -196,7 +198,7 @@ static int64_t finish_gradient_of(struct fbn_job *job, int64_t first, int64_t co
 static void flatten_gradient(struct fbn_job *job, int64_t first, int64_t end)
 {
     for (int64_t f = first; job->weights && f < end; f++)
-        if (!(total_of(job, f) > 0))
+        if (nothing_counts(job, f))
             job->dgamma[f] = 0.0;
 }
 
@@ -226,7 +228,7 @@ static void gradient_params(struct fbn_job *job, int64_t first, int64_t end)
     job->lanes->gradient_params(end - first, job->mean + first, job->rstd + first, job->gamma + first,
                                 job->mean_dy + first, job->slope + first, par);
     for (int64_t f = first; job->weights && f < end; f++)
-        if (!(total_of(job, f) > 0)) /* dx = 0 * (dy - 0 - (x - 0) * 0) */
+        if (nothing_counts(job, f)) /* dx = 0 * (dy - 0 - (x - 0) * 0) */
             for (int i = 0; i < 4; i++)
                 memset(element(job, job->par[i], f), 0, (size_t)job->lane_size);
     if (job->relu_gradient)

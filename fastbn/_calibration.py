@@ -9,6 +9,7 @@ from ._engine import moments_by
 from ._extras import NONE
 from ._moments import Moments
 from ._progress import tracked
+from ._state import refuse_read_only
 
 
 def calibrate(self, batches, *, progress=False):
@@ -50,9 +51,7 @@ def calibrate(self, batches, *, progress=False):
     if few.size:
         raise ValueError(f"the data has {whole.count} entries of each feature, expected more than ddof={self.ddof}"
                          f"{': batches was empty, or all were skipped' if not seen else ''}")
-    for name, a in (("running_mean", self.running_mean), ("running_var", self.running_var)):
-        if not a.flags.writeable:
-            raise ValueError(f"{name} is read-only")
+    refuse_read_only(self, ("mean", "var"))
     with np.errstate(all="ignore"):
         self.running_mean[:] = whole.mean
         self.running_var[:] = whole.var(self.ddof)

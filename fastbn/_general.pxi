@@ -57,7 +57,6 @@ cdef fastbn_output output_of(cnp.ndarray a) noexcept:
 
 cdef const double *read_pointer(const double[::1] a, const fastbn_shape *shape) except? NULL:
     """A pointer to a vector of one number a feature; NULL for None. Raises ValueError (another length)."""
-    """The first of one number a feature; NULL of None."""
     if a is None:
         return NULL
     if a.shape[0] != shape.c:

@@ -72,7 +72,21 @@ def _present_in_block(x, weights, threads):
         weight, missing = (np.einsum("ns,ncs->c", wide, some) for some in (there, ~there))
         squares = np.einsum("ns,ncs->c", wide * wide, there)
         counts = there & (weights > 0)[:, None]
-    p = _entry_of_each(x, counts)
+    if weights is None or wide.max() < _SPREAD * wide.min(where=wide > 0, initial=np.inf):
+        p = _entry_of_each(x, counts)
+        mean, M2 = _by_filling(x, there, p, weights, weight, missing, threads)
+        lost = missing > _MOST * weight
+    else:
+        mean, M2 = np.zeros((2, x.shape[1]))
+        lost = True
+    lost = np.flatnonzero((weight > 0) & lost)
+    if lost.size:
+        mean[lost], M2[lost] = _of_few(x[:, lost], there[:, lost], 1.0 if weights is None else wide[:, None])
+    return Present(entries, weight, squares, mean, M2)
+
+
+def _by_filling(x, there, p, weights, weight, missing, threads):
+    """(mean, M2) by the fast sums of whole arrays, with p in place of what is missing."""
     for _ in range(_ROUNDS):
         whole = x if there.all() else _filled(x, there, p[:, None])
         mean, M2, taken_out = _without(*_moments(whole, weights, threads), p, weight, missing)
@@ -80,11 +94,7 @@ def _present_in_block(x, weights, threads):
         if not far.any():
             break
         p = np.where(far, mean, p).astype(x.dtype)
-    most = _MOST if weights is None or wide.max() < _SPREAD * wide.min(where=wide > 0, initial=np.inf) else -1.0
-    lost = np.flatnonzero((weight > 0) & (missing > most * weight))
-    if lost.size:
-        mean[lost], M2[lost] = _of_few(x[:, lost], there[:, lost], 1.0 if weights is None else wide[:, None])
-    return Present(entries, weight, squares, mean, M2)
+    return mean, M2
 
 
 def _of_few(x, there, weights):

@@ -73,11 +73,11 @@ class Moments:
         """Raises ValueError where the attributes, which anyone may have set, do not go together, or are of another number
         of features than is expected.
         """
-        shape = np.shape(self.mean)
-        if len(shape) != 1 or np.shape(self.M2) != shape:
-            raise ValueError(f"mean has shape {shape} and M2 {np.shape(self.M2)}, expected one shape (C,)")
-        if np.any(np.less(self.M2, 0)):
-            raise ValueError(f"M2 is negative for feature {np.flatnonzero(np.less(self.M2, 0))[0]}, expected sums of squares")
+        shape, M2 = np.shape(self.mean), self._batch[0] if self._M2 is None else self._M2  # the variance has shape and sign
+        if len(shape) != 1 or np.shape(M2) != shape:
+            raise ValueError(f"mean has shape {shape} and M2 {np.shape(M2)}, expected one shape (C,)")
+        if np.any(np.less(M2, 0)):
+            raise ValueError(f"M2 is negative for feature {np.flatnonzero(np.less(M2, 0))[0]}, expected sums of squares")
         for name, value in (("count", self.count), ("squares", self.squares)):
             if np.shape(value) not in ((), shape):
                 raise ValueError(f"{name} has shape {np.shape(value)}, expected {shape}, or a number")

@@ -7,6 +7,7 @@ from . import _nan_policy
 from ._calibration import calibrate
 from ._drift import drift
 from ._moments import Moments, by_feature
+from ._state import refuse_read_only
 
 
 class Running:
@@ -19,8 +20,7 @@ class Running:
     def reset_running_stats(self):
         """Sets the moving averages back to mean 0 and variance 1, and the batch counter to 0."""
         if self._tracks:
-            if not (self.running_mean.flags.writeable and self.running_var.flags.writeable):
-                raise ValueError("running_mean or running_var is read-only: assign an array that can be written to first")
+            refuse_read_only(self, ("mean", "var"))
             self.running_mean[:] = 0
             self.running_var[:] = 1
             self.num_batches_tracked = 0
@@ -87,5 +87,5 @@ class Running:
 
 
 def _all(truth):
-    """Of one count, mostly, which np.all would take long for; else of one for each feature."""
+    """np.all, which would take long for what is mostly a single bool, and else one for each feature."""
     return truth.all() if isinstance(truth, np.ndarray) else truth

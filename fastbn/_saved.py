@@ -8,7 +8,7 @@ __all__ = ["Composite", "OfCore", "Saved", "about_input"]
 
 
 def _moments_of(saved):
-    """Of a plain training call's batch."""
+    """The Moments of a plain training call's batch."""
     count, squares = (saved.entries, None) if saved.extras is None else saved.extras.counted(saved.entries)
     return Moments.of_variance(count, saved.mean, saved.var, squares)
 

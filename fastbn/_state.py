@@ -58,6 +58,13 @@ def checked(value, name, num_features, dtype):
     return a
 
 
+def refuse_read_only(layer, names):
+    """Before several arrays of a layer are written to, so that all are or none. names: internal ones."""
+    for name, a in arrays(layer).items():
+        if name in names and not a.flags.writeable:
+            raise ValueError(f"{PUBLIC_NAMES[name]} is read-only: assign an array that can be written to first")
+
+
 def fill(layer, state):
     """Everything is checked before the first array is written."""
     _check_names(layer, state)
@@ -65,9 +72,7 @@ def fill(layer, state):
     for name in arrays(layer):
         new[name] = checked(state[PUBLIC_NAMES[name]], PUBLIC_NAMES[name], layer.num_features, layer.dtype)
     counter = _counter(state["num_batches_tracked"]) if "num_batches_tracked" in state else None
-    for name, a in arrays(layer).items():
-        if not a.flags.writeable:
-            raise ValueError(f"{PUBLIC_NAMES[name]} is read-only: assign an array that can be written to first")
+    refuse_read_only(layer, new)
     for name, a in arrays(layer).items():
         a[:] = new[name]
     layer.num_batches_tracked = counter

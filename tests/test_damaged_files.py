@@ -103,7 +103,7 @@ def test_damaged_statistics_are_refused_or_the_same(tmp_path):
 
 
 def archive(change, method=zipfile.ZIP_STORED):
-    """Of gamma alone; change(zipfile.ZipFile) writes more."""
+    """The file has gamma alone; change(zipfile.ZipFile) writes more."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", method) as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a name for the second time

@@ -706,7 +706,7 @@ assert dx.abs().max() < 1e-2
 
 @pytest.mark.parametrize("way", ["eager", "strided", "traced"])
 def test_steps_have_the_bits_of_the_layers(rng, way):
-    """Of the eager call that the core reads itself, of one that it does not, and of the operators."""
+    """By the eager call that the core reads itself, by one that it does not, and by the operators."""
     batches = [rng.normal(3, 2, (7, 5, 3)).astype(np.float32) for _ in range(3)]
     module = adapter.BatchNorm1d(5)
     call = torch.compile(module, backend="aot_eager", fullgraph=True) if way == "traced" else module

@@ -66,7 +66,7 @@ class _Local:
             counts, unit = None if weights.counts is None else np.ones(rstd.size), weights.unit
             extras = extras._replace(weights=weights._replace(total=1.0, counts=counts))
         with np.errstate(all="ignore"):
-            self.share = np.where(np.equal(count, 0), 0.0, np.divide(unit, count))
+            self.share = np.where(nothing, 0.0, np.divide(unit, count))
         dtype = np.dtype(np.float64 if dy.dtype == np.float64 else np.float32)
         self.x, self.dy, residual, written = (None if a is None else a.astype(dtype, copy=False)
                                               for a in (core.x, dy, extras.residual, extras.written))

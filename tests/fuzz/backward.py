@@ -108,14 +108,14 @@ def check_sums(case, parts, sums, got):
 # ---- the gradient of the backward ----
 
 def draw_moderate(case, name):
-    """Of scales from 1e-3 to 1e3: products of three arrays and gamma have no promise where those overflow."""
+    """The scales are 1e-3 to 1e3: products of three arrays and gamma have no promise where those overflow."""
     values = case.draw.many.standard_normal(case.shape) + case.draw.choice((0, 0, 3, 1e3))
     return case.arena.place(name, (values * case.draw.choice((1, 1, 1e-3, 1e3 if case.dtype.itemsize > 2 else 1)))
                             .astype(case.dtype), case.draw.choice(("C", "C", "F", "permuted", "strided", "negative")))
 
 
 def sizes_of(plain, upstream, saved):
-    """Of what is added up. That reference takes dy without its mean, which is itself a rounded sum."""
+    """The sizes of what is added up. The reference takes dy without its mean, which is itself a rounded sum."""
     ddy, dx, dgamma = terms(plain, upstream, saved, magnitudes=True)
     rstd = saved.rstd.astype(WIDE)
     product = np.abs(upstream[0]).mean(axis=0) * np.abs(plain.dy).mean(axis=0) * rstd
@@ -125,7 +125,7 @@ def sizes_of(plain, upstream, saved):
 
 
 def run_double_backward(case, saved):
-    """Of plain calls alone. The reference is that of tests/test_double_backward.py, on tables."""
+    """Plain calls alone have one. The reference is that of tests/test_double_backward.py, on tables."""
     draw, dy, ddx = case.draw, draw_moderate(case, "dy2"), draw_moderate(case, "ddx")
     p, q = (case.vector(name, draw.gamma(case.c, case.parameter_type)) for name in ("ddgamma", "ddbeta"))
     case.keep(double_backward=True, dy2=dy, ddx=ddx, ddgamma=p, ddbeta=q)

@@ -12,7 +12,7 @@ from oracle import EPS64, WIDE
 
 from .draw import FLOAT16, FLOAT32, FLOAT64
 
-# Of float32 means, in units of max(|mean|, std): the promise.
+# The promise for float32 means, in units in the last place of max(|mean|, std).
 MEAN_ULPS = 1
 VAR_UNIT = {FLOAT32: WIDE(1e-6), FLOAT64: WIDE(1e-12)}
 
@@ -82,7 +82,7 @@ def var_error(mean, var, arithmetic):
 
 
 class Bounds:
-    """Of a fused_oracle.Layer by the statistics that were returned.
+    """The bounds of a fused_oracle.Layer by the statistics that were returned.
 
     dtype: of the data. lost: how wrong the normalized x is in backward, beyond roundings (recovered from y).
     """
