@@ -72,15 +72,25 @@ static int64_t finish_moments_of(struct fbn_job *job, int64_t first, int64_t cou
     return wrong;
 }
 
+/* Squares of finite entries that overflow double give Inf - Inf, which is NaN, where M2 is too large. */
+static void make_large_infinite(struct fbn_job *job, int64_t first, int64_t end)
+{
+    for (int64_t f = first; job->size == (int64_t)sizeof(double) && f < end; f++)
+        if (isnan(job->m2[f]) && isfinite(job->mean[f]))
+            job->m2[f] = INFINITY;
+}
+
 static int64_t finish_moments(struct fbn_job *job, int64_t first, int64_t end, int again)
 {
     unsigned char ignored;
+    int64_t wrong = 0;
     if (!again)
-        return finish_moments_of(job, first, end - first, job->bad + first);
-    for (int64_t f = first; f < end; f++)
+        wrong = finish_moments_of(job, first, end - first, job->bad + first);
+    for (int64_t f = first; again && f < end; f++)
         if (job->bad[f])
             finish_moments_of(job, f, 1, &ignored);
-    return 0;
+    make_large_infinite(job, first, end);
+    return wrong;
 }
 
 /* ---- the affine map to z, or to y ---- */
@@ -165,10 +175,8 @@ static void training_params(struct fbn_job *job, int64_t first, int64_t end)
         job->var[f] = job->m2[f] * (job->counts ? share_of(job, f) : share);
     job->kernels->rstd(end - first, job->var + first, job->eps, job->rstd + first);
     for (int64_t f = first; job->size == (int64_t)sizeof(double) && f < end; f++)
-        if (!isfinite(job->var[f]) && isfinite(job->mean[f]) && !nothing_counts(job, f)) {
+        if (isinf(job->var[f]) && isfinite(job->mean[f]) && !nothing_counts(job, f))
             job->rstd[f] = rstd_of_huge(job, f);
-            job->var[f] = isfinite(job->rstd[f]) ? INFINITY : job->var[f];
-        }
     params_of_y(job, first, end);
 }
 

@@ -129,8 +129,19 @@ def normalize_without_nan(x, axes, gamma, beta, eps, out, threads, extras):
         found = saved.moments
     batch, counted = moments_of_present(x, axes, extras, threads, found)
     if counted is not extras:
-        return normalize_by_moments(x, axes, batch, gamma, beta, eps, out, threads, counted)
+        return normalize_by_own_moments(x, axes, batch, gamma, beta, eps, out, threads, counted)
     return normalize_by_batch(x, axes, gamma, beta, eps, out, threads, extras) if found is None else (out, saved)
+
+
+def normalize_by_own_moments(x, axes, batch, gamma, beta, eps, out, threads, extras):
+    """(y by the moments of x, what backward needs), where these are known before y is written.
+
+    Where squares of float64 entries overflow, M2 is Inf and does not tell the scale of y, so that the core has to look at
+    x for that.
+    """
+    if np.isinf(batch.M2).any():
+        return normalize_by_batch(x, axes, gamma, beta, eps, out, threads, extras)
+    return normalize_by_moments(x, axes, batch, gamma, beta, eps, out, threads, extras)
 
 
 def normalize_by_moments(x, axes, batch, gamma, beta, eps, out, threads, extras):
@@ -274,7 +285,7 @@ def moments_of_present(x, axes, extras, threads, found=None):
     mean, M2 = there.mean, there.M2 * given.unit
     if found is not None:
         mean, M2 = np.where(short, mean, found.mean), np.where(short, M2, found.M2)
-    return _moments(extras, n * s, mean, M2), extras
+    return _moments(extras, n * s, mean, _infinite_where_too_large(mean, M2)), extras
 
 
 def _moments_of(x, axes, extras, threads):
@@ -286,6 +297,11 @@ def _moments_of(x, axes, extras, threads):
     if extras.weights is not None:
         m2 *= extras.weights.unit
     return _moments(extras, x.size // c if c else 0, mean, m2)
+
+
+def _infinite_where_too_large(mean, M2):
+    """M2, with Inf where it is NaN although all entries are finite: their squares overflowed, and Inf - Inf is NaN."""
+    return np.where(np.isnan(M2) & np.isfinite(mean), np.inf, M2)
 
 
 def _moments(extras, entries, mean, M2):

@@ -2,7 +2,6 @@
 import copy
 import functools
 import os
-import warnings
 
 import numpy as np
 
@@ -120,9 +119,9 @@ class BatchNorm(_core.LayerBase, Running, Switches, Options, Conversions):
     def momentum(self, value):
         self._momentum = _checks.momentum(value)
         if self._momentum is not None and self._momentum < 0.5:
-            warnings.warn(f"momentum={self._momentum} is the weight of the old average, which hardly keeps anything: PyTorch's "
-                          f"momentum is the weight of the new batch; its {self._momentum} is "
-                          f"{1 - self._momentum:g} here", UserWarning, stacklevel=3)
+            _checks.warn(f"momentum={self._momentum} is the weight of the old average, which hardly keeps anything: PyTorch's "
+                         f"momentum is the weight of the new batch; its {self._momentum} is "
+                         f"{1 - self._momentum:g} here")
 
     @property
     def ddof(self):
@@ -145,8 +144,7 @@ class BatchNorm(_core.LayerBase, Running, Switches, Options, Conversions):
         if not exists:
             switch = {"gamma": "scale", "beta": "center"}.get(name, "track_running_stats")
             raise ValueError(f"this layer has no {_state.PUBLIC_NAMES[name]}: it was made with {switch}=False")
-        array = _state.checked(value, _state.PUBLIC_NAMES[name], self.num_features, self.dtype)
-        self._set_arrays(**{name: array if array.flags.writeable else array.copy()})
+        self._set_arrays(**{name: _state.checked(value, _state.PUBLIC_NAMES[name], self.num_features, self.dtype)})
 
     def parameters(self):
         """[(name, value, gradient), ...] for gamma and beta, those that the layer has; gradient is None before backward.
@@ -201,9 +199,12 @@ class BatchNorm(_core.LayerBase, Running, Switches, Options, Conversions):
         _checks.features(x, axes, self.num_features)
         if out is not None:
             self._refuse_state_as(out)
+        updates = self._updates(update)
+        if updates:
+            self._refuse_step()
         if self._normalizes_by_batch():
-            return self._normalize_by_batch(x, axes, out, self._updates(update), more)
-        return self._normalize_by_running(x, axes, out, self._updates(update), **more)
+            return self._normalize_by_batch(x, axes, out, updates, more)
+        return self._normalize_by_running(x, axes, out, updates, **more)
 
     def _normalize_by_batch(self, x, axes, out, updates, more):
         y, saved = self._train(x, axes, out, {"activation": self._activation, **more})

@@ -1,13 +1,11 @@
 """The running statistics of a layer: the step that a batch takes, apart from forward too. Mixed into BatchNorm."""
-import warnings
-
 import numpy as np
 
-from . import _nan_policy
+from . import _checks, _nan_policy
 from ._calibration import calibrate
 from ._drift import drift
 from ._moments import Moments, by_feature
-from ._state import refuse_read_only
+from ._state import counter, refuse_read_only
 
 
 class Running:
@@ -50,6 +48,7 @@ class Running:
         Raises TypeError, ValueError (another number of features), RuntimeError (no running statistics).
         """
         self._check_moments(moments)
+        self._refuse_step()
         self._take_step(moments)
 
     def _check_moments(self, moments):
@@ -70,10 +69,16 @@ class Running:
             self._warned_single = True
             y_is = "beta" if self._renorm is None else "gamma * d + beta"
             stay = "; the moving averages stay as they are" if self.ddof else ""
-            warnings.warn(f"one value per feature counts: its variance is 0 and its y is {y_is}{stay}", UserWarning,
-                          stacklevel=4)
+            _checks.warn(f"one value per feature counts: its variance is 0 and its y is {y_is}{stay}")
         if updates:
             self._take_step(batch)
+
+    def _refuse_step(self):
+        """Before a step, and anything else of its call, whatever would keep it from being taken."""
+        if not (self.running_mean.flags.writeable and self.running_var.flags.writeable):
+            refuse_read_only(self, ("mean", "var"))
+        if type(self.num_batches_tracked) is not int:
+            self.num_batches_tracked = counter(self.num_batches_tracked)
 
     def _take_step(self, batch):
         if self._nan_policy == "raise":

@@ -1,6 +1,4 @@
 """The state of a layer in and out: dicts, and .npz files, which hold the settings too."""
-import warnings
-
 import numpy as np
 
 from . import _activation, _checks, _files, _npz
@@ -23,7 +21,7 @@ def copies(layer):
     return state
 
 
-def _counter(value):
+def counter(value):
     a = np.asarray(value)
     if a.ndim != 0 or a.dtype.kind not in "iu" or not 0 <= int(a) < 2**63:  # it is saved as int64
         raise ValueError(f"num_batches_tracked is {value!r}, expected a whole number, 0 or more")
@@ -53,9 +51,9 @@ def checked(value, name, num_features, dtype):
         raise ValueError(f"running_var is {a[bad[0]]} for feature {bad[0]}, expected variances, numbers of at least 0 "
                          f"({bad.size} of {num_features} are none): is it another array, or had a batch NaN?")
     if (bad := np.flatnonzero(~np.isfinite(a))).size:
-        warnings.warn(f"{name} is {a[bad[0]]} for feature {bad[0]} ({bad.size} of {num_features} features are not finite), "
-                      "and so will be what it computes", UserWarning, stacklevel=4)
-    return a
+        _checks.warn(f"{name} is {a[bad[0]]} for feature {bad[0]} ({bad.size} of {num_features} features are not finite), "
+                     "and so will be what it computes")
+    return a if a.flags.writeable else a.copy()
 
 
 def refuse_read_only(layer, names):
@@ -71,11 +69,11 @@ def fill(layer, state):
     new = {}
     for name in arrays(layer):
         new[name] = checked(state[PUBLIC_NAMES[name]], PUBLIC_NAMES[name], layer.num_features, layer.dtype)
-    counter = _counter(state["num_batches_tracked"]) if "num_batches_tracked" in state else None
+    batches = counter(state["num_batches_tracked"]) if "num_batches_tracked" in state else None
     refuse_read_only(layer, new)
     for name, a in arrays(layer).items():
         a[:] = new[name]
-    layer.num_batches_tracked = counter
+    layer.num_batches_tracked = batches
 
 
 # ---- files ----
@@ -111,6 +109,8 @@ def _decoded(arrays):
     for name in ("axis", "renorm"):
         values[name] = tuple(values[name]) if isinstance(values[name], list) else values[name]
     for name in ("use_batch_stats", "update_running_stats", "parameter_gradients"):
+        if values[name] not in (None, 0, 1):
+            raise ValueError(f"{name} is {values[name]!r}, expected 0 or 1")
         values[name] = None if values[name] is None else bool(values[name])
     name, slope = values["activation"] or None, values.pop("slope")
     values["activation"] = _activation.parse(name)._replace(slope=slope).argument
@@ -152,8 +152,8 @@ def _compare(layer, saved):
         raise ValueError(f"it was saved with {text}: make the layer with these settings, or by BatchNorm.from_file, or pass "
                          "settings='ignore' for the arrays alone")
     if differ:
-        warnings.warn(f"the file was saved with {text}: this layer trains on in its own way (settings='ignore' says that "
-                      "it should)", UserWarning, stacklevel=4)
+        _checks.warn(f"the file was saved with {text}: this layer trains on in its own way (settings='ignore' says that "
+                     "it should)")
 
 
 def made(cls, path, training):

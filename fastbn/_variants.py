@@ -143,13 +143,14 @@ def _after_moments(x, axes, gamma, beta, eps, y, threads, slices, variant, more)
     return parts
 
 
-def normalize_by_moments(x, axes, batch, gamma, beta, eps, y, threads, variant, extras):
-    """(y by the batch's moments, what backward needs), where all is checked."""
+def normalize_by_moments(x, axes, batch, gamma, beta, eps, y, threads, variant, extras,
+                         normalize=_engine.normalize_by_own_moments):
+    """(y by the batch's moments, what backward needs), where all is checked. normalize: how, where they are not x's own."""
     if variant.renorm is None:
-        return _engine.normalize_by_moments(x, axes, batch, gamma, beta, eps, y, threads, extras)
+        return normalize(x, axes, batch, gamma, beta, eps, y, threads, extras)
     r, d = _renorm.correction(batch, variant.running_mean, variant.running_var, eps, variant.renorm)
     with np.errstate(all="ignore"):
         gamma_r = r if gamma is None else gamma * r
         beta_d = (d if gamma is None else gamma * d) + (0.0 if beta is None else beta)
-    y, saved = _engine.normalize_by_moments(x, axes, batch, gamma_r, beta_d, eps, y, threads, extras)
+    y, saved = normalize(x, axes, batch, gamma_r, beta_d, eps, y, threads, extras)
     return y, _renorm.RenormSaved(saved, batch, r, d, narrow=False)

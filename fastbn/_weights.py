@@ -95,9 +95,15 @@ def _fits(a, shape, name):
                      f"axes, with 1 for any size{hint}")
 
 
+def _refuse_masked(a, name, nothing):
+    if isinstance(a, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a masked array, whose mask would be lost: pass {name}.filled({nothing})")
+
+
 def _mask(mask, shape):
     if mask is None:
         return None
+    _refuse_masked(mask, "mask", "False")
     mask = _dlpack.asarray(mask, "mask")
     if mask.dtype != np.bool_:
         raise TypeError(f"mask has dtype {mask.dtype}, expected bool: True where an entry counts; for weights pass weights=")
@@ -107,12 +113,12 @@ def _mask(mask, shape):
 def _weights(weights, shape):
     if weights is None:
         return None
-    masked = isinstance(weights, np.ma.MaskedArray)
+    _refuse_masked(weights, "weights", 0)
     weights = _dlpack.asarray(weights, "weights")
+    if weights.dtype.name == "bfloat16":
+        weights = weights.astype(np.float32)
     if weights.dtype.kind not in "fiu":
         raise TypeError(f"weights has dtype {weights.dtype}, expected numbers of at least 0")
-    if masked:
-        raise TypeError("weights is a masked array, whose mask would be lost: pass weights.filled(0)")
     if not np.all(np.isfinite(weights)) or np.any(weights < 0):
         raise ValueError("weights has an entry that is negative or not finite, expected numbers of at least 0")
     largest, least = float(np.max(weights, initial=0)), float(np.min(weights, where=weights > 0, initial=1))
@@ -126,6 +132,7 @@ def _lengths(lengths, shape):
     """True for the first lengths[i] steps of sequence i, whose steps are the first axis after the batch axis."""
     if lengths is None:
         return None
+    _refuse_masked(lengths, "lengths", 0)
     lengths = _dlpack.asarray(lengths, "lengths")
     if len(shape) < 2:
         raise ValueError("lengths is given, but x has only a batch axis beside the feature axis: expected a sequence axis")

@@ -457,3 +457,35 @@ def test_a_variance_that_overflows_double_has_a_root(rng, shape, weighted, power
     assert np.isinf(saved.var).all()
     np.testing.assert_allclose(saved.rstd * 2.0 ** power, small_saved.rstd, rtol=1e-12)
     np.testing.assert_allclose(y, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(20, 3), (4, 3, 40)], ids=str)
+@pytest.mark.parametrize("how", ["omit", "omit in place", "renorm", "ghost", "layer"])
+def test_a_variance_that_overflows_double_in_other_ways_of_training(rng, shape, how):
+    small = rng.normal(3, 1, shape)
+    settings = {"renorm": {"renorm": (1, 0), "running_mean": np.zeros(3), "running_var": np.ones(3)},
+                "ghost": {"ghost_batch_size": 2}}.get(how, {"nan_policy": "omit"})
+    if "omit" in how:
+        small[1, 1] = np.nan
+    x, dy = small * 2.0 ** 700, rng.normal(size=shape)
+    expected, small_saved = fastbn.batch_norm_training(small, eps=1e-300, **settings)
+    if how == "layer":
+        np.testing.assert_allclose(fastbn.BatchNorm(3, dtype=np.float64, nan_policy="omit")(x), expected, rtol=1e-9, atol=1e-12)
+        return
+    y, saved = fastbn.batch_norm_training(x, out=x if how == "omit in place" else None, **settings)
+    np.testing.assert_allclose(y, expected, rtol=1e-9, atol=1e-12)
+    dx, dgamma, dbeta = fastbn.batch_norm_backward(dy, saved)
+    small_dx, small_dgamma, small_dbeta = fastbn.batch_norm_backward(dy, small_saved)
+    np.testing.assert_allclose(dx * 2.0 ** 700, small_dx, rtol=1e-8, atol=1e-11)
+    np.testing.assert_allclose(dgamma, small_dgamma, rtol=1e-9, atol=1e-9)
+    np.testing.assert_array_equal(dbeta, small_dbeta)
+
+
+@pytest.mark.parametrize("shape", [(20, 3), (4, 3, 40)], ids=str)
+def test_moments_that_overflow_double_are_infinite(rng, shape):
+    x = rng.normal(3, 1, shape) * 2.0 ** 700
+    missing = x.copy()
+    missing[1, 1] = np.nan
+    for given, nan_policy in ((x, "propagate"), (x, "omit"), (missing, "omit")):
+        moments = fastbn.moments(given, nan_policy=nan_policy)
+        assert np.isinf(moments.M2).all() and np.isfinite(moments.mean).all()

@@ -926,6 +926,21 @@ def test_a_network_without_batch_norms():
         fastbn.convert.from_state_dict({"norm.weight": np.ones(3)})
     with pytest.raises(TypeError, match="state is a list, expected a dict"):
         fastbn.convert.from_state_dict([1])
+    with pytest.raises(TypeError, match="prefix is given, .*from_torch"):
+        fastbn.convert.from_state_dict({}, prefix="norm")
+
+
+def test_warnings_name_the_line_of_the_caller(tmp_path):
+    state = {"running_mean": np.full(3, np.inf), "running_var": np.ones(3)}
+    path, layer = tmp_path / "layer.npz", fastbn.BatchNorm(3)
+    layer.running_mean[1] = np.inf
+    layer.save(path)
+    for call in (lambda: fastbn.BatchNorm(3).load(path), lambda: fastbn.BatchNorm.from_file(path),
+                 lambda: fastbn.BatchNorm.from_torch(state), lambda: fastbn.convert.from_state_dict(state),
+                 lambda: fastbn.BatchNorm(3)(np.ones((1, 3)), like=np)):
+        with pytest.warns(UserWarning, match="not finite|one value") as caught:
+            call()
+        assert caught[0].filename == __file__
 
 
 def test_loading_for_inference_is_one_call(rng):

@@ -530,12 +530,16 @@ def test_layers_go_the_short_way(rng, monkeypatch):
 def test_counter_goes_on_from_what_it_was_set_to(rng):
     short, general = layers(rng, momentum=None)
     x = batch(rng, (6, 4))
-    for counter in (7, 2**40, np.int64(3), 2.5):
+    for counter in (7, 2**40, np.int64(3)):
         for layer in (short, general):
             layer.num_batches_tracked = counter
             layer(x)
         assert type(short.num_batches_tracked) is type(general.num_batches_tracked)
         assert state_of(short) == state_of(general)
+    for layer in (short, general):
+        layer.num_batches_tracked = 2.5
+        with pytest.raises(ValueError, match="num_batches_tracked is 2.5, expected a whole number"):
+            layer(x)
 
 
 def test_one_value_per_feature_warns_once_and_keeps_the_averages(rng):

@@ -403,6 +403,36 @@ def test_a_step_changes_both_arrays_and_the_counter_or_none(rng, name, settings)
             np.testing.assert_array_equal(a, before[key])
 
 
+@pytest.mark.parametrize("spoil", [lambda layer: setattr(layer.running_var.flags, "writeable", False),
+                                   lambda layer: setattr(layer, "num_batches_tracked", "many")], ids=["read-only", "counter"])
+@pytest.mark.parametrize("settings", [{}, {"axis": (1,)}, {"nan_policy": "omit"}, {"renorm": (3, 5)}], ids=str)
+def test_a_step_that_cannot_be_taken_is_refused_before_y(rng, spoil, settings):
+    layer, x = fastbn.BatchNorm(5, **settings), rng.normal(size=(6, 5)).astype(np.float32)
+    layer(x)
+    moments, out = layer.batch_moments, np.full_like(x, 7)
+    spoil(layer)
+    with pytest.raises(ValueError, match="running_var is read-only|num_batches_tracked is 'many'"):
+        layer(x + 1, out=out)
+    assert (out == 7).all() and layer.batch_moments == moments
+
+
+def test_a_counter_of_another_integer_type_counts_on(rng):
+    layer, x = fastbn.BatchNorm(5), rng.normal(size=(6, 5)).astype(np.float32)
+    layer.num_batches_tracked = np.int64(3)
+    layer(x)
+    layer(x, mask=np.ones(6, bool))
+    assert layer.num_batches_tracked == 5
+
+
+def test_a_pickle_whose_buffers_are_read_only_trains_on(rng):
+    layer, x, buffers = trained(rng), rng.normal(size=(6, 5)).astype(np.float32), []
+    text = pickle.dumps(layer, protocol=5, buffer_callback=buffers.append)
+    twin = pickle.loads(text, buffers=[bytes(buffer.raw()) for buffer in buffers])
+    twin(x)
+    layer(x)
+    np.testing.assert_array_equal(twin.running_var, layer.running_var)
+
+
 # --- Settings in files -------------------------------------------------------------------------------------------------
 
 
@@ -470,7 +500,8 @@ def test_files_of_before_have_no_settings(rng, tmp_path):
 
 
 @pytest.mark.parametrize("change", [{"settings.num_features": np.int64(10**12)}, {"settings.eps": None}, {"gamma": None},
-                                    {"settings.num_features": np.int64(-1)}, {"settings.nan_policy": np.array("often")}], ids=str)
+                                    {"settings.num_features": np.int64(-1)}, {"settings.nan_policy": np.array("often")},
+                                    {"settings.use_batch_stats": np.array(7)}], ids=str)
 def test_a_file_whose_settings_do_not_fit_makes_no_layer(tmp_path, change):
     """Nor takes the memory of one."""
     path = tmp_path / "layer.npz"

@@ -199,6 +199,8 @@ def test_weighted_moments_merge(rng):
 
 @pytest.mark.parametrize("arguments, error, text", [
     ({"mask": np.ones(8)}, TypeError, "mask has dtype float64, expected bool"),
+    ({"mask": np.ma.array(np.ones(8, bool), mask=True)}, TypeError, r"mask is a masked array.*mask.filled\(False\)"),
+    ({"lengths": np.ma.array(np.full(8, 2), mask=True)}, TypeError, r"lengths is a masked array.*lengths.filled\(0\)"),
     ({"mask": np.ones((8, 3), bool)}, ValueError, r"mask has shape \(8, 3\), expected \(8, 5\)"),
     ({"weights": -np.ones((8, 5))}, ValueError, "negative"), ({"weights": np.full((8, 5), np.nan)}, ValueError, "finite"),
     ({"weights": np.ones((8, 5), bool)}, TypeError, "weights has dtype bool"),
@@ -261,6 +263,12 @@ def test_doubling_weights_changes_no_bit(rng, dtype, settings):
     for factor in (1 / weights.sum(), 0.3, 1e-40, 1e40):
         for found, want in zip(results(x, dy, factor * weights, **settings), expected):
             np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-5)
+
+
+def test_weights_of_bfloat16(rng):
+    bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
+    x, weights = rng.normal(size=(8, 3)), rng.random(8).astype(bfloat16)
+    assert fastbn.moments(x, weights=weights) == fastbn.moments(x, weights=weights.astype(np.float64))
 
 
 @pytest.mark.parametrize("ddof", [0, 1])

@@ -1,7 +1,6 @@
 """What all conversions share: a layer out of a framework's arrays and settings, and a layer's arrays into a target."""
 import decimal
 import math
-import warnings
 
 import numpy as np
 
@@ -116,8 +115,8 @@ def check_layer(layer, framework, *, renorm=False, statistics=True):
     lost = [f"ghost_batch_size={layer.ghost_batch_size}"] * (layer.ghost_batch_size is not None)
     lost += [f"renorm={layer.renorm}"] * (layer.renorm is not None and not renorm)
     if lost and layer.training:
-        warnings.warn(f"{' and '.join(lost)} is lost: {framework} has no such thing here, and would train on by the "
-                      "statistics of whole batches; inference is the same", UserWarning, stacklevel=3)
+        _checks.warn(f"{' and '.join(lost)} is lost: {framework} has no such thing here, and would train on by the "
+                     "statistics of whole batches; inference is the same")
 
 
 def require_momentum(layer, framework):

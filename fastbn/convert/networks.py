@@ -18,6 +18,9 @@ def from_state_dict(state, **settings):
     Each layer is what BatchNorm.from_torch(state, prefix, **settings) gives.
     Raises TypeError, ValueError (no batch norm; damaged), OSError, ImportError (safetensors is not installed).
     """
+    if "prefix" in settings:
+        raise TypeError("prefix is given, and all batch norms of state are taken: for one of them BatchNorm.from_torch(state, "
+                        "prefix)")
     if isinstance(state, (str, os.PathLike)):
         state = os.fspath(state)
         keys = safetensors.keys(state)

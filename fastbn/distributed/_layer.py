@@ -38,7 +38,8 @@ class SyncBatchNorm(BatchNorm):
                    dx = gamma * rstd * (dy - dbeta / N - (x - mean) * rstd * dgamma / N)
 
     Statistics and sums are double and have the same bits on all ranks, whatever the order of messages; and for every
-    assignment of the same batches to ranks, unless a tree is taken.
+    assignment of the same batches to ranks, unless a tree is taken. Where squares of float64 entries overflow, the merged
+    variance is Inf and y is beta; on one rank it is what BatchNorm gives.
     batch_moments are those of the whole batch. update, calibrate and drift send nothing: pass what is equal on all ranks,
     see fastbn.distributed.merge_moments. state_dict, save, load and the conversions are BatchNorm's. A copy has the same
     communicator; an unpickled layer has none and must be given one, as its attribute comm, before it trains.

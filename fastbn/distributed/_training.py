@@ -1,7 +1,7 @@
 """Forward in training: this rank's moments, those of all ranks, then y by them as by given statistics."""
 import numpy as np
 
-from fastbn import _extras, _nan_policy
+from fastbn import _engine, _extras, _nan_policy
 from fastbn._engine import moments_by, target_for
 from fastbn._renorm import RenormSaved
 from fastbn._variants import normalize_by_moments
@@ -22,7 +22,7 @@ def train(x, axes, gamma, beta, eps, out, variant, more, of_all_ranks):
     whole = of_all_ranks(local)
     if variant.nan_policy == "raise":  # on all ranks, which have the same
         _nan_policy.refuse(x, axes, [whole], variant.dtype, variant.ddof)
-    y, saved = normalize_by_moments(x, axes, whole, gamma, beta, eps, y, 0, variant, extras)
+    y, saved = normalize_by_moments(x, axes, whole, gamma, beta, eps, y, 0, variant, extras, _engine.normalize_by_moments)
     if not isinstance(saved, RenormSaved):
         return y, SyncSaved(saved, whole)
     saved.core, saved.narrow = SyncSaved(saved.core, whole), (x if gamma is None else gamma).dtype != np.float64
