@@ -16,11 +16,14 @@ except ImportError:
                       "or leave that folder where fastbn is installed elsewhere") from None
 from ._config import (get_backoff, get_config, get_num_threads, get_output_cache, rearm_threads, set_backoff,
                       set_num_threads, set_output_cache, show_config)
-from ._double_backward import batch_norm_double_backward
-from ._drift import Drift
-from ._functional import batch_norm_backward, batch_norm_inference, batch_norm_training, moments
+from ._api.double_backward import batch_norm_double_backward
+from ._data.drift import Drift
+from ._api.backward import batch_norm_backward
+from ._api.inference import batch_norm_inference
+from ._api.moments import moments
+from ._api.training import batch_norm_training
 from ._layer import BatchNorm
-from ._moments import Moments
+from ._engine.moments import Moments
 from .folding import fold_conv, fold_linear
 
 __version__ = _core.version()

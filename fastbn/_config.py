@@ -5,7 +5,8 @@ import sys
 
 import numpy as np
 
-from . import _checks, _core, _environment, _openmp
+from . import _core, _environment, _openmp
+from ._engine import checks
 
 _OMP_NUM_THREADS = re.match(r"\s*\+?0*[1-9]", os.environ.get("OMP_NUM_THREADS", ""))  # as parallel.c looks at it
 _came_from = {}  # for each setting that is not the default: the variable or call that set it
@@ -18,7 +19,7 @@ def set_num_threads(num_threads):
     threadpoolctl); where OMP_NUM_THREADS is not set, it is also at most the processors that the calling thread may run on
     and a container's quota. FASTBN_NUM_THREADS sets the limit that a process starts with. Raises TypeError, ValueError.
     """
-    _core.set_num_threads(_checks.threads(num_threads))
+    _core.set_num_threads(checks.threads(num_threads))
     _came_from["threads"] = (num_threads, f"set_num_threads({num_threads})")
 
 
@@ -70,7 +71,7 @@ def set_output_cache(nbytes):
     process starts with, also as 64M or 2G. Linux only; elsewhere, and where NumPy was given another allocator, nothing is kept.
     Raises TypeError, ValueError.
     """
-    _core.set_output_cache(_OUTPUT_CACHE if nbytes is None else _checks.byte_count(nbytes, "nbytes"))
+    _core.set_output_cache(_OUTPUT_CACHE if nbytes is None else checks.byte_count(nbytes, "nbytes"))
     _came_from["output cache"] = f"set_output_cache({nbytes})"
 
 

@@ -1,6 +1,6 @@
 # The C interface of fastbn for Cython: the types and functions of fastbn.h, which says what each does.
 #
-# Nobody can link to an extension module: _core exports the address of each function (_exports.pxi), and a module that
+# Nobody can link to an extension module: _core exports the address of each function (_binding/exports.pxi), and a module that
 # cimports them gets these when it is imported.
 from libc.stdint cimport int64_t
 

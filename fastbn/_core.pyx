@@ -2,7 +2,7 @@
 """The C core for Python: arrays in, status codes out as exceptions.
 
 Two ways lead to it. The general one takes arrays of shape (n, c, s), see csrc/fastbn.h, whose last axis is contiguous;
-_canonical.py makes them. The short one takes NumPy arrays that need no conversion as they are: a memoryview alone costs
+_engine/layout.py makes them. The short one takes NumPy arrays that need no conversion as they are: a memoryview alone costs
 as much as the rest of a small call.
 """
 import os
@@ -55,7 +55,7 @@ cdef extern from *:
     const char *FBN_BUILD_FLAGS
     int FBN_ABI3
 
-include "_exports.pxi"
+include "_binding/exports.pxi"
 
 # ---- errors ----
 
@@ -132,17 +132,17 @@ cdef int call_backward(const fastbn_shape *shape, fastbn_input x, fastbn_input d
 
 # ---- the operations, by the short way and the general one, and the layer ----
 
-include "_outputs.pxi"
-include "_plain.pxi"
-include "_kernels.pxi"
-include "_saved.pxi"
-include "_plain_calls.pxi"
-include "_layer_base.pxi"
-include "_exchange.pxi"
-include "_activate.pxi"
-include "_xla.pxi"
-include "_general.pxi"
-include "_dlpack.pxi"
+include "_binding/results.pxi"
+include "_binding/plain_arrays.pxi"
+include "_binding/kernels.pxi"
+include "_binding/saved.pxi"
+include "_binding/plain_calls.pxi"
+include "_binding/layer_base.pxi"
+include "_binding/foreign_tensors.pxi"
+include "_binding/activations_for_tests.pxi"
+include "_binding/xla.pxi"
+include "_binding/general_calls.pxi"
+include "_binding/bfloat16_capsules.pxi"
 
 
 # ---- configuration ----

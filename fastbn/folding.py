@@ -3,7 +3,7 @@ import math
 
 import numpy as np
 
-from . import _checks
+from ._engine import checks
 from ._layer import BatchNorm
 from .convert._arrays import as_array
 
@@ -115,7 +115,7 @@ def _check_layer(bn, activation, bn_first):
 
 
 def _floats(value, name):
-    return _checks.as_data(value if isinstance(value, np.ndarray) else as_array(value), name)
+    return checks.as_data(value if isinstance(value, np.ndarray) else as_array(value), name)
 
 
 def _weight(value):
@@ -134,7 +134,7 @@ def _bias(value, outputs):
 
 
 def _check_groups(groups, weight, transposed):
-    if not _checks.is_whole(groups):
+    if not checks.is_whole(groups):
         raise TypeError(f"groups is {groups!r}, expected an int")
     if groups < 1 or weight.shape[0] % groups:
         side = "input" if transposed else "output"

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 import fastbn
-from fastbn import _npz
-from fastbn._npy import NpyFile
+from fastbn._data import npz
+from fastbn._data.npy import NpyFile
 from fastbn.standardize import standardize_file
 from fastbn.standardize.statistics import read_axis, read_statistics
 
@@ -47,7 +47,7 @@ def check_all(variants, path, use, *errors):
     assert seen == set(errors)
 
 
-def npz(arrays, save=np.savez):
+def npz_bytes(arrays, save=np.savez):
     buffer = io.BytesIO()
     save(buffer, **arrays)
     return buffer.getvalue()
@@ -76,7 +76,7 @@ def trained(rng, **switches):
 @pytest.mark.parametrize("switches", [{}, {"track_running_stats": False, "center": False}], ids=["all", "gamma alone"])
 def test_a_damaged_state_is_refused_or_the_same(rng, tmp_path, save, switches):
     state, target = trained(rng, **switches).state_dict(), trained(rng, **switches)
-    before, content = target.state_dict(), npz(state, save)
+    before, content = target.state_dict(), npz_bytes(state, save)
 
     def same(path):
         try:
@@ -99,7 +99,7 @@ def test_damaged_statistics_are_refused_or_the_same(tmp_path):
     def same(path):
         assert read_axis(path) == (1,)
         return all(np.array_equal(a, STATISTICS[name]) for name, a in read_statistics(path, 3)._asdict().items())
-    check_all(damaged(npz(STATISTICS)), tmp_path / "stats.npz", same, ValueError)
+    check_all(damaged(npz_bytes(STATISTICS)), tmp_path / "stats.npz", same, ValueError)
 
 
 def archive(change, method=zipfile.ZIP_STORED):
@@ -129,10 +129,10 @@ def encrypted():
     (archive(lambda file: file.writestr("beta.npy", npy((3,), "|O"))), "beta.npy has dtype object"),
     (archive(lambda file: file.writestr("beta.npy", npy((129,)))), "expected at most 64 entries"),
     (archive(lambda file: file.writestr("beta.npy", npy((9,), "<U99"))), "expected at most 64 entries"),
-    (npz({f"a{i}": np.ones(1) for i in range(65)}), "65 arrays, expected at most 64"),
-    (npz({"gamma": np.ones(3, np.int64)}), "gamma has dtype int64"),
-    (npz({"gamma": np.ones(4, np.float32)}), r"shape \(4,\)"),
-    (npz({"gamma": np.ones(3, np.float32), "eps": np.ones(1)}), "unexpected eps"),
+    (npz_bytes({f"a{i}": np.ones(1) for i in range(65)}), "65 arrays, expected at most 64"),
+    (npz_bytes({"gamma": np.ones(3, np.int64)}), "gamma has dtype int64"),
+    (npz_bytes({"gamma": np.ones(4, np.float32)}), r"shape \(4,\)"),
+    (npz_bytes({"gamma": np.ones(3, np.float32), "eps": np.ones(1)}), "unexpected eps"),
 ])
 def test_archives_that_are_refused(rng, tmp_path, content, words):
     layer = trained(rng, track_running_stats=False, center=False)
@@ -147,11 +147,11 @@ def test_small_arrays_of_any_name_are_read(tmp_path):
     arrays = {"eps": np.array(1e-5), "activation": np.array("relu"), "axis": np.array([[1, 2], [3, 4]], order="F"),
               "none": np.zeros((0, 3)), "flag": np.array(True), "mean": np.arange(100.0)}
     np.savez(tmp_path / "a.npz", **arrays)
-    found = _npz.read(str(tmp_path / "a.npz"), 100)
+    found = npz.read(str(tmp_path / "a.npz"), 100)
     assert list(found) == list(arrays)
     for name, a in arrays.items():
         np.testing.assert_array_equal(found[name], a, strict=True)
-    assert list(_npz.read(str(tmp_path / "a.npz"), 0, ("flag", "axis", "other"))) == ["axis", "flag"]
+    assert list(npz.read(str(tmp_path / "a.npz"), 0, ("flag", "axis", "other"))) == ["axis", "flag"]
 
 
 def test_a_counter_that_no_file_could_take_back(rng):

@@ -11,10 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from oracle import read_only, unaligned
 
 import fastbn
 from fastbn import _core
-from oracle import read_only, unaligned
 
 FLOATS = (np.float32, np.float64)
 SHORT = ("plain_inference", "plain_frozen", "plain_training", "plain_backward", "plain_moments")
@@ -517,7 +517,7 @@ def test_layers_go_the_short_way(rng, monkeypatch):
     layer, _ = layers(rng)
     x = batch(rng, (6, 4))
     monkeypatch.setattr(fastbn.BatchNorm, "_normalize_by_batch", None)
-    monkeypatch.setattr("fastbn._layer.backward_of", None)
+    monkeypatch.setattr("fastbn._layer.layer.backward_of", None)
     for out in (None, x.copy()):
         layer(x, out=out)
         layer.forward(x, out=out)

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 import fastbn
-from fastbn import _files, _progress
+from fastbn._data import atomic_write, progress
 
 
 @pytest.mark.parametrize("durable", [False, True])
 def test_a_file_is_there_when_the_block_is_over(tmp_path, durable):
     target = tmp_path / "a"
-    with _files.replacing(target, durable) as file:
+    with atomic_write.replacing(target, durable) as file:
         file.write(b"new")
         assert not target.exists()
         assert len(list(tmp_path.iterdir())) == 1
@@ -24,7 +24,7 @@ def test_a_failure_leaves_the_old_file(tmp_path, error):
     target = tmp_path / "a"
     target.write_bytes(b"old")
     with pytest.raises(error):
-        with _files.replacing(target) as file:
+        with atomic_write.replacing(target) as file:
             file.write(b"new")
             raise error
     assert target.read_bytes() == b"old" and os.listdir(tmp_path) == ["a"]
@@ -32,14 +32,14 @@ def test_a_failure_leaves_the_old_file(tmp_path, error):
 
 def test_errors_name_the_file_that_was_asked_for(tmp_path):
     with pytest.raises(FileNotFoundError) as caught:
-        with _files.replacing(tmp_path / "no" / "a"):
+        with atomic_write.replacing(tmp_path / "no" / "a"):
             pass
     assert caught.value.filename == os.path.realpath(tmp_path / "no" / "a")
 
 
 def test_names_as_long_as_a_file_system_allows(tmp_path):
     target = tmp_path / ("a" * 255)
-    with _files.replacing(target) as file:
+    with atomic_write.replacing(target) as file:
         file.write(b"new")
     assert target.read_bytes() == b"new"
 
@@ -47,7 +47,7 @@ def test_names_as_long_as_a_file_system_allows(tmp_path):
 @pytest.mark.skipif(sys.platform == "win32", reason="permissions of POSIX")
 def test_new_files_have_the_permissions_of_new_files(tmp_path):
     (tmp_path / "plain").write_bytes(b"")
-    with _files.replacing(tmp_path / "a"):
+    with atomic_write.replacing(tmp_path / "a"):
         pass
     assert (tmp_path / "a").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
@@ -68,14 +68,14 @@ def test_a_layer_is_saved_through_it(tmp_path, monkeypatch):
 
 @pytest.fixture
 def terminal(monkeypatch):
-    monkeypatch.setattr(_progress, "_is_terminal", lambda stream: True)
+    monkeypatch.setattr(progress, "_is_terminal", lambda stream: True)
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "120")
 
 
 def test_bytes_are_counted(terminal, capsys):
     pytest.importorskip("rich")
-    with _progress.counted_bytes("reading", 5_000_000) as advance:
+    with progress.counted_bytes("reading", 5_000_000) as advance:
         for _ in range(2):
             advance(1_000_000)
     out, err = capsys.readouterr()
@@ -84,9 +84,9 @@ def test_bytes_are_counted(terminal, capsys):
 
 def test_a_bar_inside_another(terminal, capsys):
     """Two at once on one console of rich are an error."""
-    progress = pytest.importorskip("rich.progress")
-    with _progress.counted_bytes("reading") as advance:
-        for _ in progress.track(range(3), description="making"):
+    rich_progress = pytest.importorskip("rich.progress")
+    with progress.counted_bytes("reading") as advance:
+        for _ in rich_progress.track(range(3), description="making"):
             advance(1)
     out, err = capsys.readouterr()
     assert "making" in out and "reading" in err
@@ -98,7 +98,7 @@ def test_no_bar_without_a_terminal(tmp_path, monkeypatch, stream):
     if stream == "closed":
         file.close()
     monkeypatch.setattr(sys, "stderr", file if stream else None)
-    with _progress.counted_bytes("reading", 10) as advance:
+    with progress.counted_bytes("reading", 10) as advance:
         advance(10)
     file.close()
     assert (tmp_path / "log").read_text() == ""

@@ -4,11 +4,10 @@ import pickle
 
 import numpy as np
 import pytest
+from oracle import FLOATS, assert_within, check_forward, check_gradients, parameters, sample, statistics, strided, unbiased
 
 import fastbn
 from fastbn import _core
-from oracle import (FLOATS, assert_within, check_forward, check_gradients, parameters, sample, statistics, strided,
-                    unbiased)
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -127,7 +126,7 @@ def test_into_out_and_in_place(rng, shape, axis, layout):
 
 def test_nothing_is_copied(rng, monkeypatch):
     """Slices of planes, of a channels-last array and of a Fortran-ordered table are views for the core."""
-    from fastbn._canonical import Arrangement
+    from fastbn._engine.layout import Arrangement
     monkeypatch.setattr(Arrangement, "contiguous", None)
     for shape, axis, order in (((9, 5, 4, 3), 1, "C"), ((9, 4, 3, 5), -1, "C"), ((900, 5), 1, "F")):
         x, dy = (layouts(sample(rng, shape, axis=axis))[order] for _ in range(2))

@@ -298,7 +298,7 @@ def test_errors(arguments, error, message):
 
 
 @pytest.mark.parametrize("arguments, message", [
-    ({"momentum": 2}, "momentum is 2"), ({"momentum": None}, "momentum is None"), ({"ddof": 2}, "ddof 2"),
+    ({"momentum": 2}, "momentum is 2"), ({"momentum": None}, "momentum is None"), ({"ddof": 2}, "ddof is 2"),
     ({"running_var": jnp.ones(4)}, "running_var has")])
 def test_errors_of_running_statistics(arguments, message):
     given = {"running_mean": jnp.zeros(5), "running_var": jnp.ones(5), "training": True, **arguments}

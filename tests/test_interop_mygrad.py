@@ -162,7 +162,7 @@ ONES = np.ones(5)
     ({"running_mean": ONES.copy(), "running_var": np.ones(5, ">f8")}, TypeError, "cannot be updated"),
     ({"momentum": 2}, ValueError, "momentum is 2"),
     ({"momentum": None}, ValueError, "momentum is None"),
-    ({"ddof": 3}, ValueError, "ddof 3"),
+    ({"ddof": 3}, ValueError, "ddof is 3"),
     ({"eps": 0}, ValueError, "eps is 0"),
     ({"gamma": np.ones(4)}, ValueError, "gamma"),
 ])

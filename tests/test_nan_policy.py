@@ -4,10 +4,11 @@ import pickle
 
 import numpy as np
 import pytest
+from oracle import FLOATS, parameters, sample, strided
 
 import fastbn
-from fastbn import _core, _nan_policy
-from oracle import FLOATS, parameters, sample, strided
+from fastbn import _core
+from fastbn._training import nan_policies
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -137,7 +138,7 @@ def test_a_clean_batch_gives_the_same_bits(rng, shape, axis, options, dtype, pla
 
 def test_a_clean_batch_is_not_looked_at_again(rng, monkeypatch):
     """Neither its entries, nor for its moments."""
-    monkeypatch.setattr(_nan_policy, "_found", None)
+    monkeypatch.setattr(nan_policies, "_found", None)
     x = sample(rng, (12, 5))
     layer = fastbn.BatchNorm(5, nan_policy="raise")
     with monkeypatch.context() as patch:

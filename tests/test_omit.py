@@ -8,7 +8,8 @@ import pytest
 from fused_oracle import parts_of
 
 import fastbn
-from fastbn import _core, _engine, _missing
+from fastbn import _core
+from fastbn._training import omit
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -297,11 +298,11 @@ def test_without_nan_the_bits_are_those_without_the_policy(rng, options, dtype, 
 
 
 def test_a_batch_without_nan_is_not_looked_at_again(rng, monkeypatch):
-    monkeypatch.setattr(_missing, "present", None)
+    monkeypatch.setattr(omit, "present", None)
     x = rng.normal(size=(12, 5)).astype(np.float32)
     layer = fastbn.BatchNorm(5, nan_policy="omit")
     with monkeypatch.context() as patch:
-        patch.setattr(_engine, "_moments_of", None)
+        patch.setattr(omit, "moments_of", None)
         fastbn.batch_norm_training(x, nan_policy="omit")
         fastbn.batch_norm_training(x, nan_policy="omit", ghost_batch_size=5)
         layer(x)

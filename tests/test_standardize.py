@@ -9,7 +9,8 @@ import textwrap
 import numpy as np
 import pytest
 
-from fastbn import _cli, _standardizing, _streaming
+from fastbn import _cli
+from fastbn._data import standardizing, streaming
 from fastbn.standardize import files
 from fastbn.standardize.files import standardize_file
 
@@ -19,7 +20,7 @@ FLOATS = [np.float16, np.float32, np.float64]
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     """So that small files have many blocks, and all ways to cut an array come up."""
-    monkeypatch.setattr(_streaming, "BLOCK_BYTES", 1 << 10)
+    monkeypatch.setattr(streaming, "BLOCK_BYTES", 1 << 10)
 
 
 def table(rng, shape=(700, 6), dtype=np.float32):
@@ -195,7 +196,7 @@ def test_the_summary(rng, folder, capsys):
 def test_a_bar_on_a_terminal(rng, folder, monkeypatch, capsys):
     pytest.importorskip("rich")
     np.save(folder / "in.npy", table(rng))
-    monkeypatch.setattr("fastbn._progress._is_terminal", lambda stream: True)
+    monkeypatch.setattr("fastbn._data.progress._is_terminal", lambda stream: True)
     monkeypatch.setenv("FORCE_COLOR", "1")
     standardize_file(folder / "in.npy", folder / "out.npy", progress=True)
     shown = capsys.readouterr().err
@@ -208,7 +209,7 @@ def test_without_rich(rng, folder, monkeypatch, capsys):
     for name in [name for name in sys.modules if name.partition(".")[0] == "rich"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "rich", None)
-    monkeypatch.setattr("fastbn._progress._is_terminal", lambda stream: True)
+    monkeypatch.setattr("fastbn._data.progress._is_terminal", lambda stream: True)
     np.save(folder / "in.npy", table(rng))
     standardize_file(folder / "in.npy", folder / "out.npy", progress=True)
     assert capsys.readouterr().err == "" and np.load(folder / "out.npy").shape == (700, 6)
@@ -224,21 +225,21 @@ def test_scales_of_any_size(rng, dtype, power):
         power = np.sign(power) * 127
     scale = np.array([2.0**power, 1.0])
     x = (np.clip(rng.normal(size=(50, 2)), -1.5, 1.5) * scale).astype(dtype)
-    y = _standardizing.standardize_into(x, np.zeros(2), scale)
+    y = standardizing.standardize_into(x, np.zeros(2), scale)
     with np.errstate(under="ignore"):
         expected = x.astype(np.float64) / scale
     assert y.dtype == dtype
     assert_near(y, expected, dtype)
     out = np.empty_like(x)
-    assert _standardizing.standardize_into(x, np.zeros(2), scale, out=out) is out
+    assert standardizing.standardize_into(x, np.zeros(2), scale, out=out) is out
     np.testing.assert_array_equal(out, y)
 
 
 def test_mean_or_scale_alone(rng):
     x = table(rng)
     mean, scale = x.mean(0, dtype=np.float64), x.std(0, dtype=np.float64)
-    assert_near(_standardizing.standardize_into(x, mean, None), x - mean, np.float32)
-    assert_near(_standardizing.standardize_into(x, None, scale), x / scale, np.float32)
+    assert_near(standardizing.standardize_into(x, mean, None), x - mean, np.float32)
+    assert_near(standardizing.standardize_into(x, None, scale), x / scale, np.float32)
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------
@@ -423,7 +424,7 @@ def test_a_file_that_becomes_shorter(rng, folder, capsys, monkeypatch):
 
     def cut(blocks, *arguments, **keywords):
         os.truncate(folder / "in.npy", 10000)
-        return _streaming.moments_of_blocks(blocks, *arguments, **keywords)
+        return streaming.moments_of_blocks(blocks, *arguments, **keywords)
     monkeypatch.setattr(files, "moments_of_blocks", cut)
     assert "shorter" in fail(capsys, folder / "in.npy", folder / "out.npy")
 

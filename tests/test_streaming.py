@@ -13,13 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fastbn
-from fastbn import _engine, _extras, _mapped, _streaming
+from fastbn._data import mapped, streaming
+from fastbn._engine import fusion
+from fastbn._training import omit
 
 SHAPES = [(50, 4), (7, 3, 5), (3, 400), (400, 3), (2, 3, 4, 50), (1, 1), (300,), (5, 0, 3), (0, 4)]
 
 
 def indexes(a, limit):
-    return list(_streaming.block_indices(a.shape, _streaming.memory_order(a), a.itemsize, limit))
+    return list(streaming.block_indices(a.shape, streaming.memory_order(a), a.itemsize, limit))
 
 
 @given(shape=st.lists(st.integers(1, 12), min_size=1, max_size=4), seed=st.integers(0, 99), limit=st.integers(1, 2000))
@@ -28,10 +30,10 @@ def test_blocks_are_runs_of_memory_that_make_up_the_array(shape, seed, limit):
     a = np.arange(math.prod(shape), dtype=np.float32).reshape([shape[i] for i in order]).transpose(np.argsort(order))
     found = [a[index] for index in indexes(a, limit)]
     for block in found:
-        in_memory = block.transpose(_streaming.memory_order(a))
+        in_memory = block.transpose(streaming.memory_order(a))
         assert in_memory.flags.c_contiguous and block.size and (block.nbytes <= limit or block.size == 1)
-    joined = np.concatenate([block.transpose(_streaming.memory_order(a)).ravel() for block in found])
-    np.testing.assert_array_equal(joined, a.transpose(_streaming.memory_order(a)).ravel())
+    joined = np.concatenate([block.transpose(streaming.memory_order(a)).ravel() for block in found])
+    np.testing.assert_array_equal(joined, a.transpose(streaming.memory_order(a)).ravel())
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -46,12 +48,12 @@ def test_blocks_are_of_like_sizes(shape):
 @pytest.mark.parametrize("order", ["C", "F", "slices"])
 @pytest.mark.parametrize("block_bytes", [64, 1000, 10**6])
 def test_merged_blocks_have_the_moments_of_the_whole(rng, monkeypatch, axes, order, block_bytes):
-    monkeypatch.setattr(_streaming, "BLOCK_BYTES", block_bytes)
-    monkeypatch.setattr(_streaming, "_ROWS", 0)
+    monkeypatch.setattr(streaming, "BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(streaming, "_ROWS", 0)
     x = rng.normal(3, 2, (20, 6, 9))
     x = np.asfortranarray(x) if order == "F" else x[::-1, ::2, 1:] if order == "slices" else x
     features = math.prod(x.shape[i] for i in axes)
-    found = _streaming.moments_of_blocks(_streaming.blocks_of(x, features), x.shape, axes)
+    found = streaming.moments_of_blocks(streaming.blocks_of(x, features), x.shape, axes)
     whole = fastbn.moments(x, axis=axes)
     assert found.count == whole.count and isinstance(found.count, int)
     np.testing.assert_allclose(found.mean, whole.mean, rtol=1e-12)
@@ -60,12 +62,12 @@ def test_merged_blocks_have_the_moments_of_the_whole(rng, monkeypatch, axes, ord
 
 @pytest.mark.parametrize("block_bytes", [64, 1000, 10**6])
 def test_missing_entries_count_by_feature(rng, monkeypatch, block_bytes):
-    monkeypatch.setattr(_streaming, "BLOCK_BYTES", block_bytes)
-    monkeypatch.setattr(_streaming, "_ROWS", 0)
+    monkeypatch.setattr(streaming, "BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(streaming, "_ROWS", 0)
     x = rng.normal(3, 2, (200, 6))
     x[rng.random(x.shape) < 0.2] = np.nan
     x[:, 2], x[:150, 3], x[:, 4] = np.nan, np.nan, 7
-    found = _streaming.moments_of_blocks(_streaming.blocks_of(x, 6), x.shape, (1,))
+    found = streaming.moments_of_blocks(streaming.blocks_of(x, 6), x.shape, (1,))
     np.testing.assert_array_equal(found.count, np.sum(~np.isnan(x), 0))
     assert found.count.dtype == np.int64 and found.M2[4] == 0 and found.mean[4] == 7
     assert found.mean[2] == 0 and found.M2[2] == 0
@@ -85,7 +87,7 @@ def test_moments_of_what_is_present(seed, rate, ratio, dtype, order, outlier):
         x[0] += outlier
     x[rng.random(x.shape) < rate] = np.nan
     x[:, 3] = np.where(np.isnan(x[:, 3]), np.nan, dtype(0.1))
-    found = _engine.moments_of_present(x, (1,), _extras.NONE, 1)[0]
+    found = omit.moments_of_present(x, (1,), fusion.NONE, 1)[0]
     there = ~np.isnan(x)
     np.testing.assert_array_equal(found.count, there.sum(axis=(0, 2)))
     for f in range(5):
@@ -101,12 +103,12 @@ def test_moments_of_what_is_present(seed, rate, ratio, dtype, order, outlier):
 
 
 def test_weights_of_blocks(rng, monkeypatch):
-    monkeypatch.setattr(_streaming, "BLOCK_BYTES", 200)
+    monkeypatch.setattr(streaming, "BLOCK_BYTES", 200)
     x, weights = rng.normal(3, 2, (200, 6)), rng.random(200)
     weights[20:60] = 0
     x[5, 1] = np.nan
     for a in (x, np.asfortranarray(x)):
-        found = _streaming.moments_of_blocks(_streaming.blocks_of(a, 6), a.shape, (1,), weights=weights)
+        found = streaming.moments_of_blocks(streaming.blocks_of(a, 6), a.shape, (1,), weights=weights)
         whole = fastbn.moments(a, weights=weights, nan_policy="omit")
         assert found.count.dtype == np.float64
         for name in ("count", "squares", "mean", "M2"):
@@ -115,17 +117,17 @@ def test_weights_of_blocks(rng, monkeypatch):
 
 @pytest.mark.parametrize("weights", [None, np.ones(200)])
 def test_infinite_entries_have_a_place(rng, monkeypatch, weights):
-    monkeypatch.setattr(_streaming, "BLOCK_BYTES", 200)
+    monkeypatch.setattr(streaming, "BLOCK_BYTES", 200)
     x = rng.normal(3, 2, (200, 6))
     x[150, 4] = -np.inf
     x[140, 4] = np.nan
     with pytest.raises(ValueError, match=r"table has an infinite entry in feature 4, the first in row 150 \(index \(150"):
-        _streaming.moments_of_blocks(_streaming.blocks_of(x, 6), x.shape, (1,), weights=weights, name="table")
+        streaming.moments_of_blocks(streaming.blocks_of(x, 6), x.shape, (1,), weights=weights, name="table")
 
 
 def test_progress_adds_up_to_all_bytes(rng):
     x, seen = rng.normal(size=(3000, 400)), []
-    _streaming.moments_of_blocks(_streaming.blocks_of(x, 400), x.shape, (1,), advance=seen.append)
+    streaming.moments_of_blocks(streaming.blocks_of(x, 400), x.shape, (1,), advance=seen.append)
     assert len(seen) > 1 and sum(seen) == x.nbytes
 
 
@@ -133,7 +135,7 @@ def test_progress_adds_up_to_all_bytes(rng):
 
 
 @pytest.fixture
-def mapped(rng, tmp_path):
+def mapped_file(rng, tmp_path):
     x = rng.normal(size=(5000, 7)).astype(np.float32)
     np.save(tmp_path / "x.npy", x)
     return x, tmp_path / "x.npy"
@@ -141,13 +143,13 @@ def mapped(rng, tmp_path):
 
 @pytest.mark.parametrize("mode", ["r", "r+", "c"])
 @pytest.mark.parametrize("part", [np.s_[:], np.s_[100:-100], np.s_[::-1], np.s_[::3, 2:4]])
-def test_letting_go_of_pages_changes_nothing(mapped, mode, part):
-    x, path = mapped
+def test_letting_go_of_pages_changes_nothing(mapped_file, mode, part):
+    x, path = mapped_file
     a = np.load(path, mmap_mode=mode)
     if mode != "r":
         a[2000:2010] = 5  # which a private mapping has nowhere else
         x[2000:2010] = 5
-    pages = _mapped.Pages(a[part])
+    pages = mapped.Pages(a[part])
     for _ in range(2):
         np.testing.assert_array_equal(a[part], x[part])
         pages.release(np.asarray(a[part]))
@@ -155,11 +157,11 @@ def test_letting_go_of_pages_changes_nothing(mapped, mode, part):
     np.testing.assert_array_equal(a, x)
 
 
-def test_only_mapped_arrays_have_a_mapping(mapped):
-    _, path = mapped
+def test_only_mapped_arrays_have_a_mapping(mapped_file):
+    _, path = mapped_file
     a = np.load(path, mmap_mode="r")
-    assert _mapped.mapping_of(a)[1] == _mapped.mapping_of(a[3:])[1] == "r"
-    assert _mapped.mapping_of(a + 1) == _mapped.mapping_of(np.ones(3)) == (None, None)
+    assert mapped.mapping_of(a)[1] == mapped.mapping_of(a[3:])[1] == "r"
+    assert mapped.mapping_of(a + 1) == mapped.mapping_of(np.ones(3)) == (None, None)
 
 
 # --- sources of fastbn.sklearn ------------------------------------------------------------------------------------------
@@ -198,7 +200,7 @@ def test_what_is_no_source(sources, tmp_path, rng):
 @pytest.mark.parametrize("order", "CF")
 @pytest.mark.parametrize("kind", ["path", "str", "memmap"])
 def test_mapped_sources(sources, monkeypatch, tmp_path, rng, dtype, order, kind):
-    monkeypatch.setattr(_streaming, "BLOCK_BYTES", 3000)
+    monkeypatch.setattr(streaming, "BLOCK_BYTES", 3000)
     monkeypatch.setattr(sources, "BLOCK_BYTES", 3000)
     monkeypatch.setattr(sources, "MAPPED_BYTES", 0)
     x = np.asarray(rng.normal(30, 20, (900, 5)).astype(dtype), order=order)

@@ -1,7 +1,7 @@
 """NumPy arrays out of the objects of other frameworks, without importing any of them."""
 import numpy as np
 
-from .. import _checks
+from .._engine import checks
 
 
 def belongs(value, *packages):
@@ -36,4 +36,4 @@ def _of_torch(tensor):
 
 
 def _widened(a):
-    return a.astype(np.float32) if isinstance(a, np.ndarray) and _checks.is_half(a.dtype) else a
+    return a.astype(np.float32) if isinstance(a, np.ndarray) and checks.is_half(a.dtype) else a

@@ -4,7 +4,8 @@ import math
 
 import numpy as np
 
-from .. import _checks, _state
+from .._data import layer_state
+from .._engine import checks
 from ._arrays import as_array
 
 # Keyword arguments of BatchNorm, but for those that the arrays tell.
@@ -24,14 +25,14 @@ def build(cls, arrays, names, settings, given, *, batches=0, training=True, feat
     settings = _merged(settings, given)
     arrays = _checked(arrays, names, settings["axis"])
     settings.setdefault("dtype", np.result_type(np.float32, *(a.dtype for a in arrays.values())))
-    momentum = _checks.momentum(settings["momentum"])
+    momentum = checks.momentum_or_none(settings["momentum"])
     if "momentum" not in given:
         settings["momentum"] = 0.9
     layer = cls(features if not arrays else next(iter(arrays.values())).size, scale="gamma" in arrays,
                 center="beta" in arrays, track_running_stats="running_mean" in arrays, **settings)
     layer._momentum = momentum  # not through the property, which warns: a translated one is small on purpose
     counter = {"num_batches_tracked": as_array(batches)} if "running_mean" in arrays else {}
-    _state.fill(layer, arrays | counter)
+    layer_state.fill(layer, arrays | counter)
     return layer.train(training)
 
 
@@ -50,7 +51,7 @@ def _merged(settings, given):
 
 def _checked(arrays, names, axis):
     """Those that are there, flat, of floats and of one shape: as many axes as there are feature axes, or one."""
-    found = {key: _checks.as_data(as_array(value), names[key]) for key, value in arrays.items() if value is not None}
+    found = {key: checks.as_data(as_array(value), names[key]) for key, value in arrays.items() if value is not None}
     if ("running_mean" in found) != ("running_var" in found):
         have, lack = ("running_mean", "running_var") if "running_mean" in found else ("running_var", "running_mean")
         raise ValueError(f"there is a {names[have]} and no {names[lack]}, expected both or neither")
@@ -115,7 +116,7 @@ def check_layer(layer, framework, *, renorm=False, statistics=True):
     lost = [f"ghost_batch_size={layer.ghost_batch_size}"] * (layer.ghost_batch_size is not None)
     lost += [f"renorm={layer.renorm}"] * (layer.renorm is not None and not renorm)
     if lost and layer.training:
-        _checks.warn(f"{' and '.join(lost)} is lost: {framework} has no such thing here, and would train on by the "
+        checks.warn(f"{' and '.join(lost)} is lost: {framework} has no such thing here, and would train on by the "
                      "statistics of whole batches; inference is the same")
 
 

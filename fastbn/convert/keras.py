@@ -3,7 +3,7 @@ import math
 
 import numpy as np
 
-from .. import _checks
+from .._engine import checks
 from ._arrays import belongs
 from ._common import build, check_layer, outgoing, pairs, require_momentum
 
@@ -59,7 +59,7 @@ def _renorm_of(config):
                          "which and rmax r is kept here; for inference pass a dict of gamma, beta, moving_mean and "
                          "moving_variance")
     if config["renorm_momentum"] != config["momentum"]:
-        _checks.warn(f"renorm_momentum is {config['renorm_momentum']} and momentum {config['momentum']}: here r and d "
+        checks.warn(f"renorm_momentum is {config['renorm_momentum']} and momentum {config['momentum']}: here r and d "
                      "come from the averages that inference takes, whose momentum is the latter")
     return rmax, dmax
 
@@ -165,6 +165,6 @@ def _fill(layer, target, momentum):
         if layer.renorm is not None:
             target.renorm_clipping, target.renorm_momentum = _clipping(layer), momentum
         elif layer.training:
-            _checks.warn("the target has renorm and this layer none: trained further it renormalizes")
+            checks.warn("the target has renorm and this layer none: trained further it renormalizes")
     target.momentum, target.epsilon = momentum, layer.eps
     return target

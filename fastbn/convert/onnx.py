@@ -1,7 +1,7 @@
 """ONNX: the BatchNormalization operator, opsets 7 to 15 (15 is its last version so far)."""
 import numpy as np
 
-from .. import _checks
+from .._engine import checks
 from ._common import build, check_layer, outgoing
 
 _NAMES = {"gamma": "scale", "beta": "B", "running_mean": "mean", "running_var": "var"}
@@ -61,7 +61,7 @@ def _opset(initializers, opset):
     if opset is None and _is_proto(initializers, "ModelProto"):
         opset = next((entry.version for entry in initializers.opset_import if entry.domain in ("", "ai.onnx")), None)
     opset = 15 if opset is None else opset
-    if not _checks.is_whole(opset):
+    if not checks.is_whole(opset):
         raise TypeError(f"opset is {opset!r}, expected an int")
     if opset < 7:
         raise ValueError(f"opset is {opset}, expected 7 or more: before, BatchNormalization had other attributes; "

@@ -1,7 +1,7 @@
 """Entries of .safetensors files, through the package of that name, which is imported only when it is used."""
 import contextlib
 
-from .. import _files
+from .._data import atomic_write
 
 
 def _package():
@@ -21,7 +21,7 @@ def read(path, choose, check):
     Raises OSError, ImportError, ValueError (no such file, damaged, of a type that NumPy lacks), and what those raise.
     """
     safetensors = _package()
-    with _files.opened(path):  # whose errors are plainer
+    with atomic_write.opened(path):  # whose errors are plainer
         pass
     try:
         with safetensors.safe_open(path, framework="np") as file:
@@ -54,5 +54,5 @@ def _array(file, key, path):
 def write(path, arrays):
     """Raises OSError, ImportError; a failure leaves an older file as it was."""
     content = _package().numpy.save(arrays)
-    with _files.replacing(path) as file:
+    with atomic_write.replacing(path) as file:
         file.write(content)

@@ -4,7 +4,7 @@ from typing import Protocol
 
 import numpy as np
 
-from fastbn import _checks
+from fastbn._engine import checks
 
 TREE_FROM = 33  # ranks
 _TAG = 11_167   # of the tree's messages
@@ -102,7 +102,7 @@ def _failures_named(what):
 
 def check_tree_from(value):
     """A whole number of at least 2."""
-    if not _checks.is_whole(value):
+    if not checks.is_whole(value):
         raise TypeError(f"tree_from is {value!r}, expected a number of ranks")
     if value < 2:
         raise ValueError(f"tree_from is {value}, expected at least 2: one rank sends nothing")

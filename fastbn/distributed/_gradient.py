@@ -11,10 +11,11 @@ Source of the formula: Ioffe and Szegedy 2015 (arXiv:1502.03167), section 3.
 """
 import numpy as np
 
-from fastbn import _checks, _core, _extras
-from fastbn._canonical import arrange
-from fastbn._engine import as_parameter, run_backward, target_for
-from fastbn._saved import OfCore, about_input
+from fastbn import _core
+from fastbn._engine import checks, fusion
+from fastbn._engine.layout import arrange
+from fastbn._engine.run import as_parameter, run_backward, target_for
+from fastbn._engine.saved import OfCore, about_input
 
 _LEAST = 1e-300  # an eps that leaves 1 / sqrt(1 + eps) at 1
 
@@ -32,12 +33,12 @@ class SyncSaved(OfCore):
         self.core, self.moments, self.ranks, self.reduces, self.sum_over_ranks = core, moments, None, False, None
 
     def backward(self, dy, out, needs, num_threads):
-        x, extras, dx = self.x, self.extras or _extras.NONE, None
+        x, extras, dx = self.x, self.extras or fusion.NONE, None
         extras.refuse_in_place(self.core)
         if "dx" in needs:
             read = {"dy": dy, "x": x, "residual": extras.residual, "y": extras.written}
             dx = target_for(out, x, self.core.axes, read)[1]
-        local = _Local(self.core, self.moments.count, dy, extras, _checks.threads(num_threads))
+        local = _Local(self.core, self.moments.count, dy, extras, checks.threads(num_threads))
         sums, dz = local.sums(stores_dz="dresidual" in needs or (dx is not None and local.changes_dy()))
         total = self.sum_over_ranks(sums)
         if dx is not None and x.size:
@@ -70,7 +71,7 @@ class _Local:
         dtype = np.dtype(np.float64 if dy.dtype == np.float64 else np.float32)
         self.x, self.dy, residual, written = (None if a is None else a.astype(dtype, copy=False)
                                               for a in (core.x, dy, extras.residual, extras.written))
-        self.extras = extras if extras is _extras.NONE else extras._replace(residual=residual, written=written)
+        self.extras = extras if extras is fusion.NONE else extras._replace(residual=residual, written=written)
         self.arrangement = arrange(self.x, core.axes)
 
     def changes_dy(self):
@@ -120,7 +121,7 @@ class _Local:
         with np.errstate(all="ignore"):
             shared *= by_entry
         np.copyto(shared, 0.0, where=by_entry == 0)
-        extra = _extras.Extras(residual=shared).for_core(self.arrangement)
+        extra = fusion.Extras(residual=shared).for_core(self.arrangement)
         _core.inference(self.arrangement.readable(dz), extra, np.zeros(scale.size), np.ones(scale.size), scale, None, _LEAST,
                         target, self.threads)
         if weights.counts is not None:  # where nothing counts, the factors are NaN

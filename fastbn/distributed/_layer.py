@@ -2,8 +2,8 @@
 import numpy as np
 
 from fastbn._layer import BatchNorm
-from fastbn._renorm import RenormSaved
-from fastbn._variants import Variant
+from fastbn._training.renormalization import RenormSaved
+from fastbn._training.variants import Variant
 
 from ._communicator import TREE_FROM, Ranks, check_tree_from
 from ._gradient import SyncSaved

@@ -6,8 +6,8 @@ run, but they depend on which rank had which batch.
 """
 import numpy as np
 
-from fastbn._moments import Moments, merge_rows
-from fastbn._weights import whole_sums
+from fastbn._engine.moments import Moments, merge_rows
+from fastbn._engine.weights import whole_sums
 
 from ._communicator import TREE_FROM, Ranks, check_tree_from
 from ._handshake import REASON_BYTES, agree, call_of, reason_in, refuse_failed, refuse_other_calls, write_reason

@@ -1,10 +1,12 @@
 """Forward in training: this rank's moments, those of all ranks, then y by them as by given statistics."""
 import numpy as np
 
-from fastbn import _engine, _extras, _nan_policy
-from fastbn._engine import moments_by, target_for
-from fastbn._renorm import RenormSaved
-from fastbn._variants import normalize_by_moments
+from fastbn._engine import fusion, run
+from fastbn._engine.run import target_for
+from fastbn._training.omit import moments_by
+from fastbn._training import nan_policies
+from fastbn._training.renormalization import RenormSaved
+from fastbn._training.variants import normalize_by_moments
 
 from ._gradient import SyncSaved
 
@@ -18,11 +20,11 @@ def train(x, axes, gamma, beta, eps, out, variant, more, of_all_ranks):
     y, extras = _checked(x, axes, gamma, beta, out, variant, **more)
     local, extras = moments_by(x, axes, extras, 0, variant.nan_policy == "omit")
     if variant.nan_policy == "raise":
-        _nan_policy.refuse(x, axes, [local])
+        nan_policies.refuse(x, axes, [local])
     whole = of_all_ranks(local)
     if variant.nan_policy == "raise":  # on all ranks, which have the same
-        _nan_policy.refuse(x, axes, [whole], variant.dtype, variant.ddof)
-    y, saved = normalize_by_moments(x, axes, whole, gamma, beta, eps, y, 0, variant, extras, _engine.normalize_by_moments)
+        nan_policies.refuse(x, axes, [whole], variant.dtype, variant.ddof)
+    y, saved = normalize_by_moments(x, axes, whole, gamma, beta, eps, y, 0, variant, extras, run.normalize_by_moments)
     if not isinstance(saved, RenormSaved):
         return y, SyncSaved(saved, whole)
     saved.core, saved.narrow = SyncSaved(saved.core, whole), (x if gamma is None else gamma).dtype != np.float64
@@ -31,7 +33,7 @@ def train(x, axes, gamma, beta, eps, out, variant, more, of_all_ranks):
 
 def _checked(x, axes, gamma, beta, out, variant, activation, residual, **weights):
     """(array for y, extras)"""
-    extras = _extras.with_weights(_extras.extras_of(x, activation, residual), x, axes, **weights)
+    extras = fusion.with_weights(fusion.extras_of(x, activation, residual), x, axes, **weights)
     extras.refuse_overwriting(out)
     inputs = {"x": x, "gamma": gamma, "beta": beta, "running_mean": variant.running_mean,
               "running_var": variant.running_var, "residual": extras.residual}
@@ -40,7 +42,7 @@ def _checked(x, axes, gamma, beta, out, variant, activation, residual, **weights
 
 def check_before_moments(x, axes, out, activation, residual, **parameters):
     """What could be refused of a call through the running statistics. parameters: arrays by name, or None."""
-    extras = _extras.extras_of(x, activation, residual)
+    extras = fusion.extras_of(x, activation, residual)
     extras.refuse_overwriting(out)
     if out is not None:
         target_for(out, x, axes, {"x": x, "residual": extras.residual, **parameters})

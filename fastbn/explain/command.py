@@ -50,7 +50,7 @@ def check_target(path, flag):
 
 def write(path, settings, threads=None, flag="--output"):
     """Make the page and write it whole or not at all; also where a signal ends the run."""
-    from fastbn._files import replacing
+    from fastbn._data.atomic_write import replacing
     from fastbn.explain.main import make_page, say_written
 
     with ending_on_signals():

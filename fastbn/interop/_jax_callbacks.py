@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from .. import _core, batch_norm_backward, batch_norm_double_backward, batch_norm_inference, batch_norm_training
-from .._saved import Saved
+from .._engine.saved import Saved
 
 
 def training(x, gamma, beta, *, rank, axis, eps):

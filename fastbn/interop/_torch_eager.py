@@ -1,9 +1,12 @@
 """PyTorch's eager calls: autograd.Functions around fastbn's, for fastbn.interop.torch. Where tensors are contiguous the
-core reads them itself (fastbn/_exchange.pxi).
+core reads them itself (fastbn/_binding/foreign_tensors.pxi).
 """
-from .. import _activation, _core, _extras
-from .._double_backward import batch_norm_double_backward
-from .._functional import batch_norm_backward, batch_norm_inference, batch_norm_training
+from .. import _core
+from .._engine import activations, fusion
+from .._api.double_backward import batch_norm_double_backward
+from .._api.backward import batch_norm_backward
+from .._api.inference import batch_norm_inference
+from .._api.training import batch_norm_training
 from ._torch_tensors import Tensor, _array, _check, _tensor, _vector, torch
 
 from torch import nn
@@ -25,7 +28,7 @@ def _normalize(x, weight, bias, residual, options, keeps=True):
     running_mean, running_var, training, momentum, eps, activation = options
     found, threads = None, _get_num_threads()
     if residual is None:
-        act = None if activation is None else _extras.alone(_activation.parse(activation))
+        act = None if activation is None else fusion.alone(activations.parse(activation))
         if training:
             found = _exchange.training(x, running_mean, running_var, weight, bias, eps, momentum, threads, act)
         else:

@@ -3,9 +3,9 @@
 """
 import numpy as np
 
-from .. import _activation, _extras
-from .._moments import Moments
-from .._saved import Saved
+from .._engine import activations, fusion
+from .._engine.moments import Moments
+from .._engine.saved import Saved
 from ._torch_eager import _choose_kept, _gradients, _normalize, _step
 from ._torch_tensors import Tensor, _array, _check, _count, _vector, torch
 
@@ -29,12 +29,12 @@ def _backward_op(dy: Tensor, input: Tensor, weight: Tensor | None, bias: Tensor 
                  statistics: Tensor, frozen: bool, activation: str, slope: float,
                  residual: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(dx, dgamma, dbeta, dresidual); the last is empty where there was none."""
-    x, act = _array(input), _activation.parse(_activation_of(activation, slope))
+    x, act = _array(input), activations.parse(_activation_of(activation, slope))
     gamma, beta = (None if t is None else np.ascontiguousarray(_vector(t)) for t in (weight, bias))
     saved = Saved(x, (1,), x.shape[1], gamma, beta, frozen=frozen, in_place=False)
     saved.mean[:], saved.var[:], saved.rstd[:] = statistics.numpy()
     if act.name is not None or residual:
-        saved.extras = _extras.Extras(act, has_residual=residual)
+        saved.extras = fusion.Extras(act, has_residual=residual)
     dx, dgamma, dbeta, dresidual, _ = _gradients(dy, input, kept, saved, (True, True, True, residual))
     dresidual = _laid_out(dresidual, input) if residual else input.new_empty(0)
     return (_laid_out(dx, input), dgamma.to(_gradient_dtype(weight, input)), dbeta.to(_gradient_dtype(bias, input)),
@@ -78,7 +78,7 @@ def _laid_out(tensor, like):
 
 def _setup(ctx, inputs, output):
     x, weight, bias, residual, mean, _, _, activation, slope = inputs
-    kept = _choose_kept(_activation.parse(_activation_of(activation, slope)), output[0], residual)
+    kept = _choose_kept(activations.parse(_activation_of(activation, slope)), output[0], residual)
     ctx.save_for_backward(x, weight, bias, kept, output[1])
     ctx.mark_non_differentiable(output[1])
     ctx.settings = mean is not None, activation, slope, residual is not None
@@ -94,7 +94,7 @@ _op.register_autograd(_backward_of_op, setup_context=_setup)
 
 def _traced(input, weight, bias, residual, running_mean, running_var, training, momentum, eps, activation):
     _check(input, weight, bias, residual, running_mean, running_var, training, momentum, eps)
-    act = _activation.parse(activation)
+    act = activations.parse(activation)
     mean, var = (None, None) if training else (running_mean, running_var)
     y, statistics = _op(input, weight, bias, residual, mean, var, eps, act.name or "", act.slope)
     if training and running_mean is not None:

@@ -1,7 +1,7 @@
 """PyTorch's tensors as fastbn's arrays and back, and the checks of arguments: for fastbn.interop.torch."""
 import numpy as np
 
-from .. import _checks
+from .._engine import checks
 
 try:
     import torch
@@ -63,8 +63,8 @@ def _check(input, weight, bias, residual, running_mean, running_var, training, m
         _check_tensor(name, tensor, input)
     _check_sizes(input, (running_mean, running_var, weight, bias), training)
     if not _is_compiling():  # where numbers may be symbols
-        _checks.finite(momentum, "momentum")
-        if not _checks.real(eps, "eps") > 0:
+        checks.finite(momentum, "momentum")
+        if not checks.real(eps, "eps") > 0:
             raise ValueError(f"batch_norm eps must be positive, but got {eps}")
     if residual is not None and residual.shape != input.shape:
         raise ValueError(f"residual has shape {tuple(residual.shape)}, expected {tuple(input.shape)}, the shape of "

@@ -8,8 +8,8 @@ that gradients of gradients are theirs too. What a forward call leaves for them 
 autograd hands arguments on to derivatives, however many traces are one inside the other.
 """
 import fastbn
-from fastbn import _checks
-from fastbn._canonical import normalize_axes
+from fastbn._engine import checks
+from fastbn._engine.layout import normalize_axes
 
 try:
     from autograd.extend import defjvp_argnums, defvjp_argnums, primitive, vspace
@@ -94,8 +94,8 @@ def _check_layer(bn, x):
         raise ValueError(f"bn is {bn!r}: ghost_batch_size, renorm and nan_policy='omit' are not offered here")
     if getattr(bn, "comm", None) is not None:
         raise ValueError(f"bn is {bn!r}: statistics over ranks are not offered here; call bn.forward and bn.backward")
-    x = _checks.batch(x)
-    _checks.features(x, normalize_axes(bn.axis, x.ndim), bn.num_features, "bn")
+    x = checks.batch(x)
+    checks.features(x, normalize_axes(bn.axis, x.ndim), bn.num_features, "bn")
 
 
 def _take_step(bn, saved, updates):

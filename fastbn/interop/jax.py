@@ -10,8 +10,9 @@ from functools import lru_cache, partial
 
 import numpy as np
 
-from .. import _checks, _core
-from .._canonical import normalize_axes
+from .. import _core
+from .._engine import checks
+from .._engine.layout import normalize_axes
 
 try:
     import jax
@@ -42,10 +43,7 @@ def batch_norm(x, gamma, beta, running_mean, running_var, *, training, axis=1, e
     Returns (y, running_mean, running_var).
     Source: Ioffe and Szegedy 2015 (arXiv:1502.03167).
     """
-    if momentum is None or ddof not in (0, 1):
-        raise ValueError(f"momentum is {momentum} and ddof {ddof!r}, expected a number from 0 to 1 and 1 (unbiased "
-                         "running variance) or 0 (biased)")
-    momentum = _checks.momentum(momentum)
+    momentum, ddof = checks.momentum(momentum), checks.ddof(ddof)
     if not training:
         y = batch_norm_inference(x, running_mean, running_var, gamma, beta, axis=axis, eps=eps)
         return y, running_mean, running_var
@@ -112,7 +110,7 @@ def _prepared(x, axis, eps, parameters):
     dtype = jnp.float64 if wide else jnp.float32
     neutral = {"gamma": jnp.ones, "beta": jnp.zeros}
     arrays = (neutral[name](c, dtype) if a is None else a.astype(dtype) for name, a in parameters.items())
-    return x, axes[0], _checks.epsilon(eps), *arrays
+    return x, axes[0], checks.epsilon(eps), *arrays
 
 
 def _vector(value, name, c):

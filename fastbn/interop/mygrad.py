@@ -5,7 +5,8 @@ of the caller's, outside of the graph.
 """
 import numpy as np
 
-from .. import _checks, batch_norm_backward, batch_norm_inference, batch_norm_training
+from .. import batch_norm_backward, batch_norm_inference, batch_norm_training
+from .._engine import checks
 
 try:
     from mygrad import Tensor
@@ -40,10 +41,7 @@ def batch_norm(x, gamma=None, beta=None, *, axis=1, eps=1e-5, running_mean=None,
     given = {name: value for name, value in given.items() if value is not None or name == "x"}
     statistics = _statistics(running_mean, running_var, training)
     settings = {"names": tuple(given), "statistics": statistics, "axis": axis, "eps": eps}
-    if momentum is None or ddof not in (0, 1):
-        raise ValueError(f"momentum is {momentum} and ddof {ddof!r}, expected a number from 0 to 1 and 1 (unbiased "
-                         "running variance) or 0 (biased)")
-    settings["step"] = _checks.momentum(momentum), ddof
+    settings["step"] = checks.momentum(momentum), checks.ddof(ddof)
     kind = _Training if training else _Inference
     return Tensor._op(kind, *given.values(), op_kwargs=settings, constant=constant)
 
@@ -98,7 +96,7 @@ def _statistics(running_mean, running_var, training):
         if not isinstance(value, np.ndarray):
             raise TypeError(f"running_{name} is a {type(value).__name__}, expected a NumPy array, outside of the "
                             "graph: of a tensor pass .data")
-        if training and _checks.as_data(value, f"running_{name}", halves=False) is not value:
+        if training and checks.as_data(value, f"running_{name}", halves=False) is not value:
             raise TypeError(f"running_{name} has an unaligned or foreign layout of {value.dtype}, which cannot be "
                             "updated in place: pass a copy")
         if training and not value.flags.writeable:

@@ -3,7 +3,8 @@ from typing import Callable, Optional, Tuple, TypeVar
 
 import numpy as np
 
-from .. import _checks, batch_norm_backward, batch_norm_inference, batch_norm_training
+from .. import batch_norm_backward, batch_norm_inference, batch_norm_training
+from .._engine import checks
 
 try:
     from thinc.api import Model, get_width, registry
@@ -37,11 +38,7 @@ def BatchNorm(nI: Optional[int] = None, *, momentum: float = 0.9, eps: float = 1
     Raises TypeError (X is no NumPy array), ValueError (arguments out of range; shapes).
     Source: Ioffe and Szegedy 2015 (arXiv:1502.03167).
     """
-    if momentum is None:
-        raise ValueError("momentum is None, expected a number from 0 to 1, the weight of the old average")
-    if ddof not in (0, 1):
-        raise ValueError(f"ddof is {ddof!r}, expected 1 (unbiased running variance) or 0 (biased)")
-    attrs = {"momentum": _checks.momentum(momentum), "eps": _checks.epsilon(eps), "ddof": ddof}
+    attrs = {"momentum": checks.momentum(momentum), "eps": checks.epsilon(eps), "ddof": checks.ddof(ddof)}
     return Model("batchnorm", forward, init=init, dims={"nI": nI, "nO": nI}, params={"gamma": None, "beta": None},
                  attrs={**attrs, **dict.fromkeys(_STATISTICS)})
 

@@ -19,7 +19,7 @@ Not offered: forward-mode derivatives, transforms of torch.func, a double backwa
 SyncBatchNorm, eps=0. torch.fx.symbolic_trace needs a Tracer for which the modules here are leaves; ONNX has no such
 operator, so revert(model) before exporting to it.
 """
-from .. import _activation
+from .._engine import activations
 from ._torch_eager import _BatchNorm, _normalize
 from ._torch_operators import _traced
 from ._torch_tensors import Tensor, _check, torch
@@ -71,7 +71,7 @@ class _Module:
 
     def __init__(self, *args, activation=None, **keywords):
         super().__init__(*args, **keywords)
-        self.activation = _activation.parse(activation).argument
+        self.activation = activations.parse(activation).argument
 
     def forward(self, input, residual=None):
         self._check_input_dim(input)

@@ -3,8 +3,8 @@ import functools
 
 import numpy as np
 
-from fastbn._canonical import arrange
-from fastbn._standardizing import has_reciprocal, linear
+from fastbn._data.standardizing import has_reciprocal, linear
+from fastbn._engine.layout import arrange
 
 from . import _inputs
 

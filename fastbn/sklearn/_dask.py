@@ -16,9 +16,9 @@ import dask.array
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
-from fastbn._mapped import read_only
-from fastbn._moments import Moments, by_feature
-from fastbn._streaming import moments_of_block
+from fastbn._data.mapped import read_only
+from fastbn._data.streaming import moments_of_block
+from fastbn._engine.moments import Moments, by_feature
 from fastbn.sklearn._tables import float_type, names_of, refuse_empty, refuse_shape, weights_for
 
 _FAN_IN = 8

@@ -10,7 +10,7 @@ from sklearn.utils._set_output import _get_output_config
 from sklearn.utils.validation import _check_sample_weight, check_array, check_is_fitted, validate_data
 
 from fastbn import Moments
-from fastbn._nan_policy import refuse_moments
+from fastbn._training.nan_policies import refuse_moments
 
 from . import _affine, _inputs, _sources, _statistics
 

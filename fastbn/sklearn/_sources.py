@@ -12,10 +12,10 @@ import sys
 
 import numpy as np
 
-from fastbn._mapped import Pages, mapped_blocks, mapping_of, read_only, refuse_cut
-from fastbn._npy import NpyFile
-from fastbn._progress import counted_bytes
-from fastbn._streaming import BLOCK_BYTES, moments_of_block, moments_of_blocks
+from fastbn._data.mapped import Pages, mapped_blocks, mapping_of, read_only, refuse_cut
+from fastbn._data.npy import NpyFile
+from fastbn._data.progress import counted_bytes
+from fastbn._data.streaming import BLOCK_BYTES, moments_of_block, moments_of_blocks
 
 from ._tables import float_type, names_of, refuse_empty, refuse_shape, weights_for
 
@@ -52,7 +52,7 @@ class MappedSource:
         self.n_features, self.dtype = array.shape[1], float_type(array.dtype)
 
     def moments(self, sample_weight=None):
-        """fastbn.Moments in one pass, of each feature: see fastbn._streaming."""
+        """fastbn.Moments in one pass, of each feature: see fastbn._data.streaming."""
         refuse_empty(*self.array.shape)
         weights = weights_for(sample_weight, len(self.array))
         blocks = ((index, self._of_float(block)) for index, block in mapped_blocks(self.array, self.n_features))

@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastbn._files import replacing
-from fastbn._npy import NpyFile
-from fastbn._progress import counted_bytes
-from fastbn._standardizing import standardize_into
-from fastbn._streaming import moments_of_blocks, refuse_infinite
+from fastbn._data.atomic_write import replacing
+from fastbn._data.npy import NpyFile
+from fastbn._data.progress import counted_bytes
+from fastbn._data.standardizing import standardize_into
+from fastbn._data.streaming import moments_of_blocks, refuse_infinite
 from fastbn.standardize.statistics import Statistics, check_features, feature_axes, read_axis, read_statistics
 
 

@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastbn import _npz
-from fastbn._canonical import normalize_axes
+from fastbn._data import npz
+from fastbn._engine.layout import normalize_axes
 
 _NAMES = ("count", "mean", "var", "scale", "axis")
 
@@ -50,7 +50,7 @@ def read_statistics(path, features):
 
 def _read(path, features, names):
     """{name: array of one dimension}"""
-    found = _npz.read(path, features, names)
+    found = npz.read(path, features, names)
     missing = [name for name in names if name not in found]
     if missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}: expected a file that --stats or save_statistics wrote")

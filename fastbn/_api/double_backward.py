@@ -1,0 +1,79 @@
+"""The gradient of the backward, for losses that contain gradients: gradient penalties, Hessian-vector products."""
+import numpy as np
+
+from .. import _core
+from .._engine import checks, foreign
+from .._engine.layout import arrange
+from .._engine.run import as_parameter, like_input, needed
+from .._engine.saved import Saved
+
+_RESULTS = ("ddy", "dx", "dgamma")
+_LEAST = 1e-12
+
+
+def batch_norm_double_backward(ddx, ddgamma, ddbeta, dy, saved, *, needs=_RESULTS, num_threads=None, like=None):
+    """Gradients of a loss with respect to dy, x and gamma, where it depends on what batch_norm_backward(dy, saved) gives.
+
+    ddx, ddgamma, ddbeta are the loss's gradients with respect to dx, dgamma and dbeta. With N entries of each feature,
+    h = (x - mean) * rstd and, of each feature,
+        S = N * (mean(ddx * dy) - mean(ddx) * mean(dy) - mean(ddx * h) * mean(dy * h))
+        b = ddgamma - gamma * rstd * mean(ddx * h)
+        c = -gamma * rstd * mean(dy * h)
+    the loss is that of  gamma * rstd * S + sum(ddgamma * dgamma) + sum(ddbeta * dbeta)  and
+        ddy    = gamma * rstd * (ddx - mean(ddx)) + b * h + ddbeta
+        dx     = rstd * (b * (dy - mean(dy)) + c * (ddx - mean(ddx))
+                         - (b * mean(dy * h) + c * mean(ddx * h) + gamma * rstd * S / N) * h)
+        dgamma = rstd * S
+    which follow from d rstd / dx = -rstd^2 * h / N and, for any a, d sum(a * h) / dx = rstd * (a - mean(a) - h * mean(a * h)).
+    There is no division by gamma, which may be 0. Where the statistics were constants (saved by batch_norm_inference),
+        ddy = gamma * rstd * ddx + ddgamma * h + ddbeta,   dx = ddgamma * rstd * dy,   dgamma = rstd * sum(ddx * dy)
+    The gradient with respect to beta is 0: beta is in none of the formulas.
+
+    Of half types copies are computed in float32, and ddy and dx rounded.
+
+    ddx: array of x's shape, converted to x's dtype; ddgamma, ddbeta: of shape (C,). None stands for zeros.
+    dy, saved: as given to batch_norm_backward.
+    needs: which of "ddy", "dx", "dgamma" to compute; the others are None.
+    num_threads: at most so many threads. like: of what kind the gradients are, as for batch_norm_inference.
+
+    Returns (ddy, dx, dgamma): ddy and dx are new arrays of x's shape and dtype; dgamma, of shape (C,), has the dtype of gamma, or
+    x's where gamma was None.
+    Raises TypeError, ValueError (shapes, unknown names in needs, a forward call with more to it), RuntimeError (x is needed and
+    was overwritten by the forward call: unlike batch_norm_backward, this cannot start from y).
+
+    The layer has no method for it: it lets go of x in backward, and to keep x until a double backward that hardly ever comes would
+    cost each training step its memory. Take the functions.
+    Source: the derivative of the formulas of Ioffe and Szegedy 2015 (arXiv:1502.03167), section 3.
+    """
+    if like is not None:
+        given = {"ddx": ddx, "ddgamma": ddgamma, "ddbeta": ddbeta, "dy": dy, "saved": saved}
+        return foreign.calling(batch_norm_double_backward, given, like, needs=needs, num_threads=num_threads,
+                               model=getattr(saved, "x", dy))
+    names = needed(needs, _RESULTS)
+    if not isinstance(saved, Saved):
+        raise TypeError(f"saved is a {type(saved).__name__}, expected what batch_norm_training or "
+                        "batch_norm_inference(..., return_saved=True) returned")
+    if saved.extras is not None:
+        raise ValueError("saved is of a call with an activation, a residual, weights or missing entries, expected plain batch "
+                         "normalization: the gradient of such a backward is not offered")
+    x, threads, c = saved.input(), checks.threads(num_threads), saved.mean.size
+    dy, ddx = like_input(dy, "dy", x), None if ddx is None else like_input(ddx, "ddx", x)
+    ddgamma, ddbeta = (checks.parameter(value, name, c, np.dtype(np.float64))
+                       for value, name in ((ddgamma, "ddgamma"), (ddbeta, "ddbeta")))
+    uses_x = ddgamma is not None or (ddx is not None and not saved.frozen)
+    if uses_x and saved.holds_y:
+        raise RuntimeError("x was overwritten by the forward call (out=x), and the gradient of the backward needs it: "
+                           "pass another out= in the forward call")
+    squares = saved.rstd * saved.rstd  # a factor of dx, whose products float32 may not hold
+    wide = x.dtype == np.float64 or ((squares < _LEAST) | (squares > 1 / _LEAST)).any()
+    arrangement, dtype = arrange(x, saved.axes), np.dtype(np.float64 if wide else np.float32)
+    (ddy, ddy_view), (dx, dx_view) = (arrangement.empty(dtype) if name in names else (None, None)
+                                      for name in ("ddy", "dx"))
+    dgamma = np.zeros(c) if "dgamma" in names else None
+    if x.size and names:
+        x_view, dy_view, ddx_view = (None if a is None else arrangement.readable(a.astype(dtype, copy=False))
+                                     for a in (x if uses_x else None, dy, ddx))
+        _core.double_backward(x_view, dy_view, ddx_view, ddgamma, ddbeta, saved.gamma, saved.mean, saved.rstd,
+                              saved.frozen, ddy_view, dx_view, dgamma, threads)
+    ddy, dx = (None if a is None else a.astype(x.dtype, copy=False) for a in (ddy, dx))
+    return ddy, dx, as_parameter(dgamma, saved.rounds_gradients)

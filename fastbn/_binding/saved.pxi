@@ -1,0 +1,145 @@
+# What a forward call leaves for the backward call, included by _core.pyx.
+
+cdef object moments_of = None  # what makes the Moments of a Saved, see offer_moments
+
+
+def offer_moments(function):
+    """For fastbn._saved, which knows how: function(saved) is saved.moments."""
+    global moments_of
+    moments_of = function
+
+
+cdef enum:
+    MOST_DIMS = 64  # of an array of NumPy
+
+cdef enum:
+    MEAN, VAR, RSTD, GAMMA, BETA, SAVED_ROWS
+
+
+cdef int widen(object vector, double *to) except -1:
+    """A copy of a vector, see is_vector; of None nothing."""
+    if vector is not None:
+        typed_kernels(vector).widen(cnp.PyArray_SIZE(<cnp.ndarray> vector), data_or_null(vector), to)
+    return 0
+
+
+# Arrays tell the garbage collector nothing of what they refer to, so it could find no cycle through this anyway.
+@cython.final
+@cython.no_gc
+cdef class Saved:
+    """What a forward call leaves for the backward call.
+
+    mean, var, rstd: float64 arrays of shape (C,); var is the biased variance, rstd = 1 / sqrt(var + eps). moments: the
+    batch's Moments, whose step() is that of moving averages. It refers to
+    x (without copying it: keep x unchanged until backward) and holds copies of gamma and beta. After a forward call in
+    place it refers to y instead, from which the normalized x comes back as (y - beta) / gamma.
+    """
+    cdef public cnp.ndarray x  # whoever keeps x himself may take it out, and put it back for backward
+    cdef readonly bint frozen, holds_y
+    cdef readonly cnp.npy_intp entries  # of each feature
+    # What x was in the forward call: whoever holds it can change its shape and type in place.
+    cdef int ndim, kind
+    cdef cnp.npy_intp[MOST_DIMS] dims
+    cdef cnp.ndarray rows    # (SAVED_ROWS, C), float64, in one allocation; a view of a row is made when asked for
+    cdef bint has_gamma, has_beta
+    cdef bint beta_has_gradient_kind  # or there is none
+    cdef public object extras  # what else the call had, an fusion.Extras; None: nothing
+    cdef fastbn_activation activation  # where that is an activation alone, it: then the short way knows all
+    cdef double slope
+    cdef int gradient_kind   # NumPy's number of the type that dgamma and dbeta get
+    cdef int axis            # -1 where there are several: then they are in `several`
+    cdef tuple several
+
+    def __init__(self, cnp.ndarray x not None, tuple axes not None, cnp.npy_intp c, gamma, beta, *, bint frozen,
+                 bint in_place):
+        """gamma, beta: plain arrays of shape (c,), or None. mean, var and rstd are for the caller to fill in."""
+        if not is_vector(gamma, c) or not is_vector(beta, c):
+            raise ValueError(f"gamma or beta is no plain array of shape ({c},)")
+        self.axis = axes[0] if len(axes) == 1 else -1
+        self.several = axes if self.axis < 0 else None
+        self.take(x, c, gamma, beta, frozen, in_place)
+
+    cdef int take(self, cnp.ndarray x, cnp.npy_intp c, object gamma, object beta, bint frozen, bint in_place) except -1:
+        cdef cnp.npy_intp[2] shape
+        shape[0], shape[1] = SAVED_ROWS, c
+        self.rows = cnp.PyArray_EMPTY(2, shape, cnp.NPY_FLOAT64, 0)
+        self.x, self.frozen, self.holds_y = x, frozen, in_place
+        self.entries = cnp.PyArray_SIZE(x) // c if c else 0
+        self.ndim, self.kind = cnp.PyArray_NDIM(x), cnp.PyArray_TYPE(x)
+        memcpy(self.dims, cnp.PyArray_DIMS(x), self.ndim * sizeof(cnp.npy_intp))
+        self.has_gamma, self.has_beta = gamma is not None, beta is not None
+        self.gradient_kind = cnp.PyArray_TYPE(<cnp.ndarray> gamma if gamma is not None else x)
+        if not is_real(self.gradient_kind):
+            self.gradient_kind = cnp.NPY_FLOAT32  # half data, which have float32 parameters
+        self.beta_has_gradient_kind = beta is None or cnp.PyArray_TYPE(<cnp.ndarray> beta) == self.gradient_kind
+        widen(gamma, self.row(GAMMA))
+        widen(beta, self.row(BETA))
+        return 0
+
+    cdef double *row(self, int which) noexcept:
+        return <double *> cnp.PyArray_DATA(self.rows) + which * cnp.PyArray_DIM(self.rows, 1)
+
+    cdef fastbn_params params(self) noexcept:
+        cdef fastbn_params params
+        params.gamma = self.row(GAMMA) if self.has_gamma else NULL
+        params.beta = self.row(BETA) if self.has_beta else NULL
+        params.dtype = FASTBN_FLOAT64
+        params.activation, params.slope, params.extra = FASTBN_IDENTITY, 0, NULL
+        return params
+
+    cdef bint has_input(self) noexcept:
+        """Whether x is there, with the shape and type of the forward call."""
+        cdef cnp.ndarray x = self.x
+        return (x is not None and cnp.PyArray_TYPE(x) == self.kind and cnp.PyArray_NDIM(x) == self.ndim
+                and cnp.PyArray_CompareLists(self.dims, cnp.PyArray_DIMS(x), self.ndim))
+
+    def input(self):
+        """x. Raises RuntimeError where it is not what it was in the forward call."""
+        cdef object x = self.x  # whose attributes are Python's
+        if not self.has_input():
+            now = "is None" if x is None else f"has shape {x.shape} and dtype {x.dtype}"
+            then = tuple([self.dims[i] for i in range(self.ndim)])
+            raise RuntimeError(f"saved.x {now}, expected shape {then} and dtype {cnp.PyArray_DescrFromType(self.kind)}, those "
+                               "of the forward call: was it changed in place? Pass a copy of x to the forward call")
+        return x
+
+    @property
+    def mean(self):
+        return self.rows[MEAN]
+
+    @property
+    def var(self):
+        return self.rows[VAR]
+
+    @property
+    def rstd(self):
+        return self.rows[RSTD]
+
+    @property
+    def moments(self):
+        """The batch's Moments."""
+        if self.frozen:
+            raise AttributeError("the statistics of this call were given, not those of a batch: there are no moments")
+        return moments_of(self)
+
+    @property
+    def gamma(self):
+        """As float64; None where there was none."""
+        return self.rows[GAMMA] if self.has_gamma else None
+
+    @property
+    def beta(self):
+        return self.rows[BETA] if self.has_beta else None
+
+    @property
+    def axes(self):
+        return (self.axis,) if self.axis >= 0 else self.several
+
+    @property
+    def rounds_gradients(self):
+        """Whether dgamma and dbeta are float32."""
+        return self.gradient_kind == cnp.NPY_FLOAT32
+
+    def __repr__(self):
+        kind = "frozen" if self.frozen else "batch"
+        return f"Saved({kind} statistics of {len(self.rows[MEAN])} features)"
