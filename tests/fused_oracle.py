@@ -1,43 +1,12 @@
 """Activations and weighted batch normalization in float64: what the fused calls are compared with."""
-import math
 from typing import NamedTuple
 
 import numpy as np
 
-_PHI = np.vectorize(lambda z: 0.5 * math.erfc(-z / math.sqrt(2.0)), otypes=[float])
-
-
-def _sigmoid(z):
-    return np.where(z >= 0, 1 / (1 + np.exp(-np.abs(z))), np.exp(-np.abs(z)) / (1 + np.exp(-np.abs(z))))
-
-
-def _gelu_tanh(z):
-    return 0.5 * z * (1 + np.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3)))
-
-
-def _gelu_tanh_slope(z):
-    inner = math.sqrt(2 / math.pi) * (z + 0.044715 * z**3)
-    change = math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * z**2)
-    return 0.5 * (1 + np.tanh(inner)) + 0.5 * z * (1 - np.tanh(inner)**2) * change
-
+from activations_reference import DERIVATIVES, NAMES, VALUES
 
 # name: (act, its derivative), functions of z and the parameter.
-ACTIVATIONS = {
-    None: (lambda z, a: z, lambda z, a: np.ones_like(z)),
-    "relu": (lambda z, a: np.where(z > 0, z, 0), lambda z, a: (z > 0).astype(float)),
-    "leaky_relu": (lambda z, a: np.where(z > 0, z, a * z), lambda z, a: np.where(z > 0, 1, a)),
-    "relu6": (lambda z, a: np.clip(z, 0, 6), lambda z, a: ((z > 0) & (z < 6)).astype(float)),
-    "sigmoid": (lambda z, a: _sigmoid(z), lambda z, a: _sigmoid(z) * _sigmoid(-z)),
-    "tanh": (lambda z, a: np.tanh(z), lambda z, a: 1 - np.tanh(z)**2),
-    "silu": (lambda z, a: z * _sigmoid(z), lambda z, a: _sigmoid(z) * (1 + z * _sigmoid(-z))),
-    "gelu": (lambda z, a: z * _PHI(z),
-             lambda z, a: _PHI(z) + z * np.exp(-z * z / 2) / math.sqrt(2 * math.pi)),
-    "gelu_tanh": (lambda z, a: _gelu_tanh(z), lambda z, a: _gelu_tanh_slope(z)),
-    "hardswish": (lambda z, a: z * np.clip(z + 3, 0, 6) / 6,
-                  lambda z, a: np.where(z < -3, 0, np.where(z > 3, 1, (2 * z + 3) / 6))),
-    "elu": (lambda z, a: np.where(z > 0, z, a * np.expm1(np.minimum(z, 0))),
-            lambda z, a: np.where(z > 0, 1, a * np.exp(np.minimum(z, 0)))),
-}
+ACTIVATIONS = {None if name == "identity" else name: (VALUES[name], DERIVATIVES[name]) for name in NAMES}
 PARAMETERS = {"leaky_relu": 0.01, "elu": 1.0}
 
 

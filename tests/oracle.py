@@ -260,3 +260,16 @@ def steps_of_layer(batches, *, ddof, momentum=0.9, dtype=np.float32):
     for x in batches:
         layer(x)
     return layer.running_mean, layer.running_var
+
+
+def central_differences(loss, values, step=1e-5):
+    """The gradient of loss() with respect to the entries of `values`, which it reads: each is moved and put back."""
+    gradient = np.empty_like(values)
+    for i in np.ndindex(values.shape):
+        kept = values[i]
+        values[i] = kept + step
+        above = loss()
+        values[i] = kept - step
+        gradient[i] = (above - loss()) / (2 * step)
+        values[i] = kept
+    return gradient

@@ -28,6 +28,7 @@ from fastbn.demo.network import (  # noqa: E402
 from fastbn.demo.numpy_batchnorm import NumpyBatchNorm  # noqa: E402
 from fastbn.demo.settings import Settings  # noqa: E402
 from fastbn.demo.training import VARIANTS, History, Variant, train_variant  # noqa: E402
+from oracle import central_differences  # noqa: E402
 
 POSITIONS = (None, BEFORE, AFTER)
 
@@ -56,19 +57,6 @@ def train(data, position, **flags):
 
 # The parts
 
-def central_differences(function, array, step=1e-6):
-    gradient = np.empty_like(array)
-    for index in np.ndindex(array.shape):
-        value = array[index]
-        array[index] = value + step
-        above = function()
-        array[index] = value - step
-        below = function()
-        array[index] = value
-        gradient[index] = (above - below) / (2 * step)
-    return gradient
-
-
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("position", POSITIONS)
 def test_gradients_against_central_differences(rng, position, activation):
@@ -78,7 +66,7 @@ def test_gradients_against_central_differences(rng, position, activation):
     gradients = [("x", x, dx), *network.parameters()]
     assert len(gradients) == 1 + 6 + (4 if position else 0)
     for name, value, gradient in gradients:
-        numeric = central_differences(lambda: softmax_cross_entropy(network.forward(x), labels)[0], value)
+        numeric = central_differences(lambda: softmax_cross_entropy(network.forward(x), labels)[0], value, 1e-6)
         np.testing.assert_allclose(gradient, numeric, rtol=1e-5, atol=1e-8, err_msg=name)
 
 

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 import fastbn
-from oracle import (FLOATS, check_forward, check_gradients, moving_average, native_copy, parameters, sample, statistics,
-                    unbiased)
+from oracle import (FLOATS, central_differences, check_forward, check_gradients, moving_average, native_copy, parameters, sample, statistics, unbiased)
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -309,19 +308,6 @@ def test_backward_of_an_empty_batch(rng):
 # --- Gradients ------------------------------------------------------------------------------------------------------
 
 
-def numeric_gradient(loss, values, step=1e-5):
-    """Central differences, moving `values` in place."""
-    gradient = np.empty_like(values)
-    for i in np.ndindex(values.shape):
-        kept = values[i]
-        values[i] = kept + step
-        above = loss()
-        values[i] = kept - step
-        gradient[i] = (above - loss()) / (2 * step)
-        values[i] = kept
-    return gradient
-
-
 @pytest.mark.parametrize("shape, axis", [((7, 3), 1), ((3, 2, 2, 3), 1), ((2, 3, 2, 3), -1)])
 @pytest.mark.parametrize("training", [True, False], ids=["training", "frozen"])
 def test_central_differences(rng, shape, axis, training):
@@ -337,7 +323,7 @@ def test_central_differences(rng, shape, axis, training):
     dx = layer.backward(dy)
     dgamma, dbeta = layer.dgamma.copy(), layer.dbeta.copy()
     for gradient, values in ((dx, x), (dgamma, layer.gamma), (dbeta, layer.beta)):
-        np.testing.assert_allclose(gradient, numeric_gradient(loss, values), rtol=1e-6, atol=1e-8)
+        np.testing.assert_allclose(gradient, central_differences(loss, values), rtol=1e-6, atol=1e-8)
 
 
 @on_shapes

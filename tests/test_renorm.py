@@ -7,8 +7,7 @@ import pytest
 
 import fastbn
 from fastbn import _core
-from oracle import (FLOATS, GRAD_UNIT, WIDE, Y_UNIT, as_rows, assert_within, backward, moving_average,
-                    parameters, reciprocal_std, sample, spacing, statistics, strided, unbiased, wide_parameters)
+from oracle import (FLOATS, GRAD_UNIT, WIDE, Y_UNIT, as_rows, assert_within, backward, central_differences, moving_average, parameters, reciprocal_std, sample, spacing, statistics, strided, unbiased, wide_parameters)
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -162,18 +161,6 @@ def test_no_more_than_what_is_needed(rng, needs):
             assert one is None
 
 
-def numeric_gradient(loss, values, step=1e-5):
-    gradient = np.empty_like(values)
-    for i in np.ndindex(values.shape):
-        kept = values[i]
-        values[i] = kept + step
-        above = loss()
-        values[i] = kept - step
-        gradient[i] = (above - loss()) / (2 * step)
-        values[i] = kept
-    return gradient
-
-
 @pytest.mark.parametrize("ghost_batch_size", [None, 3])
 @pytest.mark.parametrize("limits", LIMITS[1:], ids=str)
 def test_central_differences_with_r_and_d_held(rng, limits, ghost_batch_size):
@@ -195,7 +182,7 @@ def test_central_differences_with_r_and_d_held(rng, limits, ghost_batch_size):
 
     np.testing.assert_allclose(y, forward(), rtol=1e-10, atol=1e-10)
     for gradient, values in zip(fastbn.batch_norm_backward(dy, saved), (x, gamma, beta)):
-        numeric = numeric_gradient(lambda: float((forward() * dy).sum()), values)
+        numeric = central_differences(lambda: float((forward() * dy).sum()), values)
         np.testing.assert_allclose(gradient, numeric, rtol=1e-5, atol=1e-6)
 
 
