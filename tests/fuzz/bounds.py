@@ -185,7 +185,9 @@ class Bounds:
             inner = inner + tiny * (self.unscaled * layer.w + 2)
             through = np.abs(dbeta) + slope * self.unscaled
             size = size + share * through
-            self.slope, shared = slope * np.maximum(self.unscaled, 1), np.where(share != 0, through / layer.total, 0)
+            shared = np.where(share != 0, through / layer.total, 0)
+            steepest = slope + self.of_dgamma * self.scale  # where h is lost, dgamma may be anything up to its bound
+            self.slope = steepest * np.maximum(self.unscaled, 1)
         self.size_of_dx = np.maximum(factor, 1) * np.maximum(np.maximum(size, self.unscaled), self.slope)
         self.size_of_dx = np.maximum(self.size_of_dx, shared)
         allowed = factor * inner + tiny * (size + 1)
