@@ -138,11 +138,19 @@ static void fuse_backward(struct fbn_job *job, int acts)
     job->tiles_sums = job->tiles_out = job->weights || (acts && !job->relu_gradient && !job->stores_dz);
 }
 
+/* leaky_relu of a slope that is 0 in the arithmetic's type is relu: where z overflowed, 0 * -Inf would be NaN, of which
+ * backward could not tell the sign. */
+static fastbn_activation activation_of(const struct fbn_job *job, const fastbn_params *params)
+{
+    const double slope = job->lane_size == (int64_t)sizeof(float) ? (double)(float)params->slope : params->slope;
+    return params->activation == FASTBN_LEAKY_RELU && slope == 0.0 ? FASTBN_RELU : params->activation;
+}
+
 /* Once the other arrays are known. */
 static void take_extra(struct fbn_job *job, const fastbn_params *params)
 {
     const fastbn_extra *extra = params->extra;
-    job->activation = params->activation;
+    job->activation = activation_of(job, params);
     job->act_slope = params->slope;
     if (extra) {
         job->residual = fbn_input_array(extra->residual);

@@ -94,7 +94,7 @@ typedef enum fastbn_dtype {
 typedef enum fastbn_activation {
     FASTBN_IDENTITY = 0,
     FASTBN_RELU,       /* max(z, 0) */
-    FASTBN_LEAKY_RELU, /* z where z > 0, else slope * z */
+    FASTBN_LEAKY_RELU, /* z where z > 0, else slope * z; of slope 0 relu, at -Inf too */
     FASTBN_RELU6,      /* min(max(z, 0), 6) */
     FASTBN_SIGMOID,    /* 1 / (1 + exp(-z)) */
     FASTBN_TANH,

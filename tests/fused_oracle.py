@@ -82,8 +82,7 @@ class Layer:
 
     def forward(self):
         y = self.act(self.z)
-        if self.name != "leaky_relu":
-            y = np.where(np.isnan(y), 0, y)  # the limit of z * 0 at -Inf; a slope of 0 is the caller's own
+        y = np.where(np.isnan(y), 0, y)  # the limit of z * 0 at -Inf; leaky_relu of slope 0 is relu
         return Forward(np.where(np.isnan(self.z), np.nan, y), self.mean.ravel(), self.var.ravel())
 
     def backward(self, dy):

@@ -156,6 +156,23 @@ def test_y_may_take_the_residuals_place_where_its_sign_is_enough(rng, activation
         assert got.tobytes() == want.tobytes()
 
 
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("dtype, slope", [(np.float32, 0.0), (np.float32, 1e-50), (np.float64, 0.0), (np.float16, -0.0)])
+def test_a_slope_of_0_is_relu(rng, dtype, slope, residual):
+    """Where z overflows to -Inf too: 0 * -Inf would be NaN, and backward reads y in the residual's place."""
+    x, gamma, beta, r, dy = (None if a is None else a.astype(dtype) for a in data(rng, (70, 3), 1, np.float32, residual))
+    gamma, beta = gamma.astype(np.float32), beta.astype(np.float32)
+    x[:4, 0], dy[1, 0], dy[2, 0] = -np.inf, np.inf, np.nan
+    mean, var = np.zeros(3, np.float32), np.ones(3, np.float32)
+    results = []
+    for activation in ("relu", ("leaky_relu", slope)):
+        arguments = {"activation": activation, "residual": r, "return_saved": True}
+        y, saved = fastbn.batch_norm_inference(x, mean, var, abs(gamma), beta, **arguments)
+        results.append((y, *fastbn.batch_norm_backward(dy, saved)))
+    assert all(a.tobytes() == b.tobytes() for a, b in zip(*results))
+    assert (results[0][0][:4, 0] == 0).all() and (results[0][1][:4, 0] == 0).all()
+
+
 def test_other_activations_keep_their_residual(rng):
     x, gamma, beta, r, _ = data(rng, (9, 3), 1, np.float32)
     kept = r.copy()

@@ -49,9 +49,19 @@ def target_for(out, x, axes, inputs):
     if out is None:
         arrangement = arrange(x, axes)
         return arrangement, *arrangement.empty(x.dtype)
-    like = out if isinstance(out, np.ndarray) and out.shape == x.shape else x
-    arrangement = arrange(like, axes)
+    arrangement = _arrange_target(out, x, axes)
     return arrangement, out, checks.output(out, x, inputs, arrangement)
+
+
+def _arrange_target(out, x, axes):
+    """That of `out`; where it cannot be written so, that of x, which an array of our own for this x has.
+
+    Strides do not tell the place of an axis of size 1, and a feature axis in another place is another arrangement.
+    """
+    if not isinstance(out, np.ndarray) or out.shape != x.shape:
+        return arrange(x, axes)
+    arrangement = arrange(out, axes)
+    return arrange(x, axes) if arrangement.view(np.asarray(out)) is None else arrangement
 
 
 # ---- by given statistics ----

@@ -119,6 +119,15 @@ class Bounds:
         error = error + 2 * u * (np.abs(layer.beta) + factor * self.low) + u * plain + tiny * (self.unscaled + 2)
         return error + 1.01 * u * np.abs(layer.z) if self.has_residual else error
 
+    def through(self):
+        """The largest in magnitude of what z is made of: where that overflows, the computed z is Inf or NaN, whatever z is.
+
+        (x - hi) * a may be out of range and beta - lo * a or the residual bring z back into it, see 3. in csrc/fastbn.h.
+        """
+        layer = self.layer
+        scaled = np.where(layer.nothing, 0, np.abs(layer.gamma * layer.rstd)) * self.unscaled
+        return np.fmax(np.fmax(scaled, np.abs(layer.h * layer.gamma + layer.beta)), np.abs(layer.z))
+
     def y(self, y):
         """2 ulp of the activation in float32, 4 in float64; the oracle's own erfc is a double."""
         steepest = max(1.0, abs(self.parameter)) if self.parameter is not None else _STEEPEST.get(self.name, 1.0)
@@ -158,19 +167,29 @@ class Bounds:
         return self.of_dbeta, self.of_dgamma
 
     def dx(self, dz, error, dgamma, dbeta):
-        """After `sums`: (dz - mean - difference * slope) * scale, and one product more where there are weights."""
+        """After `sums`: (dz - mean - difference * slope) * scale, and one product more where there are weights.
+
+        Of h * dgamma both factors are wrong, h by `lost`, which is more than h itself where beta is large beside gamma:
+        so the product of both errors counts. With weights it is mean + difference * slope that is multiplied by w, and
+        that may overflow where its product does not.
+        """
         layer, u, tiny, more = self.layer, self.wide.u, self.wide.tiny, 4 * self.weighted
         factor = np.where(layer.nothing, 0, np.abs(layer.gamma * layer.rstd))
         inner, size, h = error + 5 * u * np.abs(dz), np.abs(dz), self.unscaled * self.scale
+        shared = WIDE(0)
         if not layer.frozen:
             share = np.where(layer.w != 0, layer.w / layer.total, 0)
             slope = np.abs(dgamma) * self.scale
-            inner = inner + share * (self.of_dbeta + h * self.of_dgamma + self.lost * np.abs(dgamma))
+            inner = inner + share * (self.of_dbeta + (h + self.lost) * self.of_dgamma + self.lost * np.abs(dgamma))
             inner = inner + share * ((6 + more) * u * np.abs(dbeta) + (8 + more) * u * slope * self.unscaled)
             inner = inner + tiny * (self.unscaled * layer.w + 2)
-            size = size + share * (np.abs(dbeta) + slope * self.unscaled)
-            self.slope = slope * np.maximum(self.unscaled, 1)
+            through = np.abs(dbeta) + slope * self.unscaled
+            size = size + share * through
+            shared = np.where(share != 0, through / layer.total, 0)
+            steepest = slope + self.of_dgamma * self.scale  # where h is lost, dgamma may be anything up to its bound
+            self.slope = steepest * np.maximum(self.unscaled, 1)
         self.size_of_dx = np.maximum(factor, 1) * np.maximum(np.maximum(size, self.unscaled), self.slope)
+        self.size_of_dx = np.maximum(self.size_of_dx, shared)
         allowed = factor * inner + tiny * (size + 1)
         if self.dtype == self.arithmetic:
             return allowed

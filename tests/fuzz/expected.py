@@ -17,12 +17,16 @@ class Part(NamedTuple):
     d: np.ndarray
 
     def reads(self, y, activation):
-        """x was overwritten: backward gets the normalized x from y, as documented; what y was rounded by is in it."""
+        """x was overwritten: backward gets the normalized x from y, as documented; what y was rounded by is in it.
+
+        Of renormalization beta is a sum in double, beta + gamma * d, which may cancel: it is off by the roundings of
+        what is added, `bounds.shift`.
+        """
         layer, bounds, slope = self.layer, self.bounds, bounds_slope(activation)
         layer.z = np.where(y < 0, y / slope, y)
         layer.h = np.where(layer.nothing, layer.h, (layer.z - layer.beta) / layer.gamma)
         bounds.of_data(layer.z - layer.beta, layer.beta, 1 / layer.gamma)
-        lost = 10 * WIDE(2.0**-52) * (np.abs(layer.beta) + np.abs(layer.z))
+        lost = 10 * WIDE(2.0**-52) * (bounds.shift + np.abs(layer.z))
         bounds.lost = (lost + (slope != 1) * 2 * bounds.wide.u * np.abs(layer.z)) / np.abs(layer.gamma)
 
 

@@ -17,7 +17,7 @@ def check_y(case, y, parts):
     table = as_table(y, case.axes)
     for part in parts:
         wanted = part.layer.forward().y
-        assert_near(table[part.rows], wanted, part.bounds.y(wanted), case.dtype, "y", part.layer.z)
+        assert_near(table[part.rows], wanted, part.bounds.y(wanted), case.dtype, "y", part.bounds.through())
         if case.activation is None and case.residual is None and not part.layer.frozen and case.renorm is None:
             check_constant(case, table[part.rows], part)
 
