@@ -87,5 +87,5 @@ def check_statistics(case, rows, mean, var, omits=False):
         unknown = np.isnan(true_var) & ~(true_mean == 0)
         size = np.where(np.isnan(true_var), 0, true_var)
         assert_near(np.where(unknown, 0, mean), np.where(unknown, 0, true_mean),
-                    mean_error(true_mean, size, case.arithmetic), case.arithmetic, "mean")
+                    mean_error(true_mean, size, len(case.x_table[rows]), case.arithmetic), case.arithmetic, "mean")
         assert_near(var, true_var, var_error(true_mean, size, case.arithmetic), np.dtype(np.float64), "var")
