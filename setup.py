@@ -276,7 +276,7 @@ def core_extension():
         depends += sorted(path.as_posix() for path in folder.glob(pattern))
     return Extension(
         "fastbn._core",
-        sources=["fastbn/_core.pyx", *sorted(path.as_posix() for path in folder.glob("*.c"))],
+        sources=["fastbn/_core.pyx", *sorted(path.as_posix() for path in folder.glob("**/*.c"))],
         include_dirs=["csrc", numpy.get_include()],
         define_macros=macros,
         depends=depends,

@@ -3,7 +3,7 @@
  * On Linux from /sys: sysconf(_SC_LEVEL3_CACHE_SIZE) multiplies the size by a guess of the sharing cores on some
  * virtual machines and was seen ten times too large.
  */
-#include "cache.h"
+#include "machine.h"
 
 #include <stdatomic.h>
 #include <stdio.h>

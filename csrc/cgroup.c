@@ -6,7 +6,7 @@
  * the path may be the host's, and only its end may be mounted, or none of it. So every folder from the path up to the
  * root is read, and the least quota holds.
  */
-#include "cgroup.h"
+#include "machine.h"
 
 #ifdef __linux__
 #include <pthread.h>

@@ -4,7 +4,7 @@
  * kernels. Two threads that make the first call together choose the same table, so that the race between them is
  * harmless.
  */
-#include "dispatch.h"
+#include "kernels.h"
 
 #include <stdatomic.h>
 #include <stddef.h>

@@ -9,8 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "dispatch.h"
-#include "job.h"
+#include "kernels.h"
+#include "call.h"
 #include "parallel.h"
 
 enum { AT_ONCE = 64 * 1024 /* bytes of an array */ };
@@ -187,7 +187,7 @@ static void add_output(struct pass *pass, struct fbn_array out, const struct fbn
     pass->typed->round(pass->plan.c, weights[0], one->par[0]);
     for (int i = 0; i < 1 + 2 * one->arrays; i++)
         if (one->columns[i] != one->par[i])
-            fbn_spread(&pass->plan, pass->size, one->par[i], one->columns[i], pass->plan.width, 0, pass->plan.c);
+            fbn_broadcast(&pass->plan, pass->size, one->par[i], one->columns[i], pass->plan.width, 0, pass->plan.c);
 }
 
 static void add_outputs(struct pass *pass, const struct given *given, const struct sums *sums,
@@ -230,39 +230,39 @@ static void combine_pieces(const struct pass *pass, const struct combination *on
 {
     const struct fbn_plan *plan = &pass->plan;
     for (int64_t q = begin, features; q < end; q += features) {
-        int64_t plane = q / plan->pieces, i = q % plan->pieces * plan->piece, f = plane % plan->c;
-        features = plan->pieces > 1 ? 1 : fbn_least(plan->c - f, end - q);
-        call_kernel(pass, pass->typed->planes_combine, one, plane / plan->c, f, i, features,
-                    fbn_least(plan->s - i, plan->piece));
+        int64_t plane = q / plan->runs, i = q % plan->runs * plan->run, f = plane % plan->c;
+        features = plan->runs > 1 ? 1 : fbn_min(plan->c - f, end - q);
+        call_kernel(pass, pass->typed->combine_planes, one, plane / plan->c, f, i, features,
+                    fbn_min(plan->s - i, plan->run));
     }
 }
 
 static void combine_rows(const struct pass *pass, const struct combination *one, int64_t begin, int64_t end)
 {
     const struct fbn_plan *plan = &pass->plan;
-    int64_t full = fbn_least(end, plan->rows);
+    int64_t full = fbn_min(end, plan->rows);
     if (begin < full)
-        call_kernel(pass, pass->typed->rows_combine, one, begin * plan->fold, 0, 0, full - begin, plan->width);
+        call_kernel(pass, pass->typed->combine_rows, one, begin * plan->fold, 0, 0, full - begin, plan->width);
     if (end > plan->rows)
-        call_kernel(pass, pass->typed->rows_combine, one, plan->rows * plan->fold, 0, 0, 1, plan->rest);
+        call_kernel(pass, pass->typed->combine_rows, one, plan->rows * plan->fold, 0, 0, 1, plan->tail);
 }
 
 /* A stretch is a piece of a plane or a row of the table, counted in the order of memory. */
 static int64_t stretches(const struct fbn_plan *plan)
 {
-    return plan->layout == FBN_PLANES ? plan->n * plan->c * plan->pieces : plan->rows + (plan->rest > 0);
+    return plan->layout == FBN_PLANES ? plan->n * plan->c * plan->runs : plan->rows + (plan->tail > 0);
 }
 
 static void work(void *pass_, int thread, int threads)
 {
     const struct pass *pass = pass_;
     const struct fbn_plan *plan = &pass->plan;
-    const int64_t all = stretches(plan), length = plan->layout == FBN_PLANES ? plan->piece : plan->width;
+    const int64_t all = stretches(plan), length = plan->layout == FBN_PLANES ? plan->run : plan->width;
     const int64_t step = AT_ONCE / (length * pass->size) + 1;
     int64_t begin = all / threads * thread + all % threads * thread / threads;
     int64_t end = all / threads * (thread + 1) + all % threads * (thread + 1) / threads;
     for (int64_t from; begin < end; end = from) {
-        from = fbn_most(begin, end - step);
+        from = fbn_max(begin, end - step);
         for (int i = 0; i < pass->count; i++)
             if (plan->layout == FBN_PLANES)
                 combine_pieces(pass, &pass->outputs[i], from, end);
@@ -299,7 +299,7 @@ static struct pass make_pass(const struct given *given, const struct fbn_kernels
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++)
         packed &= is_packed(shape, arrays[i]);
     struct pass pass = {.typed = &kernels->typed[shape->dtype], .dtype = shape->dtype, .count = 0};
-    pass.plan = fbn_plan_second(shape->n, shape->c, shape->s, packed);
+    pass.plan = fbn_plan_map(shape->n, shape->c, shape->s, packed);
     pass.size = shape->dtype == FASTBN_FLOAT32 ? (int64_t)sizeof(float) : (int64_t)sizeof(double);
     return pass;
 }

@@ -15,44 +15,44 @@
 /* The most entries of a feature that are sampled for its pivot. */
 #define FBN_PIVOT_SAMPLES 16
 
-/* Of a feature in planes, see fbn_planes_sums. */
+/* Of a feature in planes, see fbn_sum_planes. */
 #define FBN_ACCUMULATORS 8
 
 /* sum over entries of (u, v): u = x - p, v = (x - p)^2 without dy; u = dy, v = dy * (x - p) with it. par[0]: the pivots
  * p. The sums through relu read par[1] and par[2] too: dy counts where (x - p) * par[1] + par[2] > 0, else as 0.
  * Planes: added to FBN_ACCUMULATORS of each feature, the first half of which are together u, the others v. */
-typedef void fbn_planes_sums(const void *x, int64_t x_stride, const void *dy, int64_t dy_stride, int64_t features,
+typedef void fbn_sum_planes(const void *x, int64_t x_stride, const void *dy, int64_t dy_stride, int64_t features,
                              int64_t len, const void *const par[3], double *accumulators);
 /* Rows: added to sum_u and sum_v, in bands of so many rows: 8 or 16, with dy 4, 8 or 16. ahead: ask for what comes later,
  * since the second-level cache does not have it. */
-typedef void fbn_rows_sums(const void *x, int64_t x_stride, const void *dy, int64_t dy_stride, int64_t rows,
+typedef void fbn_sum_rows(const void *x, int64_t x_stride, const void *dy, int64_t dy_stride, int64_t rows,
                            int64_t width, const void *const par[3], double *sum_u, double *sum_v, int band, int ahead);
 
 /* How the second pass walks and stores. */
-enum fbn_way {
-    FBN_IN_CACHE, /* the second level: several rows at once, which saves loads of parameters */
-    FBN_IN_ORDER, /* strictly in the order of memory, which large data want */
-    FBN_STREAM    /* the same, with stores past the caches where y is aligned to vectors */
+enum fbn_store_policy {
+    FBN_STORE_CACHED, /* the second level: several rows at once, which saves loads of parameters */
+    FBN_STORE_IN_ORDER, /* strictly in the order of memory, which large data want */
+    FBN_STORE_NON_TEMPORAL    /* the same, with stores past the caches where y is aligned to vectors */
 };
 
 /* y = (x - par[0]) * par[1] + par[2]. Planes: of `count` features; rows: of `count` rows. period: planes ignore it; the
  * columns j and j + period of a row have equal parameters, and if it is less than the width, rows follow each other
  * without a gap, y is aligned to vectors, and par goes on for a vector more. */
 typedef void fbn_affine(const void *x, int64_t x_stride, void *y, int64_t y_stride, int64_t count, int64_t len,
-                        const void *const par[3], int64_t period, enum fbn_way way);
+                        const void *const par[3], int64_t period, enum fbn_store_policy policy);
 
 /* dx = ((dy - par[1]) - (x - par[0]) * par[2]) * par[3]. Through relu, dy is first 0 where
  * (x - par[0]) * par[3] + par[4] <= 0. */
 typedef void fbn_gradient(const void *x, int64_t x_stride, const void *dy, int64_t dy_stride, void *dx,
                           int64_t dx_stride, int64_t count, int64_t len, const void *const *par,
-                          int64_t period, enum fbn_way way);
+                          int64_t period, enum fbn_store_policy policy);
 
 /* The same arguments, the residual in the place of dy: z = (x - par[0]) * par[1] + par[2] + residual, y = 0 where
  * z < par[3], else z: with par[3] = 0 relu, with -Inf nothing. */
 typedef fbn_gradient fbn_residual;
 
 /* The maps of the second pass. */
-enum fbn_kind { FBN_AFFINE, FBN_RELU /* after the affine map */, FBN_RESIDUAL, FBN_GRADIENT, FBN_RELU_GRADIENT };
+enum fbn_map { FBN_AFFINE, FBN_RELU /* after the affine map */, FBN_RESIDUAL, FBN_GRADIENT, FBN_RELU_GRADIENT };
 
 enum { FBN_COMBINED = 3, FBN_WEIGHTS = 1 + 2 * FBN_COMBINED };
 
@@ -64,16 +64,16 @@ typedef void fbn_combine(int arrays, const void *const *in, const int64_t *in_st
 /* The kernels of one data type. Pivots and the parameters of the second pass have the type that is computed in: float,
  * of float64 data double. */
 struct fbn_typed {
-    fbn_planes_sums *planes_sums, *planes_sums_wide; /* wide: double arithmetic whatever the type */
-    fbn_rows_sums *rows_sums, *rows_sums_wide;
-    fbn_planes_sums *planes_relu_sums; /* with dy, through relu */
-    fbn_rows_sums *rows_relu_sums;
-    fbn_affine *planes_affine, *rows_affine;
-    fbn_gradient *planes_gradient, *rows_gradient;
-    fbn_affine *planes_relu, *rows_relu;
-    fbn_residual *planes_residual, *rows_residual;
-    fbn_gradient *planes_relu_gradient, *rows_relu_gradient;
-    fbn_combine *planes_combine, *rows_combine;
+    fbn_sum_planes *sum_planes, *sum_planes_wide; /* wide: double arithmetic whatever the type */
+    fbn_sum_rows *sum_rows, *sum_rows_wide;
+    fbn_sum_planes *sum_planes_relu; /* with dy, through relu */
+    fbn_sum_rows *sum_rows_relu;
+    fbn_affine *map_planes_affine, *map_rows_affine;
+    fbn_gradient *map_planes_gradient, *map_rows_gradient;
+    fbn_affine *map_planes_relu, *map_rows_relu;
+    fbn_residual *map_planes_residual, *map_rows_residual;
+    fbn_gradient *map_planes_relu_gradient, *map_rows_relu_gradient;
+    fbn_combine *combine_planes, *combine_rows;
     /* pivot[f] = mean of the entries at x[offset[i] + f * stride_c], i < count. */
     void (*pivots)(const void *x, int64_t stride_c, const int64_t *offset, int count, int64_t c, void *pivot);
     /* mean and m2 from the sums about the pivots; bad[f] = 1 where they must be computed again in double. Returns how
@@ -117,6 +117,9 @@ struct fbn_kernels {
     void (*rstd)(int64_t c, const double *var, double eps, double *rstd);
     void (*stream_fence)(void);
 };
+
+/* dispatch.c: the active table, chosen at the first call. */
+fastbn_status fbn_kernels_active(const struct fbn_kernels **kernels);
 
 extern const struct fbn_kernels fbn_kernels_generic, fbn_kernels_avx2, fbn_kernels_avx512, fbn_kernels_neon;
 

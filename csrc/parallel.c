@@ -15,9 +15,8 @@
 #include <time.h>
 
 #include "backoff.h"
-#include "cgroup.h"
 #include "fastbn.h"
-#include "trial.h"
+#include "machine.h"
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -286,7 +285,7 @@ static void report(struct memory *my, int threads, int64_t begun)
     my->pool = threads - 1;
 }
 
-static void run_on_threads(struct fbn_team team, fbn_work *work, void *job)
+static void run_on_threads(struct fbn_team team, fbn_work *work, void *context)
 {
     int given = 1;
     struct memory *caller = &mine;
@@ -298,7 +297,7 @@ static void run_on_threads(struct fbn_team team, fbn_work *work, void *job)
         if (thread == 0)
             given = threads;
         my->waited = 0;
-        work(job, thread, threads);
+        work(context, thread, threads);
         if (thread < WATCHED)
             atomic_store_explicit(&caller->watches[thread].computed, clock_now() - begun - my->waited,
                                   memory_order_relaxed);
@@ -308,15 +307,15 @@ static void run_on_threads(struct fbn_team team, fbn_work *work, void *job)
 }
 #endif
 
-void fbn_run(struct fbn_team team, fbn_work *work, void *job)
+void fbn_run(struct fbn_team team, fbn_work *work, void *context)
 {
 #ifdef _OPENMP
     if (team.threads > 1 && get_threads_ready(team))
-        run_on_threads(team, work, job);
+        run_on_threads(team, work, context);
     else
 #endif
     {
-        work(job, 0, 1);
+        work(context, 0, 1);
         if (team.begun)
             mine.last_ended = clock_now();
     }

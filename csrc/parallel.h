@@ -5,7 +5,7 @@
 #include <stdint.h>
 
 /* `threads` is the size of the team that the runtime really gave. */
-typedef void fbn_work(void *job, int thread, int threads);
+typedef void fbn_work(void *context, int thread, int threads);
 
 /* The threads of one call. */
 struct fbn_team {
@@ -20,7 +20,7 @@ struct fbn_team {
 struct fbn_team fbn_team_for(int requested, int64_t bytes, int64_t exchanged, int64_t tasks);
 
 /* Calls work on each thread of the team, which may be smaller than asked for, and ends the call. */
-void fbn_run(struct fbn_team team, fbn_work *work, void *job);
+void fbn_run(struct fbn_team team, fbn_work *work, void *context);
 
 /* All threads of the team wait here. */
 void fbn_barrier(int threads);

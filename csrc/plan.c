@@ -74,23 +74,23 @@ static int is_table(int64_t n, int64_t c, int64_t s, int64_t small_s, int packed
 /* Rows of a chunk, at least. */
 static int64_t least_rows(const struct fbn_plan *plan)
 {
-    int64_t most = fbn_least(MOST_CHUNKS, fbn_most(1, PARTIALS / plan->width)), share = divide_up(plan->rows, most);
+    int64_t most = fbn_min(MOST_CHUNKS, fbn_max(1, PARTIALS / plan->width)), share = divide_up(plan->rows, most);
     if (plan->width <= NARROW)
-        return fbn_most(divide_up(TABLE_CHUNK, plan->width), share);
-    int64_t rows = fbn_least(CHUNK_ROWS, plan->width >= WIDE ? plan->rows : plan->rows / SOME_CHUNKS);
-    return fbn_most(fbn_most(divide_up(WIDE_CHUNK, plan->width), share), rows);
+        return fbn_max(divide_up(TABLE_CHUNK, plan->width), share);
+    int64_t rows = fbn_min(CHUNK_ROWS, plan->width >= WIDE ? plan->rows : plan->rows / SOME_CHUNKS);
+    return fbn_max(fbn_max(divide_up(WIDE_CHUNK, plan->width), share), rows);
 }
 
 /* An even number of about equal chunks, which two threads share evenly. */
 static void cut_rows(struct fbn_plan *plan)
 {
     int64_t step = plan->width <= NARROW ? ROW_STEP : WIDE_STEP, chunks = divide_up(plan->rows, least_rows(plan));
-    chunks = fbn_most(1, chunks + (chunks % 2 && chunks > 1));
+    chunks = fbn_max(1, chunks + (chunks % 2 && chunks > 1));
     if (chunks <= FEW_CHUNKS)
-        plan->chunk = fbn_most(1, (plan->rows / chunks + step / 2) / step) * step;
+        plan->chunk = fbn_max(1, (plan->rows / chunks + step / 2) / step) * step;
     else
         plan->chunk = divide_up(divide_up(plan->rows, chunks), step) * step;
-    plan->chunks = fbn_most(1, fbn_least(chunks, divide_up(plan->rows, plan->chunk)));
+    plan->chunks = fbn_max(1, fbn_min(chunks, divide_up(plan->rows, plan->chunk)));
 }
 
 /* The higher, the fewer sums are added up in double; but rows of a band are read side by side, which costs where they
@@ -109,21 +109,21 @@ static void cut_table(struct fbn_plan *plan, int second, int packed)
     plan->fold = !packed ? 1 : second ? fold_of(plan->n, columns) : fold_of_sums(plan->n, columns);
     plan->width = plan->fold * columns;
     plan->rows = plan->n / plan->fold;
-    plan->rest = plan->n % plan->fold * columns;
+    plan->tail = plan->n % plan->fold * columns;
     choose_bands(plan);
     cut_rows(plan);
-    plan->unit = plan->fold > 1 ? plan->c : plan->s == 1 ? 4 * LANES : LANES;
+    plan->grain = plan->fold > 1 ? plan->c : plan->s == 1 ? 4 * LANES : LANES;
 }
 
 static void cut_planes(struct fbn_plan *plan)
 {
     plan->layout = FBN_PLANES;
-    plan->piece = fbn_least(fbn_most(1, plan->s), PIECE);
-    plan->pieces = divide_up(plan->s, plan->piece);
-    int64_t all = plan->n * plan->pieces;
-    plan->chunk = fbn_most(divide_up(CHUNK, plan->piece), divide_up(all, MOST_CHUNKS));
-    plan->chunks = fbn_most(1, divide_up(all, plan->chunk));
-    plan->unit = 1;
+    plan->run = fbn_min(fbn_max(1, plan->s), PIECE);
+    plan->runs = divide_up(plan->s, plan->run);
+    int64_t all = plan->n * plan->runs;
+    plan->chunk = fbn_max(divide_up(CHUNK, plan->run), divide_up(all, MOST_CHUNKS));
+    plan->chunks = fbn_max(1, divide_up(all, plan->chunk));
+    plan->grain = 1;
 }
 
 static struct fbn_plan make(int64_t n, int64_t c, int64_t s, int second, int packed)
@@ -140,15 +140,15 @@ static struct fbn_plan make(int64_t n, int64_t c, int64_t s, int second, int pac
     return plan;
 }
 
-struct fbn_plan fbn_plan_make(int64_t n, int64_t c, int64_t s, int packed) { return make(n, c, s, 0, packed); }
+struct fbn_plan fbn_plan_sums(int64_t n, int64_t c, int64_t s, int packed) { return make(n, c, s, 0, packed); }
 
-struct fbn_plan fbn_plan_second(int64_t n, int64_t c, int64_t s, int packed) { return make(n, c, s, 1, packed); }
+struct fbn_plan fbn_plan_map(int64_t n, int64_t c, int64_t s, int packed) { return make(n, c, s, 1, packed); }
 
 int fastbn_wants_packed(const fastbn_shape *shape)
 {
     if (!shape || shape->n < 1 || shape->c < 1 || shape->s < 1)
         return 0;
-    struct fbn_plan plan = fbn_plan_make(shape->n, shape->c, shape->s, 1);
+    struct fbn_plan plan = fbn_plan_sums(shape->n, shape->c, shape->s, 1);
     return plan.n != shape->n || (plan.layout == FBN_ROWS && (plan.fold > 1 || plan.s > 1));
 }
 
@@ -165,7 +165,7 @@ int64_t fbn_plan_partials(const struct fbn_plan *plan)
 int fbn_plan_samples(const struct fbn_plan *plan, int64_t entry[FBN_PIVOT_SAMPLES])
 {
     int64_t entries = plan->n * plan->s;
-    int count = (int)fbn_least(entries, entries < FEW_ENTRIES ? FBN_PIVOT_SAMPLES / 2 : FBN_PIVOT_SAMPLES);
+    int count = (int)fbn_min(entries, entries < FEW_ENTRIES ? FBN_PIVOT_SAMPLES / 2 : FBN_PIVOT_SAMPLES);
     int64_t distance = entries / count;
     for (int i = 0; i < count; i++) {
         int64_t shift = (int64_t)((uint64_t)distance % 65536 * (40503u * (unsigned)i % 65536) / 65536);

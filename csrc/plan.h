@@ -9,9 +9,9 @@
 #include "fastbn.h"
 #include "kernels.h"
 
-static inline int64_t fbn_least(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t fbn_min(int64_t a, int64_t b) { return a < b ? a : b; }
 
-static inline int64_t fbn_most(int64_t a, int64_t b) { return a > b ? a : b; }
+static inline int64_t fbn_max(int64_t a, int64_t b) { return a > b ? a : b; }
 
 enum fbn_layout {
     FBN_PLANES, /* a feature is n runs of s adjacent entries */
@@ -34,18 +34,18 @@ enum fbn_layout {
 struct fbn_plan {
     enum fbn_layout layout;
     int64_t n, c, s;
-    int64_t fold, width, rows, rest;
+    int64_t fold, width, rows, tail;
     int band, band_dy;
-    int64_t piece, pieces;
+    int64_t run, runs;
     int64_t chunk, chunks;
-    int64_t unit; /* features that only go together, counted from 0; c where all do */
+    int64_t grain; /* features that only go together, counted from 0; c where all do */
 };
 
 /* packed: stride_c == s and stride_n == c * s. */
-struct fbn_plan fbn_plan_make(int64_t n, int64_t c, int64_t s, int packed);
+struct fbn_plan fbn_plan_sums(int64_t n, int64_t c, int64_t s, int packed);
 
 /* The same for a second pass, which has no sums, so that its cut decides no bits. */
-struct fbn_plan fbn_plan_second(int64_t n, int64_t c, int64_t s, int packed);
+struct fbn_plan fbn_plan_map(int64_t n, int64_t c, int64_t s, int packed);
 
 /* Doubles of storage that the sums of a chunk of a table take: width sums u, and as many v from half of it on. */
 int64_t fbn_plan_chunk_sums(const struct fbn_plan *plan);

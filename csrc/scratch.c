@@ -5,7 +5,7 @@
  */
 #include <stdlib.h>
 
-#include "job.h"
+#include "call.h"
 
 enum {
     LINE = 64,
@@ -33,115 +33,115 @@ static void take_doubles(struct arena *arena, double **array, int64_t c, const d
         *array = take(arena, c, sizeof **array);
 }
 
-static void lay_out_features(struct fbn_job *job, const struct fbn_job *given, struct arena *arena)
+static void lay_out_features(struct fbn_call *call, const struct fbn_call *given, struct arena *arena)
 {
-    int64_t c = job->sums_plan.c;
-    double **arrays[] = {&job->mean,    &job->var,   &job->rstd,  &job->gamma, &job->beta,   &job->mean_dy,
-                         &job->slope,   &job->sum_u, &job->sum_v, &job->m2,    &job->dgamma, &job->dbeta};
+    int64_t c = call->sums_plan.c;
+    double **arrays[] = {&call->mean,    &call->var,   &call->rstd,  &call->gamma, &call->beta,   &call->mean_dy,
+                         &call->slope,   &call->sum_u, &call->sum_v, &call->m2,    &call->dgamma, &call->dbeta};
     double *provided[] = {given->mean,  given->var,   given->rstd,  given->gamma, given->beta,   given->mean_dy,
                           given->slope, given->sum_u, given->sum_v, given->m2,    given->dgamma, given->dbeta};
-    for (int i = 0; i < (job->op->prepare ? WITH_SUMS : WITHOUT_SUMS); i++)
+    for (int i = 0; i < (call->operation->prepare ? WITH_SUMS : WITHOUT_SUMS); i++)
         take_doubles(arena, arrays[i], c, provided[i]);
-    job->bad = job->op->prepare ? take(arena, c, 1) : NULL;
-    job->pivot = job->op->prepare ? take(arena, c, (size_t)job->lane_size) : NULL;
-    for (int i = 0; i < fbn_params_of(job); i++)
-        job->par[i] = take(arena, c, (size_t)job->lane_size);
+    call->bad = call->operation->prepare ? take(arena, c, 1) : NULL;
+    call->pivot = call->operation->prepare ? take(arena, c, (size_t)call->lane_size) : NULL;
+    for (int i = 0; i < fbn_params_of(call); i++)
+        call->par[i] = take(arena, c, (size_t)call->lane_size);
 }
 
 /* But for the sums. */
-static void lay_out_columns(struct fbn_job *job, struct arena *arena)
+static void lay_out_columns(struct fbn_call *call, struct arena *arena)
 {
-    size_t size = (size_t)job->lane_size;
-    int more = job->op->prepare && fbn_more_columns(&job->sums_plan);
-    job->pivot_columns = more ? take(arena, job->sums_plan.width, size) : job->pivot;
-    int64_t columns = fbn_param_columns(job);
-    for (int i = 0; i < fbn_params_of(job); i++)
-        job->par_columns[i] = columns > 0 ? take(arena, columns, size) : job->par[i];
-    for (int i = 0; fbn_needs_z(job) && i < 3; i++) {
-        job->z[i] = take(arena, job->sums_plan.c, size);
-        job->z_columns[i] = fbn_more_columns(&job->sums_plan) ? take(arena, job->sums_plan.width, size) : job->z[i];
+    size_t size = (size_t)call->lane_size;
+    int more = call->operation->prepare && fbn_more_columns(&call->sums_plan);
+    call->pivot_columns = more ? take(arena, call->sums_plan.width, size) : call->pivot;
+    int64_t columns = fbn_param_columns(call);
+    for (int i = 0; i < fbn_params_of(call); i++)
+        call->par_columns[i] = columns > 0 ? take(arena, columns, size) : call->par[i];
+    for (int i = 0; fbn_needs_z(call) && i < 3; i++) {
+        call->z[i] = take(arena, call->sums_plan.c, size);
+        call->z_columns[i] = fbn_more_columns(&call->sums_plan) ? take(arena, call->sums_plan.width, size) : call->z[i];
     }
 }
 
-static int64_t columns_of_constants(const struct fbn_job *job)
+static int64_t columns_of_constants(const struct fbn_call *call)
 {
-    return fbn_most(fbn_most(job->sums_plan.c, fbn_param_columns(job)), job->sums_plan.width);
+    return fbn_max(fbn_max(call->sums_plan.c, fbn_param_columns(call)), call->sums_plan.width);
 }
 
-static void fill_constants(struct fbn_job *job)
+static void fill_constants(struct fbn_call *call)
 {
     static const double value[FBN_CONSTANTS] = {[FBN_ZERO] = 0.0, [FBN_MINUS_ZERO] = -0.0, [FBN_ONE] = 1.0};
-    if (!job->weights)
+    if (!call->weights)
         return;
-    int64_t columns = columns_of_constants(job);
+    int64_t columns = columns_of_constants(call);
     for (int i = 0; i < FBN_CONSTANTS; i++)
         for (int64_t j = 0; j < columns; j++)
-            job->lanes->round(1, &value[i], (char *)job->constant[i] + j * job->lane_size);
+            call->lanes->round(1, &value[i], (char *)call->constant[i] + j * call->lane_size);
 }
 
-static size_t lay_out(struct fbn_job *job, const struct fbn_job *given, char *base)
+static size_t lay_out(struct fbn_call *call, const struct fbn_call *given, char *base)
 {
     struct arena arena = {base, 0};
-    lay_out_features(job, given, &arena);
-    lay_out_columns(job, &arena);
-    job->partial = job->op->prepare ? take(&arena, fbn_plan_partials(&job->sums_plan), sizeof(double)) : NULL;
-    fbn_place_totals(job);
-    for (int i = 0; job->weights && i < FBN_CONSTANTS; i++)
-        job->constant[i] = take(&arena, columns_of_constants(job), (size_t)job->lane_size);
+    lay_out_features(call, given, &arena);
+    lay_out_columns(call, &arena);
+    call->partial = call->operation->prepare ? take(&arena, fbn_plan_partials(&call->sums_plan), sizeof(double)) : NULL;
+    fbn_place_totals(call);
+    for (int i = 0; call->weights && i < FBN_CONSTANTS; i++)
+        call->constant[i] = take(&arena, columns_of_constants(call), (size_t)call->lane_size);
     return arena.used;
 }
 
 /* What is only read, of a job without sums. */
-static struct fbn_job inputs_of(const struct fbn_job *job)
+static struct fbn_call inputs_of(const struct fbn_call *call)
 {
-    struct fbn_job inputs = {.gamma = job->gamma == job->given.gamma ? job->gamma : NULL,
-                             .beta = job->beta == job->given.beta ? job->beta : NULL};
-    if (job->dy.data || (job->given.mean && job->mean == job->given.mean)) {
-        inputs.mean = job->mean;
-        inputs.var = job->var;
+    struct fbn_call inputs = {.gamma = call->gamma == call->given.gamma ? call->gamma : NULL,
+                             .beta = call->beta == call->given.beta ? call->beta : NULL};
+    if (call->dy.data || (call->given.mean && call->mean == call->given.mean)) {
+        inputs.mean = call->mean;
+        inputs.var = call->var;
     }
-    if (job->dy.data)
-        inputs.rstd = job->rstd;
+    if (call->dy.data)
+        inputs.rstd = call->rstd;
     return inputs;
 }
 
 static char *aligned(char *p) { return p + (LINE - (uintptr_t)p % LINE) % LINE; }
 
-static size_t lay_out_own(struct fbn_job *own, char *base)
+static size_t lay_out_own(struct fbn_call *own, char *base)
 {
-    const struct fbn_job inputs = inputs_of(own);
+    const struct fbn_call inputs = inputs_of(own);
     struct arena arena = {base, 0};
     lay_out_features(own, &inputs, &arena);
     lay_out_columns(own, &arena);
     return arena.used + LINE;
 }
 
-size_t fbn_own_bytes(const struct fbn_job *job)
+size_t fbn_own_bytes(const struct fbn_call *call)
 {
-    struct fbn_job own = *job;
+    struct fbn_call own = *call;
     return lay_out_own(&own, NULL);
 }
 
-struct fbn_job fbn_own_job(const struct fbn_job *job, char *base)
+struct fbn_call fbn_own_call(const struct fbn_call *call, char *base)
 {
-    struct fbn_job own = *job;
+    struct fbn_call own = *call;
     lay_out_own(&own, aligned(base));
     return own;
 }
 
-fastbn_status fbn_with_scratch(struct fbn_job *job, void (*run)(struct fbn_job *job, void *context), void *context)
+fastbn_status fbn_with_scratch(struct fbn_call *call, void (*run)(struct fbn_call *call, void *context), void *context)
 {
-    const struct fbn_job given = *job;
+    const struct fbn_call given = *call;
     char small[ON_STACK + LINE], *large = NULL;
-    size_t bytes = lay_out(job, &given, NULL);
+    size_t bytes = lay_out(call, &given, NULL);
     if (bytes > ON_STACK) {
         large = malloc(bytes + LINE);
         if (!large)
             return FASTBN_ERROR_MEMORY;
     }
-    lay_out(job, &given, aligned(large ? large : small));
-    fill_constants(job);
-    run(job, context);
+    lay_out(call, &given, aligned(large ? large : small));
+    fill_constants(call);
+    run(call, context);
     free(large);
     return FASTBN_OK;
 }

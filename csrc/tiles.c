@@ -14,7 +14,7 @@
  * and shares their means out by weight:
  *   dx = gamma * rstd * (dz - w * (mean_dy + (x - mean) * slope))
  */
-#include "tiles.h"
+#include "call.h"
 
 #include <string.h>
 
@@ -32,304 +32,304 @@ struct sums_of_block {
     int again;
 };
 
-typedef void tile_work(struct fbn_job *job, const struct fbn_block *block, const struct fbn_block *tile,
+typedef void tile_work(struct fbn_call *call, const struct fbn_runs *block, const struct fbn_runs *tile,
                        const struct sums_of_block *sums);
 
-static struct fbn_block tile_at(const struct fbn_block *block, int64_t run, int64_t runs, int64_t i, int64_t len)
+static struct fbn_runs tile_at(const struct fbn_runs *block, int64_t run, int64_t runs, int64_t i, int64_t len)
 {
-    struct fbn_block tile = *block;
+    struct fbn_runs tile = *block;
     tile.n += run * block->next_n;
     tile.f += run * block->next_c;
     tile.i += i;
-    tile.runs = runs;
+    tile.count = runs;
     tile.len = len;
     tile.column += block->next_c ? run : i;
     return tile;
 }
 
 /* Tiles of at least `least` runs, if the block has them, and of a multiple of that. */
-static void each_tile(struct fbn_job *job, const struct fbn_block *block, int64_t least, tile_work *work,
+static void each_tile(struct fbn_call *call, const struct fbn_runs *block, int64_t least, tile_work *work,
                       const struct sums_of_block *sums)
 {
-    const int64_t entries = ROOM / job->lane_size;
-    int64_t longest = fbn_least(block->len, entries / least);
-    int64_t most = fbn_most(1, entries / fbn_most(1, longest) / least) * least;
-    for (int64_t run = 0; run < block->runs; run += most)
+    const int64_t entries = ROOM / call->lane_size;
+    int64_t longest = fbn_min(block->len, entries / least);
+    int64_t most = fbn_max(1, entries / fbn_max(1, longest) / least) * least;
+    for (int64_t run = 0; run < block->count; run += most)
         for (int64_t i = 0; i < block->len; i += longest) {
-            struct fbn_block tile = tile_at(block, run, fbn_least(most, block->runs - run), i,
-                                            fbn_least(longest, block->len - i));
-            work(job, block, &tile, sums);
+            struct fbn_runs tile = tile_at(block, run, fbn_min(most, block->count - run), i,
+                                            fbn_min(longest, block->len - i));
+            work(call, block, &tile, sums);
         }
 }
 
 /* ---- what a tile is made of ---- */
 
-static int64_t distance(struct fbn_array a, const struct fbn_block *tile)
+static int64_t distance(struct fbn_array a, const struct fbn_runs *tile)
 {
     return tile->next_n * a.stride_n + tile->next_c * a.stride_c;
 }
 
-static int is_gapless(struct fbn_array a, const struct fbn_block *tile)
+static int is_gapless(struct fbn_array a, const struct fbn_runs *tile)
 {
-    return tile->runs == 1 || distance(a, tile) == tile->len;
+    return tile->count == 1 || distance(a, tile) == tile->len;
 }
 
 /* The tile's runs in an array; one long run where they follow each other without a gap. */
-static void runs_in(struct fbn_array a, const struct fbn_block *tile, int64_t *runs, int64_t *len)
+static void runs_in(struct fbn_array a, const struct fbn_runs *tile, int64_t *runs, int64_t *len)
 {
     int gapless = is_gapless(a, tile);
-    *runs = gapless ? 1 : tile->runs;
-    *len = gapless ? tile->runs * tile->len : tile->len;
+    *runs = gapless ? 1 : tile->count;
+    *len = gapless ? tile->count * tile->len : tile->len;
 }
 
 /* The tile's entries of an array side by side, in the type of the arithmetic: where they are, or else in `room`. */
-static void *gathered(const struct fbn_job *job, struct fbn_array a, const struct fbn_block *tile, char *room)
+static void *gathered(const struct fbn_call *call, struct fbn_array a, const struct fbn_runs *tile, char *room)
 {
-    char *first = fbn_at(a, job->size, tile->n, tile->f, tile->i);
+    char *first = fbn_at(a, call->size, tile->n, tile->f, tile->i);
     int64_t runs, len;
     runs_in(a, tile, &runs, &len);
-    if (runs == 1 && job->typed == job->lanes)
+    if (runs == 1 && call->typed == call->lanes)
         return first;
     for (int64_t k = 0; k < runs; k++)
-        job->typed->to_lanes(first + k * distance(a, tile) * job->size, room + k * len * job->lane_size, len);
+        call->typed->to_lanes(first + k * distance(a, tile) * call->size, room + k * len * call->lane_size, len);
     return room;
 }
 
-static void put(const struct fbn_job *job, const char *lanes, struct fbn_array a, const struct fbn_block *tile, int stream)
+static void put(const struct fbn_call *call, const char *lanes, struct fbn_array a, const struct fbn_runs *tile, int stream)
 {
-    char *first = fbn_at(a, job->size, tile->n, tile->f, tile->i);
+    char *first = fbn_at(a, call->size, tile->n, tile->f, tile->i);
     int64_t runs, len;
     runs_in(a, tile, &runs, &len);
     for (int64_t k = 0; k < runs; k++)
-        job->typed->from_lanes(lanes + k * len * job->lane_size, first + k * distance(a, tile) * job->size, len, stream);
+        call->typed->from_lanes(lanes + k * len * call->lane_size, first + k * distance(a, tile) * call->size, len, stream);
 }
 
-static void params_at(const struct fbn_job *job, void *const columns[], int count, int64_t at, const void **par)
+static void params_at(const struct fbn_call *call, void *const columns[], int count, int64_t at, const void **par)
 {
     for (int i = 0; i < count; i++)
-        par[i] = (const char *)columns[i] + at * job->lane_size;
+        par[i] = (const char *)columns[i] + at * call->lane_size;
 }
 
 /* (x - a) * b + c, by column or feature. */
-static void affine(const struct fbn_job *job, const struct fbn_block *tile, const void *x, void *y, void *a, void *b,
+static void affine(const struct fbn_call *call, const struct fbn_runs *tile, const void *x, void *y, void *a, void *b,
                    void *c)
 {
     void *const columns[] = {a, b, c};
     const void *par[3];
-    fbn_affine *map = tile->next_c ? job->lanes->planes_affine : job->lanes->rows_affine;
-    params_at(job, columns, 3, tile->column, par);
-    map(x, tile->len, y, tile->len, tile->runs, tile->len, par, tile->len, FBN_IN_CACHE);
+    fbn_affine *map = tile->next_c ? call->lanes->map_planes_affine : call->lanes->map_rows_affine;
+    params_at(call, columns, 3, tile->column, par);
+    map(x, tile->len, y, tile->len, tile->count, tile->len, par, tile->len, FBN_STORE_CACHED);
 }
 
-static void gradient(const struct fbn_job *job, const struct fbn_block *tile, const void *x, const void *dz, void *dx)
+static void gradient(const struct fbn_call *call, const struct fbn_runs *tile, const void *x, const void *dz, void *dx)
 {
     const void *par[4];
-    fbn_gradient *map = tile->next_c ? job->lanes->planes_gradient : job->lanes->rows_gradient;
-    params_at(job, job->par_columns, 4, tile->column, par);
-    map(x, tile->len, dz, tile->len, dx, tile->len, tile->runs, tile->len, par, tile->len, FBN_IN_CACHE);
+    fbn_gradient *map = tile->next_c ? call->lanes->map_planes_gradient : call->lanes->map_rows_gradient;
+    params_at(call, call->par_columns, 4, tile->column, par);
+    map(x, tile->len, dz, tile->len, dx, tile->len, tile->count, tile->len, par, tile->len, FBN_STORE_CACHED);
 }
 
 /* The weights of the entries of one run. A row may go on into the next one of the array, see apply.c. */
-static void weights_of_run(const struct fbn_job *job, const struct fbn_block *tile, int64_t run, char *to)
+static void weights_of_run(const struct fbn_call *call, const struct fbn_runs *tile, int64_t run, char *to)
 {
-    const int64_t s = job->sums_plan.s, row = job->sums_plan.c * s, size = job->lane_size;
+    const int64_t s = call->sums_plan.s, row = call->sums_plan.c * s, size = call->lane_size;
     int64_t n = tile->n + run * tile->next_n, i = tile->i;
     if (tile->next_c) {
-        memcpy(to, job->weights + (n * s + i) * size, (size_t)(tile->len * size));
+        memcpy(to, call->weights + (n * s + i) * size, (size_t)(tile->len * size));
         return;
     }
     for (int64_t j = 0; j < tile->len; j++, to += size) {
         int64_t entry = n + (i + j) / row, inner = (i + j) % row % s;
-        memcpy(to, job->weights + (entry * s + inner) * size, (size_t)size);
+        memcpy(to, call->weights + (entry * s + inner) * size, (size_t)size);
     }
 }
 
-static const void *weights_of(const struct fbn_job *job, const struct fbn_block *tile, char *room)
+static const void *weights_of(const struct fbn_call *call, const struct fbn_runs *tile, char *room)
 {
-    for (int64_t k = 0; k < tile->runs; k++)
-        weights_of_run(job, tile, k, room + k * tile->len * job->lane_size);
+    for (int64_t k = 0; k < tile->count; k++)
+        weights_of_run(call, tile, k, room + k * tile->len * call->lane_size);
     return room;
 }
 
 /* x, or what it was before y took its place, but for the affine map: act is invertible then. */
-static void *x_of(const struct fbn_job *job, const struct fbn_block *tile, char *room)
+static void *x_of(const struct fbn_call *call, const struct fbn_runs *tile, char *room)
 {
-    void *x = gathered(job, job->x, tile, room);
-    if (!job->inverts)
+    void *x = gathered(call, call->x, tile, room);
+    if (!call->inverts)
         return x;
-    job->lanes->activate(x, room, tile->runs * tile->len, job->activation, 1.0 / job->act_slope);
+    call->lanes->activate(x, room, tile->count * tile->len, call->activation, 1.0 / call->act_slope);
     return room;
 }
 
-static void add_residual(const struct fbn_job *job, const struct fbn_block *tile, void *z, char *room)
+static void add_residual(const struct fbn_call *call, const struct fbn_runs *tile, void *z, char *room)
 {
-    if (job->residual.data)
-        job->lanes->add(z, gathered(job, job->residual, tile, room), tile->runs * tile->len);
+    if (call->residual.data)
+        call->lanes->add(z, gathered(call, call->residual, tile, room), tile->count * tile->len);
 }
 
 /* z, or what has its sign. */
-static const void *z_of(const struct fbn_job *job, const struct fbn_block *tile, const void *x, struct rooms *rooms)
+static const void *z_of(const struct fbn_call *call, const struct fbn_runs *tile, const void *x, struct rooms *rooms)
 {
-    if (job->inverts)
+    if (call->inverts)
         return x;
-    if (job->written.data)
-        return gathered(job, job->written, tile, rooms->z);
-    affine(job, tile, x, rooms->z, job->z_columns[0], job->z_columns[1], job->z_columns[2]);
-    add_residual(job, tile, rooms->z, rooms->w);
+    if (call->written.data)
+        return gathered(call, call->written, tile, rooms->z);
+    affine(call, tile, x, rooms->z, call->z_columns[0], call->z_columns[1], call->z_columns[2]);
+    add_residual(call, tile, rooms->z, rooms->w);
     return rooms->z;
 }
 
 /* Into `dz`, side by side. */
-static void dz_into(const struct fbn_job *job, const struct fbn_block *tile, const void *x, struct rooms *rooms, char *dz)
+static void dz_into(const struct fbn_call *call, const struct fbn_runs *tile, const void *x, struct rooms *rooms, char *dz)
 {
-    const int64_t entries = tile->runs * tile->len;
-    const void *dy = gathered(job, job->dy, tile, rooms->d);
-    if (job->activation == FASTBN_IDENTITY)
-        memmove(dz, dy, (size_t)(entries * job->lane_size));
+    const int64_t entries = tile->count * tile->len;
+    const void *dy = gathered(call, call->dy, tile, rooms->d);
+    if (call->activation == FASTBN_IDENTITY)
+        memmove(dz, dy, (size_t)(entries * call->lane_size));
     else
-        job->lanes->activate_gradient(z_of(job, tile, x, rooms), dy, dz, entries, job->activation, job->act_slope);
-    if (job->omits)
-        job->lanes->omit(dz, x, entries);
+        call->lanes->activate_gradient(z_of(call, tile, x, rooms), dy, dz, entries, call->activation, call->act_slope);
+    if (call->omits)
+        call->lanes->omit(dz, x, entries);
 }
 
 /* In rooms->z. */
-static char *dz_of(const struct fbn_job *job, const struct fbn_block *tile, const void *x, struct rooms *rooms)
+static char *dz_of(const struct fbn_call *call, const struct fbn_runs *tile, const void *x, struct rooms *rooms)
 {
-    dz_into(job, tile, x, rooms, rooms->z);
+    dz_into(call, tile, x, rooms, rooms->z);
     return rooms->z;
 }
 
 /* ---- the first pass ---- */
 
-static void sum(struct fbn_job *job, const struct fbn_block *block, const struct fbn_block *tile, const void *d,
+static void sum(struct fbn_call *call, const struct fbn_runs *block, const struct fbn_runs *tile, const void *d,
                 const void *t, void *pivots, const struct sums_of_block *sums)
 {
-    const void *const par[3] = {(const char *)pivots + tile->column * job->lane_size};
+    const void *const par[3] = {(const char *)pivots + tile->column * call->lane_size};
     int64_t at = tile->column - block->column, len = tile->len;
     if (tile->next_c) {
-        fbn_planes_sums *kernel = sums->again || job->few ? job->lanes->planes_sums_wide : job->lanes->planes_sums;
-        kernel(d, len, t, len, tile->runs, len, par, sums->u + at * FBN_ACCUMULATORS);
+        fbn_sum_planes *kernel = sums->again || call->few ? call->lanes->sum_planes_wide : call->lanes->sum_planes;
+        kernel(d, len, t, len, tile->count, len, par, sums->u + at * FBN_ACCUMULATORS);
     } else {
-        fbn_rows_sums *kernel = sums->again || job->few ? job->lanes->rows_sums_wide : job->lanes->rows_sums;
-        kernel(d, len, t, len, tile->runs, len, par, sums->u + at, sums->v + at,
-               job->sums_plan.band_dy, 0);
+        fbn_sum_rows *kernel = sums->again || call->few ? call->lanes->sum_rows_wide : call->lanes->sum_rows;
+        kernel(d, len, t, len, tile->count, len, par, sums->u + at, sums->v + at,
+               call->sums_plan.band_dy, 0);
     }
 }
 
 /* Weighted sums of few entries: d and d * w would be rounded to float32 before the kernels see them. */
-static void sum_few(const struct fbn_job *job, const struct fbn_block *block, const struct fbn_block *tile,
+static void sum_few(const struct fbn_call *call, const struct fbn_runs *block, const struct fbn_runs *tile,
                     const float *x, const float *w, const struct sums_of_block *sums)
 {
-    const float *pivots = (const float *)job->pivot_columns + tile->column;
+    const float *pivots = (const float *)call->pivot_columns + tile->column;
     const int64_t at = tile->column - block->column;
-    for (int64_t run = 0; run < tile->runs; run++)
+    for (int64_t run = 0; run < tile->count; run++)
         for (int64_t i = 0; i < tile->len; i++, x++, w++) {
             int64_t column = tile->next_c ? run : i, to = (at + column) * (tile->next_c ? FBN_ACCUMULATORS : 1);
             double *v = tile->next_c ? sums->u + to + FBN_ACCUMULATORS / 2 : sums->v + to;
-            int counts = (*w != 0) & (!job->omits | (*x == *x));
+            int counts = (*w != 0) & (!call->omits | (*x == *x));
             double d = counts ? (double)*x - (double)pivots[column] : 0.0, t = counts ? d * (double)*w : 0.0;
             sums->u[to] += t;
             *v += d * t;
         }
 }
 
-static void sum_tile(struct fbn_job *job, const struct fbn_block *block, const struct fbn_block *tile,
+static void sum_tile(struct fbn_call *call, const struct fbn_runs *block, const struct fbn_runs *tile,
                      const struct sums_of_block *sums)
 {
     struct rooms rooms;
-    const int64_t entries = tile->runs * tile->len;
-    const void *x = x_of(job, tile, rooms.x);
-    char *dz = job->dy.data ? dz_of(job, tile, x, &rooms) : NULL;
-    if (!job->weights) {
-        sum(job, block, tile, x, dz, job->pivot_columns, sums);
+    const int64_t entries = tile->count * tile->len;
+    const void *x = x_of(call, tile, rooms.x);
+    char *dz = call->dy.data ? dz_of(call, tile, x, &rooms) : NULL;
+    if (!call->weights) {
+        sum(call, block, tile, x, dz, call->pivot_columns, sums);
         return;
     }
-    const void *w = weights_of(job, tile, rooms.w);
-    if (job->few) {
-        sum_few(job, block, tile, x, w, sums);
+    const void *w = weights_of(call, tile, rooms.w);
+    if (call->few) {
+        sum_few(call, block, tile, x, w, sums);
         return;
     }
-    affine(job, tile, x, rooms.d, job->pivot_columns, job->constant[FBN_ONE], job->constant[FBN_MINUS_ZERO]);
+    affine(call, tile, x, rooms.d, call->pivot_columns, call->constant[FBN_ONE], call->constant[FBN_MINUS_ZERO]);
     if (dz)
-        job->lanes->hide(rooms.d, dz, w, x, entries, job->omits);
+        call->lanes->hide(rooms.d, dz, w, x, entries, call->omits);
     else
-        job->lanes->weigh(rooms.d, w, x, rooms.z, entries, job->omits);
-    sum(job, block, tile, rooms.d, rooms.z, job->constant[FBN_ZERO], sums);
+        call->lanes->weigh(rooms.d, w, x, rooms.z, entries, call->omits);
+    sum(call, block, tile, rooms.d, rooms.z, call->constant[FBN_ZERO], sums);
 }
 
-void fbn_tiles_sums(struct fbn_job *job, const struct fbn_block *block, double *u, double *v, int again)
+void fbn_sum_tiles(struct fbn_call *call, const struct fbn_runs *block, double *u, double *v, int again)
 {
     const struct sums_of_block sums = {u, v, again};
-    each_tile(job, block, block->next_c ? 1 : SUM_ROWS, sum_tile, &sums);
+    each_tile(call, block, block->next_c ? 1 : SUM_ROWS, sum_tile, &sums);
 }
 
 /* ---- dz alone ---- */
 
-static void store_dz(struct fbn_job *job, const struct fbn_block *block, const struct fbn_block *tile,
+static void store_dz(struct fbn_call *call, const struct fbn_runs *block, const struct fbn_runs *tile,
                      const struct sums_of_block *sums)
 {
     struct rooms rooms;
     (void)block, (void)sums;
-    const void *x = job->written.data ? NULL : gathered(job, job->x, tile, rooms.x);
-    if (job->typed == job->lanes && is_gapless(job->dz, tile))
-        dz_into(job, tile, x, &rooms, fbn_at(job->dz, job->size, tile->n, tile->f, tile->i));
+    const void *x = call->written.data ? NULL : gathered(call, call->x, tile, rooms.x);
+    if (call->typed == call->lanes && is_gapless(call->dz, tile))
+        dz_into(call, tile, x, &rooms, fbn_at(call->dz, call->size, tile->n, tile->f, tile->i));
     else
-        put(job, dz_of(job, tile, x, &rooms), job->dz, tile, 0);
+        put(call, dz_of(call, tile, x, &rooms), call->dz, tile, 0);
 }
 
-void fbn_tiles_dz(struct fbn_job *job, const struct fbn_block *block) { each_tile(job, block, 1, store_dz, NULL); }
+void fbn_store_dz_tiles(struct fbn_call *call, const struct fbn_runs *block) { each_tile(call, block, 1, store_dz, NULL); }
 
 /* ---- the second pass ---- */
 
-static void forward_tile(struct fbn_job *job, const struct fbn_block *tile)
+static void forward_tile(struct fbn_call *call, const struct fbn_runs *tile)
 {
     struct rooms rooms;
-    const void *x = gathered(job, job->in, tile, rooms.x);
-    affine(job, tile, x, rooms.z, job->par_columns[0], job->par_columns[1], job->par_columns[2]);
-    add_residual(job, tile, rooms.z, rooms.x);
-    if (job->activation != FASTBN_IDENTITY)
-        job->lanes->activate(rooms.z, rooms.z, tile->runs * tile->len, job->activation, job->act_slope);
-    put(job, rooms.z, job->y, tile, job->way == FBN_STREAM);
+    const void *x = gathered(call, call->in, tile, rooms.x);
+    affine(call, tile, x, rooms.z, call->par_columns[0], call->par_columns[1], call->par_columns[2]);
+    add_residual(call, tile, rooms.z, rooms.x);
+    if (call->activation != FASTBN_IDENTITY)
+        call->lanes->activate(rooms.z, rooms.z, tile->count * tile->len, call->activation, call->act_slope);
+    put(call, rooms.z, call->y, tile, call->policy == FBN_STORE_NON_TEMPORAL);
 }
 
-static void weighted_gradient(const struct fbn_job *job, const struct fbn_block *tile, const void *x, const void *dz,
+static void weighted_gradient(const struct fbn_call *call, const struct fbn_runs *tile, const void *x, const void *dz,
                               struct rooms *rooms)
 {
-    void *const *par = job->par_columns;
-    const void *w = weights_of(job, tile, rooms->w);
-    affine(job, tile, x, rooms->d, par[0], par[2], par[1]);
-    job->lanes->subtract_weighted(rooms->d, dz, w, tile->runs * tile->len);
-    affine(job, tile, rooms->d, rooms->d, job->constant[FBN_ZERO], par[3], job->constant[FBN_MINUS_ZERO]);
-    if (job->omits)
-        job->lanes->omit(rooms->d, x, tile->runs * tile->len);
+    void *const *par = call->par_columns;
+    const void *w = weights_of(call, tile, rooms->w);
+    affine(call, tile, x, rooms->d, par[0], par[2], par[1]);
+    call->lanes->subtract_weighted(rooms->d, dz, w, tile->count * tile->len);
+    affine(call, tile, rooms->d, rooms->d, call->constant[FBN_ZERO], par[3], call->constant[FBN_MINUS_ZERO]);
+    if (call->omits)
+        call->lanes->omit(rooms->d, x, tile->count * tile->len);
 }
 
-static void backward_tile(struct fbn_job *job, const struct fbn_block *tile)
+static void backward_tile(struct fbn_call *call, const struct fbn_runs *tile)
 {
     struct rooms rooms;
-    const void *x = job->x.data ? x_of(job, tile, rooms.x) : NULL;
-    const char *dz = dz_of(job, tile, x, &rooms);
-    if (job->dresidual.data)
-        put(job, dz, job->dresidual, tile, job->way == FBN_STREAM);
-    if (!job->y.data)
+    const void *x = call->x.data ? x_of(call, tile, rooms.x) : NULL;
+    const char *dz = dz_of(call, tile, x, &rooms);
+    if (call->dresidual.data)
+        put(call, dz, call->dresidual, tile, call->policy == FBN_STORE_NON_TEMPORAL);
+    if (!call->y.data)
         return;
-    if (!job->gradient)
-        affine(job, tile, dz, rooms.d, job->par_columns[0], job->par_columns[1], job->par_columns[2]);
-    else if (job->weights)
-        weighted_gradient(job, tile, x, dz, &rooms);
+    if (!call->gradient)
+        affine(call, tile, dz, rooms.d, call->par_columns[0], call->par_columns[1], call->par_columns[2]);
+    else if (call->weights)
+        weighted_gradient(call, tile, x, dz, &rooms);
     else
-        gradient(job, tile, x, dz, rooms.d);
-    put(job, rooms.d, job->y, tile, job->way == FBN_STREAM);
+        gradient(call, tile, x, dz, rooms.d);
+    put(call, rooms.d, call->y, tile, call->policy == FBN_STORE_NON_TEMPORAL);
 }
 
-static void apply_tile(struct fbn_job *job, const struct fbn_block *block, const struct fbn_block *tile,
+static void map_tile(struct fbn_call *call, const struct fbn_runs *block, const struct fbn_runs *tile,
                        const struct sums_of_block *sums)
 {
     (void)block, (void)sums;
-    if (job->dy.data)
-        backward_tile(job, tile);
+    if (call->dy.data)
+        backward_tile(call, tile);
     else
-        forward_tile(job, tile);
+        forward_tile(call, tile);
 }
 
-void fbn_tiles_apply(struct fbn_job *job, const struct fbn_block *block) { each_tile(job, block, 1, apply_tile, NULL); }
+void fbn_map_tiles(struct fbn_call *call, const struct fbn_runs *block) { each_tile(call, block, 1, map_tile, NULL); }

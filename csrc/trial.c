@@ -7,7 +7,7 @@
 #if defined(__linux__)
 #define _GNU_SOURCE /* syscall */
 #endif
-#include "trial.h"
+#include "machine.h"
 
 #include <stdatomic.h>
 #include <stdlib.h>

@@ -25,10 +25,8 @@ cdef extern from "backoff.h":
     void fbn_backoff_report(int threads, int64_t elapsed, int64_t computed, int64_t now)
     void fbn_backoff_reset()
 
-cdef extern from "cgroup.h":
+cdef extern from "machine.h":
     int fbn_cgroup_processors(const char *root)
-
-cdef extern from "trial.h":
     void fbn_pretend_refusal(int yes)
 
 cdef extern from *:

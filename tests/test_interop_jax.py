@@ -23,7 +23,7 @@ from toolchain import CSRC, find_compiler
 
 pytestmark = pytest.mark.filterwarnings("error")
 CASES = [((8, 5), 1), ((6, 5, 3), 1), ((4, 3, 2, 5), -1), ((5, 7), 0), ((2, 5, 3, 3), 1)]
-# What the header of jaxlib calls the structs and fields of csrc/xla.h.
+# What the header of jaxlib calls the structs and fields of csrc/adapters/xla.h.
 STRUCTS = {
     "extension": ("Extension_Base", {"struct_size": "struct_size", "type": "type", "next": "next"}),
     "version": ("Api_Version", {"extensions": "extension_start", "major": "major_version", "minor": "minor_version"}),
@@ -344,11 +344,11 @@ def test_handlers_that_are_not_taken_leave_callbacks(monkeypatch):
 
 
 def test_structs_are_those_of_jaxlib(tmp_path):
-    """Sizes, places and numbers of csrc/xla.h, compared by a C compiler with XLA's own header."""
+    """Sizes, places and numbers of csrc/adapters/xla.h, compared by a C compiler with XLA's own header."""
     compiler, header = find_compiler("gcc", "cc", "clang"), Path(jax.ffi.include_dir(), "xla/ffi/api/c_api.h")
     if compiler is None or not header.exists():
         pytest.skip("no C compiler, or jaxlib without headers")
-    lines = ["#include <xla/ffi/api/c_api.h>", '#include "xla.h"',
+    lines = ["#include <xla/ffi/api/c_api.h>", '#include "adapters/xla.h"',
              "#define FIELD(a, f, b, g) _Static_assert(offsetof(a, f) == offsetof(b, g) && sizeof(((a *)0)->f) == "
              "sizeof(((b *)0)->g), #f)"]
     for ours, (theirs, fields) in STRUCTS.items():

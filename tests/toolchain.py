@@ -60,7 +60,7 @@ def sources(machine: str, only: tuple[str, ...] | None = None) -> list[tuple[Pat
     """
     isas = ISA_FLAGS.get(machine, {"generic": []})
     isas = isas if only is None else {isa: isas[isa] for isa in only}
-    common = [p for p in sorted(CSRC.glob("*.c")) if not p.name.startswith(("kernels_", "cache"))]
+    common = [p for p in sorted(CSRC.glob("**/*.c")) if not p.name.startswith(("kernels_", "cache"))]
     kernels = [(CSRC / f"kernels_{isa}.c", flags) for isa, flags in isas.items()]
     have = [f"-DFBN_HAVE_{isa.upper()}" for isa in isas if isa != "generic"]
     tests = [(path, []) for path in sorted(C_TESTS.glob("*.c")) if path.name != "embed.c"]  # a program of its own
@@ -79,8 +79,8 @@ def build_core_test(compiler: str, folder: Path, *, machine: str = MACHINE, opti
     def compile_one(item: tuple[Path, list[str]]) -> Path:
         source, flags = item
         if kernels is not None and source.name.startswith("kernels_"):
-            return kernels / f"{source.stem}.o"
-        target = folder / f"{source.stem}.o"
+            return kernels / f"csrc-{source.stem}.o"
+        target = folder / f"{source.parent.name}-{source.stem}.o"  # both folders have an operations.c
         command = [compiler, *COMMON_FLAGS, *options, *flags, f"-I{CSRC}", "-c", str(source), "-o", str(target)]
         run(command, timeout=1200)  # kernels under a sanitizer on a busy machine
         return target

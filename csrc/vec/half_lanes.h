@@ -19,14 +19,14 @@ static inline u16x16 u16x16_load(const uint16_t *p)
     memcpy(&r, p, sizeof r);
     return r;
 }
-static inline u16x16 u16x16_load_part(const uint16_t *p, int64_t n)
+static inline u16x16 u16x16_load_tail(const uint16_t *p, int64_t n)
 {
     u16x16 r = {{0}};
     memcpy(&r, p, (size_t)n * sizeof *p);
     return r;
 }
 static inline void u16x16_store(uint16_t *p, u16x16 a) { memcpy(p, &a, sizeof a); }
-static inline void u16x16_store_part(uint16_t *p, int64_t n, u16x16 a) { memcpy(p, &a, (size_t)n * sizeof *p); }
+static inline void u16x16_store_tail(uint16_t *p, int64_t n, u16x16 a) { memcpy(p, &a, (size_t)n * sizeof *p); }
 static inline void u16x16_stream(uint16_t *p, u16x16 a) { u16x16_store(p, a); }
 
 #define FBN_CONVERSIONS(type)                               \

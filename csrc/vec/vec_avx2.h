@@ -32,13 +32,13 @@ static inline __m256i fbn_mask64(int64_t n)
     return _mm256_cmpgt_epi64(_mm256_set1_epi64x(n), _mm256_setr_epi64x(0, 1, 2, 3));
 }
 /* A masked load that never forms a pointer past the end of the array: with no lane left it reads from the start. */
-static inline __m256 fbn_part32(const float *p, int64_t skip, int64_t n, __m256 fill)
+static inline __m256 fbn_tail32(const float *p, int64_t skip, int64_t n, __m256 fill)
 {
     __m256i mask = fbn_mask32(n - skip);
     __m256 v = _mm256_maskload_ps(n > skip ? p + skip : p, mask);
     return _mm256_blendv_ps(fill, v, _mm256_castsi256_ps(mask));
 }
-static inline __m256d fbn_part64(const double *p, int64_t skip, int64_t n, __m256d fill)
+static inline __m256d fbn_tail64(const double *p, int64_t skip, int64_t n, __m256d fill)
 {
     __m256i mask = fbn_mask64(n - skip);
     __m256d v = _mm256_maskload_pd(n > skip ? p + skip : p, mask);
@@ -47,16 +47,16 @@ static inline __m256d fbn_part64(const double *p, int64_t skip, int64_t n, __m25
 
 static inline f32x16 f32x16_set(float a) { return (f32x16){_mm256_set1_ps(a), _mm256_set1_ps(a)}; }
 static inline f32x16 f32x16_load(const float *p) { return (f32x16){_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
-static inline f32x16 f32x16_load_part(const float *p, int64_t n, f32x16 fill)
+static inline f32x16 f32x16_load_tail(const float *p, int64_t n, f32x16 fill)
 {
-    return (f32x16){fbn_part32(p, 0, n, fill.a), fbn_part32(p, 8, n, fill.b)};
+    return (f32x16){fbn_tail32(p, 0, n, fill.a), fbn_tail32(p, 8, n, fill.b)};
 }
 static inline void f32x16_store(float *p, f32x16 v)
 {
     _mm256_storeu_ps(p, v.a);
     _mm256_storeu_ps(p + 8, v.b);
 }
-static inline void f32x16_store_part(float *p, int64_t n, f32x16 v)
+static inline void f32x16_store_tail(float *p, int64_t n, f32x16 v)
 {
     _mm256_maskstore_ps(p, fbn_mask32(n), v.a);
     if (n > 8)
@@ -139,16 +139,16 @@ static inline f32x16 f32x16_join(f32x16 x, f32x16 y, int64_t n)
 
 static inline f64x8 f64x8_set(double a) { return (f64x8){_mm256_set1_pd(a), _mm256_set1_pd(a)}; }
 static inline f64x8 f64x8_load(const double *p) { return (f64x8){_mm256_loadu_pd(p), _mm256_loadu_pd(p + 4)}; }
-static inline f64x8 f64x8_load_part(const double *p, int64_t n, f64x8 fill)
+static inline f64x8 f64x8_load_tail(const double *p, int64_t n, f64x8 fill)
 {
-    return (f64x8){fbn_part64(p, 0, n, fill.a), fbn_part64(p, 4, n, fill.b)};
+    return (f64x8){fbn_tail64(p, 0, n, fill.a), fbn_tail64(p, 4, n, fill.b)};
 }
 static inline void f64x8_store(double *p, f64x8 v)
 {
     _mm256_storeu_pd(p, v.a);
     _mm256_storeu_pd(p + 4, v.b);
 }
-static inline void f64x8_store_part(double *p, int64_t n, f64x8 v)
+static inline void f64x8_store_tail(double *p, int64_t n, f64x8 v)
 {
     _mm256_maskstore_pd(p, fbn_mask64(n), v.a);
     if (n > 4)
@@ -223,9 +223,9 @@ static inline f64x8 f64x8_of_f32(__m256 v)
     return (f64x8){_mm256_cvtps_pd(_mm256_castps256_ps128(v)), _mm256_cvtps_pd(_mm256_extractf128_ps(v, 1))};
 }
 static inline f64x8 f64x8_widen(const float *p) { return f64x8_of_f32(_mm256_loadu_ps(p)); }
-static inline f64x8 f64x8_widen_part(const float *p, int64_t n, f64x8 fill)
+static inline f64x8 f64x8_widen_tail(const float *p, int64_t n, f64x8 fill)
 {
-    f64x8 v = f64x8_of_f32(fbn_part32(p, 0, n, _mm256_setzero_ps()));
+    f64x8 v = f64x8_of_f32(fbn_tail32(p, 0, n, _mm256_setzero_ps()));
     return (f64x8){_mm256_blendv_pd(fill.a, v.a, _mm256_castsi256_pd(fbn_mask64(n))),
                    _mm256_blendv_pd(fill.b, v.b, _mm256_castsi256_pd(fbn_mask64(n - 4)))};
 }
@@ -235,7 +235,7 @@ static inline f64x8 f32x16_high(f32x16 v) { return f64x8_of_f32(v.b); }
 typedef __m256i u16x16;
 
 /* There are masks for pairs only: an odd last entry goes alone. */
-static inline u16x16 u16x16_load_part(const uint16_t *p, int64_t n)
+static inline u16x16 u16x16_load_tail(const uint16_t *p, int64_t n)
 {
     __m256i pairs = _mm256_maskload_epi32((const int *)p, fbn_mask32(n / 2)), last = _mm256_set1_epi16((short)p[n - 1]);
     __m256i lane = _mm256_setr_epi16(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
@@ -243,7 +243,7 @@ static inline u16x16 u16x16_load_part(const uint16_t *p, int64_t n)
 }
 static inline u16x16 u16x16_load(const uint16_t *p) { return _mm256_loadu_si256((const __m256i *)p); }
 static inline void u16x16_store(uint16_t *p, u16x16 v) { _mm256_storeu_si256((__m256i *)p, v); }
-static inline void u16x16_store_part(uint16_t *p, int64_t n, u16x16 v)
+static inline void u16x16_store_tail(uint16_t *p, int64_t n, u16x16 v)
 {
     uint16_t lanes[16];
     u16x16_store(lanes, v);

@@ -27,12 +27,12 @@ static inline __mmask8 fbn_mask8(int64_t n) { return (__mmask8)((1u << n) - 1u);
 
 static inline f32x16 f32x16_set(float a) { return _mm512_set1_ps(a); }
 static inline f32x16 f32x16_load(const float *p) { return _mm512_loadu_ps(p); }
-static inline f32x16 f32x16_load_part(const float *p, int64_t n, f32x16 fill)
+static inline f32x16 f32x16_load_tail(const float *p, int64_t n, f32x16 fill)
 {
     return _mm512_mask_loadu_ps(fill, fbn_mask16(n), p);
 }
 static inline void f32x16_store(float *p, f32x16 v) { _mm512_storeu_ps(p, v); }
-static inline void f32x16_store_part(float *p, int64_t n, f32x16 v) { _mm512_mask_storeu_ps(p, fbn_mask16(n), v); }
+static inline void f32x16_store_tail(float *p, int64_t n, f32x16 v) { _mm512_mask_storeu_ps(p, fbn_mask16(n), v); }
 static inline void f32x16_stream(float *p, f32x16 v) { _mm512_stream_ps(p, v); }
 static inline f32x16 f32x16_add(f32x16 a, f32x16 b) { return _mm512_add_ps(a, b); }
 static inline f32x16 f32x16_sub(f32x16 a, f32x16 b) { return _mm512_sub_ps(a, b); }
@@ -72,12 +72,12 @@ static inline f32x16 f32x16_join(f32x16 a, f32x16 b, int64_t n) { return _mm512_
 
 static inline f64x8 f64x8_set(double a) { return _mm512_set1_pd(a); }
 static inline f64x8 f64x8_load(const double *p) { return _mm512_loadu_pd(p); }
-static inline f64x8 f64x8_load_part(const double *p, int64_t n, f64x8 fill)
+static inline f64x8 f64x8_load_tail(const double *p, int64_t n, f64x8 fill)
 {
     return _mm512_mask_loadu_pd(fill, fbn_mask8(n), p);
 }
 static inline void f64x8_store(double *p, f64x8 v) { _mm512_storeu_pd(p, v); }
-static inline void f64x8_store_part(double *p, int64_t n, f64x8 v) { _mm512_mask_storeu_pd(p, fbn_mask8(n), v); }
+static inline void f64x8_store_tail(double *p, int64_t n, f64x8 v) { _mm512_mask_storeu_pd(p, fbn_mask8(n), v); }
 static inline void f64x8_stream(double *p, f64x8 v) { _mm512_stream_pd(p, v); }
 static inline f64x8 f64x8_add(f64x8 a, f64x8 b) { return _mm512_add_pd(a, b); }
 static inline f64x8 f64x8_sub(f64x8 a, f64x8 b) { return _mm512_sub_pd(a, b); }
@@ -116,7 +116,7 @@ static inline f64x8 f64x8_fold(f64x8 a, f64x8 b)
 }
 
 static inline f64x8 f64x8_widen(const float *p) { return _mm512_cvtps_pd(_mm256_loadu_ps(p)); }
-static inline f64x8 f64x8_widen_part(const float *p, int64_t n, f64x8 fill)
+static inline f64x8 f64x8_widen_tail(const float *p, int64_t n, f64x8 fill)
 {
     return _mm512_mask_cvtps_pd(fill, fbn_mask8(n), _mm256_maskz_loadu_ps(fbn_mask8(n), p));
 }
@@ -126,12 +126,12 @@ static inline f64x8 f32x16_high(f32x16 v) { return _mm512_cvtps_pd(_mm512_extrac
 typedef __m256i u16x16;
 
 static inline u16x16 u16x16_load(const uint16_t *p) { return _mm256_loadu_si256((const __m256i *)p); }
-static inline u16x16 u16x16_load_part(const uint16_t *p, int64_t n)
+static inline u16x16 u16x16_load_tail(const uint16_t *p, int64_t n)
 {
     return _mm256_maskz_loadu_epi16(fbn_mask16(n), p);
 }
 static inline void u16x16_store(uint16_t *p, u16x16 v) { _mm256_storeu_si256((__m256i *)p, v); }
-static inline void u16x16_store_part(uint16_t *p, int64_t n, u16x16 v)
+static inline void u16x16_store_tail(uint16_t *p, int64_t n, u16x16 v)
 {
     _mm256_mask_storeu_epi16(p, fbn_mask16(n), v);
 }

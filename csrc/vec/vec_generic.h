@@ -63,12 +63,12 @@ static inline f32x16 f32x16_load(const float *p)
     return (f32x16){fbn_f4_load(p), fbn_f4_load(p + 4), fbn_f4_load(p + 8), fbn_f4_load(p + 12)};
 }
 static inline void f32x16_store(float *p, f32x16 v) { memcpy(p, &v, sizeof v); }
-static inline f32x16 f32x16_load_part(const float *p, int64_t n, f32x16 fill)
+static inline f32x16 f32x16_load_tail(const float *p, int64_t n, f32x16 fill)
 {
     memcpy(&fill, p, (size_t)n * sizeof *p);
     return fill;
 }
-static inline void f32x16_store_part(float *p, int64_t n, f32x16 v) { memcpy(p, &v, (size_t)n * sizeof *p); }
+static inline void f32x16_store_tail(float *p, int64_t n, f32x16 v) { memcpy(p, &v, (size_t)n * sizeof *p); }
 static inline void f32x16_stream(float *p, f32x16 v) { f32x16_store(p, v); }
 static inline f32x16 f32x16_add(f32x16 x, f32x16 y) { return (f32x16){x.a + y.a, x.b + y.b, x.c + y.c, x.d + y.d}; }
 static inline f32x16 f32x16_sub(f32x16 x, f32x16 y) { return (f32x16){x.a - y.a, x.b - y.b, x.c - y.c, x.d - y.d}; }
@@ -121,12 +121,12 @@ static inline f64x8 f64x8_load(const double *p)
     return (f64x8){fbn_d2_load(p), fbn_d2_load(p + 2), fbn_d2_load(p + 4), fbn_d2_load(p + 6)};
 }
 static inline void f64x8_store(double *p, f64x8 v) { memcpy(p, &v, sizeof v); }
-static inline f64x8 f64x8_load_part(const double *p, int64_t n, f64x8 fill)
+static inline f64x8 f64x8_load_tail(const double *p, int64_t n, f64x8 fill)
 {
     memcpy(&fill, p, (size_t)n * sizeof *p);
     return fill;
 }
-static inline void f64x8_store_part(double *p, int64_t n, f64x8 v) { memcpy(p, &v, (size_t)n * sizeof *p); }
+static inline void f64x8_store_tail(double *p, int64_t n, f64x8 v) { memcpy(p, &v, (size_t)n * sizeof *p); }
 static inline void f64x8_stream(double *p, f64x8 v) { f64x8_store(p, v); }
 static inline f64x8 f64x8_add(f64x8 x, f64x8 y) { return (f64x8){x.a + y.a, x.b + y.b, x.c + y.c, x.d + y.d}; }
 static inline f64x8 f64x8_sub(f64x8 x, f64x8 y) { return (f64x8){x.a - y.a, x.b - y.b, x.c - y.c, x.d - y.d}; }
@@ -165,7 +165,7 @@ static inline f64x8 f64x8_widen(const float *p)
 {
     return (f64x8){fbn_d2_widen(p), fbn_d2_widen(p + 2), fbn_d2_widen(p + 4), fbn_d2_widen(p + 6)};
 }
-static inline f64x8 f64x8_widen_part(const float *p, int64_t n, f64x8 fill)
+static inline f64x8 f64x8_widen_tail(const float *p, int64_t n, f64x8 fill)
 {
     double lanes[8];
     f64x8_store(lanes, fill);

@@ -28,7 +28,7 @@ static inline void f32x16_store(float *p, f32x16 v)
     vst1q_f32(p + 8, v.c);
     vst1q_f32(p + 12, v.d);
 }
-static inline f32x16 f32x16_load_part(const float *p, int64_t n, f32x16 fill)
+static inline f32x16 f32x16_load_tail(const float *p, int64_t n, f32x16 fill)
 {
     float lanes[16];
     f32x16_store(lanes, fill);
@@ -36,7 +36,7 @@ static inline f32x16 f32x16_load_part(const float *p, int64_t n, f32x16 fill)
         lanes[i] = p[i];
     return f32x16_load(lanes);
 }
-static inline void f32x16_store_part(float *p, int64_t n, f32x16 v)
+static inline void f32x16_store_tail(float *p, int64_t n, f32x16 v)
 {
     float lanes[16];
     f32x16_store(lanes, v);
@@ -105,7 +105,7 @@ static inline f32x16 f32x16_join(f32x16 x, f32x16 y, int64_t n)
 {
     float lanes[16];
     f32x16_store(lanes, x);
-    return f32x16_load_part(lanes, n, y);
+    return f32x16_load_tail(lanes, n, y);
 }
 
 static inline f64x8 f64x8_set(double x)
@@ -124,7 +124,7 @@ static inline void f64x8_store(double *p, f64x8 v)
     vst1q_f64(p + 4, v.c);
     vst1q_f64(p + 6, v.d);
 }
-static inline f64x8 f64x8_load_part(const double *p, int64_t n, f64x8 fill)
+static inline f64x8 f64x8_load_tail(const double *p, int64_t n, f64x8 fill)
 {
     double lanes[8];
     f64x8_store(lanes, fill);
@@ -132,7 +132,7 @@ static inline f64x8 f64x8_load_part(const double *p, int64_t n, f64x8 fill)
         lanes[i] = p[i];
     return f64x8_load(lanes);
 }
-static inline void f64x8_store_part(double *p, int64_t n, f64x8 v)
+static inline void f64x8_store_tail(double *p, int64_t n, f64x8 v)
 {
     double lanes[8];
     f64x8_store(lanes, v);
@@ -191,7 +191,7 @@ static inline f64x8 f64x8_join(f64x8 x, f64x8 y, int64_t n)
 {
     double lanes[8];
     f64x8_store(lanes, x);
-    return f64x8_load_part(lanes, n, y);
+    return f64x8_load_tail(lanes, n, y);
 }
 static inline f64x8 f64x8_fold(f64x8 x, f64x8 y)
 {
@@ -204,7 +204,7 @@ static inline f64x8 f64x8_of_f32(float32x4_t low, float32x4_t high)
                    vcvt_high_f64_f32(high)};
 }
 static inline f64x8 f64x8_widen(const float *p) { return f64x8_of_f32(vld1q_f32(p), vld1q_f32(p + 4)); }
-static inline f64x8 f64x8_widen_part(const float *p, int64_t n, f64x8 fill)
+static inline f64x8 f64x8_widen_tail(const float *p, int64_t n, f64x8 fill)
 {
     double lanes[8];
     f64x8_store(lanes, fill);
@@ -228,14 +228,14 @@ static inline void u16x16_store(uint16_t *p, u16x16 v)
     vst1_u16(p + 8, v.c);
     vst1_u16(p + 12, v.d);
 }
-static inline u16x16 u16x16_load_part(const uint16_t *p, int64_t n)
+static inline u16x16 u16x16_load_tail(const uint16_t *p, int64_t n)
 {
     uint16_t lanes[16] = {0};
     for (int64_t i = 0; i < n; i++)
         lanes[i] = p[i];
     return u16x16_load(lanes);
 }
-static inline void u16x16_store_part(uint16_t *p, int64_t n, u16x16 v)
+static inline void u16x16_store_tail(uint16_t *p, int64_t n, u16x16 v)
 {
     uint16_t lanes[16];
     u16x16_store(lanes, v);

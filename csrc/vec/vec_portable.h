@@ -3,8 +3,8 @@
  *
  *   set        every lane holds a
  *   load       16 floats (8 doubles) from p, aligned to the element
- *   load_part  the first n lanes from p (1 <= n <= lanes), the others from fill; reads nothing past p + n
- *   store, store_part
+ *   load_tail  the first n lanes from p (1 <= n <= lanes), the others from fill; reads nothing past p + n
+ *   store, store_tail
  *   stream     a store past the caches where the machine has one; p aligned to the vector's bytes
  *   add, sub, mul, div
  *   less       of a, b, x, y: x where a < b, else y, also where a or b is NaN
@@ -20,9 +20,9 @@
  *   settle     nothing, but that the compiler should compute a vector here, neither earlier nor later
  *   join       the first n lanes of a, the others of b (0 <= n <= lanes)
  *   fold       of doubles a, b: a[i] + a[i + 4] in lanes 0 to 3, b[i] + b[i + 4] in lanes 4 to 7
- *   widen      8 floats as doubles, exactly; widen_part likewise with n and fill
+ *   widen      8 floats as doubles, exactly; widen_tail likewise with n and fill
  *   low, high  lanes 0 to 7, lanes 8 to 15, as doubles, exactly
- *   u16x16     16 values of a half type as they lie in memory: load, load_part (others 0), store, store_part, stream
+ *   u16x16     16 values of a half type as they lie in memory: load, load_tail (others 0), store, store_tail, stream
  *   of_f16, to_f16, of_bf16, to_bf16
  *              from u16x16, exactly, and to it: rounded to nearest even, subnormals kept, NaN stays NaN
  *   pair_of_bf16, pair_to_bf16
@@ -53,13 +53,13 @@ typedef struct { double v[8]; } f64x8;
 #define FBN_PORTABLE(V, T, W, U, S, M, H)                                                      \
     static inline V V##_set(T a) { V r; FBN_LANES(W, r.v[i] = a); return r; }                  \
     static inline V V##_load(const T *p) { V r; FBN_LANES(W, r.v[i] = p[i]); return r; }       \
-    static inline V V##_load_part(const T *p, int64_t n, V fill)                               \
+    static inline V V##_load_tail(const T *p, int64_t n, V fill)                               \
     {                                                                                          \
         FBN_LANES((int)n, fill.v[i] = p[i]);                                                   \
         return fill;                                                                           \
     }                                                                                          \
     static inline void V##_store(T *p, V a) { FBN_LANES(W, p[i] = a.v[i]); }                   \
-    static inline void V##_store_part(T *p, int64_t n, V a) { FBN_LANES((int)n, p[i] = a.v[i]); } \
+    static inline void V##_store_tail(T *p, int64_t n, V a) { FBN_LANES((int)n, p[i] = a.v[i]); } \
     static inline void V##_stream(T *p, V a) { V##_store(p, a); }                              \
     static inline V V##_add(V a, V b) { FBN_LANES(W, a.v[i] += b.v[i]); return a; }            \
     static inline V V##_sub(V a, V b) { FBN_LANES(W, a.v[i] -= b.v[i]); return a; }            \
@@ -119,7 +119,7 @@ static inline f64x8 f64x8_widen(const float *p)
     FBN_LANES(8, r.v[i] = p[i]);
     return r;
 }
-static inline f64x8 f64x8_widen_part(const float *p, int64_t n, f64x8 fill)
+static inline f64x8 f64x8_widen_tail(const float *p, int64_t n, f64x8 fill)
 {
     FBN_LANES((int)n, fill.v[i] = p[i]);
     return fill;

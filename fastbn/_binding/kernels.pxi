@@ -1,6 +1,6 @@
 # The active kernels, included by _core.pyx: those that it calls itself, on plain arrays.
 
-cdef extern from "dispatch.h":
+cdef extern from "kernels.h":
     cdef struct fbn_typed:
         void (*round)(int64_t c, const double *value, void *rounded) noexcept
         void (*widen)(int64_t c, const void *value, double *widened) noexcept

@@ -1,4 +1,4 @@
-# New arrays for results, included by _core.pyx. The memory of large ones is kept, see csrc/kept.c: NumPy lets an array
+# New arrays for results, included by _core.pyx. The memory of large ones is kept, see csrc/results/kept.c: NumPy lets an array
 # have an allocator of its own, https://numpy.org/doc/stable/reference/c-api/data_memory.html
 
 from cpython.pycapsule cimport PyCapsule_New
@@ -6,7 +6,7 @@ from cpython.pycapsule cimport PyCapsule_New
 cdef extern from "numpy/arrayobject.h":
     void *PyDataMem_DefaultHandler
 
-cdef extern from "kept.h":
+cdef extern from "results/kept.h":
     void *fbn_kept_malloc(void *context, size_t nbytes) noexcept
     void *fbn_kept_calloc(void *context, size_t number, size_t nbytes) noexcept
     void *fbn_kept_realloc(void *context, void *data, size_t nbytes) noexcept

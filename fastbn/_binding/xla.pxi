@@ -1,6 +1,6 @@
-# The handlers of csrc/xla.c for JAX, included by _core.pyx. JAX is not needed for them, only to call them.
+# The handlers of csrc/adapters/xla.c for JAX, included by _core.pyx. JAX is not needed for them, only to call them.
 
-cdef extern from "xla.h":
+cdef extern from "adapters/xla.h":
     ctypedef struct fbn_xla_frame
     ctypedef struct fbn_xla_error
     fbn_xla_error *fbn_xla_training(fbn_xla_frame *frame)

@@ -1,4 +1,4 @@
-"""The operations of csrc/xla.h as functions of NumPy arrays, for jax.pure_callback: the same arguments and results.
+"""The operations of csrc/adapters/xla.h as functions of NumPy arrays, for jax.pure_callback: the same arguments and results.
 
 Where arrays have more dimensions than `rank`, their first ones are those of vmap: one call for each entry.
 """

@@ -1,6 +1,6 @@
 """JAX on the CPU: batch normalization under jit, grad and vmap, computed by fastbn inside of XLA's programs.
 
-XLA calls the handlers of csrc/xla.c, which are part of fastbn's core. Where jaxlib does not take them (another version
+XLA calls the handlers of csrc/adapters/xla.c, which are part of fastbn's core. Where jaxlib does not take them (another version
 of its interface), or FASTBN_JAX_CALLBACK=1 is in the environment at import (for arrays on other devices than the CPU),
 jax.pure_callback calls Python instead: the same bits, more slowly.
 """
@@ -233,7 +233,7 @@ def _along(a, x, axis):
 # ---- calls ----
 
 def _call(name, results, *arguments, axis, **numbers):
-    """The results of an operation of csrc/xla.h. vmap adds leading dimensions to all arguments and results."""
+    """The results of an operation of csrc/adapters/xla.h. vmap adds leading dimensions to all arguments and results."""
     if _uses_callbacks:
         function = _callback(name, rank=arguments[0].ndim, axis=axis, **numbers)
         return jax.pure_callback(function, results, *arguments, vmap_method="broadcast_all")

@@ -3,7 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "dispatch.h"
+#include "kernels.h"
 #include "harness.h"
 
 enum { ENTRIES = 4093, ACTIVATIONS = FASTBN_ELU + 1 };

@@ -3,7 +3,7 @@
  * The sizes decide on blocking and on stores past the caches, never on results. The build renames the two functions of
  * csrc/cache.c, and these take their place: with tiny caches, small arrays take the paths of those that outgrow memory.
  */
-#include "cache.h"
+#include "machine.h"
 
 #include "harness.h"
 

@@ -39,7 +39,7 @@ static int constant_features(int64_t n, int64_t s)
 static int misled_pivots(int64_t n, int64_t c, int64_t s)
 {
     int64_t entry[FBN_PIVOT_SAMPLES];
-    struct fbn_plan plan = fbn_plan_make(n, c, s, 1);
+    struct fbn_plan plan = fbn_plan_sums(n, c, s, 1);
     int failures = 0, samples = fbn_plan_samples(&plan, entry);
     problem p;
     fill_problem(&p, n, c, s, FASTBN_FLOAT32, ORDINARY);

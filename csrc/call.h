@@ -1,7 +1,7 @@
-/* job.h - one call in progress: its arrays, its plans, its scratch memory, and the steps that a schedule puts in
+/* call.h - one call in progress: its arrays, its plans, its scratch memory, and the steps that a schedule puts in
  * order. */
-#ifndef FBN_JOB_H
-#define FBN_JOB_H
+#ifndef FBN_CALL_H
+#define FBN_CALL_H
 
 #include <stddef.h>
 #include <stdint.h>
@@ -27,17 +27,17 @@ static inline struct fbn_array fbn_output_array(fastbn_output a)
 
 static inline int fbn_is_empty(const fastbn_shape *shape) { return shape->n == 0 || shape->c == 0 || shape->s == 0; }
 
-struct fbn_job;
+struct fbn_call;
 
 /* What differs between the operations. Each step works on the features [first, end). */
-struct fbn_op {
+struct fbn_operation {
     /* The pivots, by feature. NULL: this operation takes no sums. */
-    void (*prepare)(struct fbn_job *job, int64_t first, int64_t end);
+    void (*prepare)(struct fbn_call *call, int64_t first, int64_t end);
     /* From the sums to statistics. Sets bad[] and returns how many features must be computed again in double; after
      * that it is called with again = 1 and looks at the bad ones only. */
-    int64_t (*finish)(struct fbn_job *job, int64_t first, int64_t end, int again);
+    int64_t (*finish)(struct fbn_call *call, int64_t first, int64_t end, int again);
     /* The parameters of the second pass. NULL: there is none. */
-    void (*params)(struct fbn_job *job, int64_t first, int64_t end);
+    void (*params)(struct fbn_call *call, int64_t first, int64_t end);
 };
 
 enum { FBN_MOST_PARAMS = 5 };
@@ -49,8 +49,8 @@ struct fbn_given {
     fastbn_dtype dtype;
 };
 
-struct fbn_job {
-    const struct fbn_op *op;
+struct fbn_call {
+    const struct fbn_operation *operation;
     const struct fbn_kernels *kernels;
     const struct fbn_typed *typed, *lanes; /* of the type of the data, of the type that is computed in */
     int64_t size;                        /* bytes of an element of the data */
@@ -63,9 +63,9 @@ struct fbn_job {
     double eps;
     struct fbn_given given;
     int gradient;                        /* the second pass reads x and dy, not just `in` */
-    enum fbn_way way;                    /* how it stores */
+    enum fbn_store_policy policy;                    /* how it stores */
     int few;                             /* sums of x are taken in double, see FEW in batchnorm.c */
-    int reads_ahead;                     /* the first pass, of a table that the second-level caches do not hold */
+    int prefetches;                    /* the first pass, of a table that the second-level caches do not hold */
     int64_t head;                        /* of a flat table, see apply.c; else -1 */
     int64_t offset[FBN_PIVOT_SAMPLES];
     int samples;
@@ -102,67 +102,86 @@ struct fbn_job {
 };
 
 /* sums.c: the first pass. */
-void fbn_sum_chunks(struct fbn_job *job, int64_t first, int64_t end, int64_t chunk, int64_t chunk_end, int again);
-void fbn_total_sums(struct fbn_job *job, int64_t first, int64_t end);
-void fbn_spread_pivots(struct fbn_job *job, int64_t first, int64_t end);
+void fbn_sum_chunks(struct fbn_call *call, int64_t first, int64_t end, int64_t chunk, int64_t chunk_end, int again);
+void fbn_total_sums(struct fbn_call *call, int64_t first, int64_t end);
+void fbn_broadcast_pivots(struct fbn_call *call, int64_t first, int64_t end);
 /* The totals are the sums of the first chunk, to which the others are added, where each column is a feature. */
-void fbn_place_totals(struct fbn_job *job);
-void fbn_spread_z(struct fbn_job *job, int64_t first, int64_t end);
+void fbn_place_totals(struct fbn_call *call);
+void fbn_broadcast_z(struct fbn_call *call, int64_t first, int64_t end);
 
 /* Whether there is a second pass that writes something. */
-static inline int fbn_writes(const struct fbn_job *job)
+static inline int fbn_writes(const struct fbn_call *call)
 {
-    return job->y.data || (job->dresidual.data && !job->stores_dz);
+    return call->y.data || (call->dresidual.data && !call->stores_dz);
 }
 
 /* Whether backward computes z. */
-static inline int fbn_needs_z(const struct fbn_job *job)
+static inline int fbn_needs_z(const struct fbn_call *call)
 {
-    return job->dy.data && (job->tiles_out || job->stores_dz || job->relu_gradient);
+    return call->dy.data && (call->tiles_out || call->stores_dz || call->relu_gradient);
 }
 
 /* Of the second pass: a map of two inputs has one more, relu's gradient another one. */
-static inline int fbn_params_of(const struct fbn_job *job)
+static inline int fbn_params_of(const struct fbn_call *call)
 {
-    if (job->relu_gradient)
+    if (call->relu_gradient)
         return 5;
-    return job->gradient || (job->residual.data && !job->dy.data && !job->tiles_out) ? 4 : 3;
+    return call->gradient || (call->residual.data && !call->dy.data && !call->tiles_out) ? 4 : 3;
 }
 
-/* apply.c: the second pass. A stretch is a row of the table, or a piece of a plane, counted in memory order. */
-int64_t fbn_param_columns(const struct fbn_job *job);
-void fbn_find_head(struct fbn_job *job);
-int64_t fbn_run_of_output(const struct fbn_job *job);
-int64_t fbn_stretches(const struct fbn_job *job);
-void fbn_spread_params(struct fbn_job *job, int64_t first, int64_t end);
-void fbn_apply_features(struct fbn_job *job, int64_t first, int64_t end);
-void fbn_apply_stretch(struct fbn_job *job, int64_t begin, int64_t end);
+/* map.c: the second pass. A stretch is a row of the table, or a piece of a plane, counted in memory order. */
+int64_t fbn_param_columns(const struct fbn_call *call);
+void fbn_find_head(struct fbn_call *call);
+int64_t fbn_output_run(const struct fbn_call *call);
+int64_t fbn_count_runs(const struct fbn_call *call);
+void fbn_broadcast_params(struct fbn_call *call, int64_t first, int64_t end);
+void fbn_map_features(struct fbn_call *call, int64_t first, int64_t end);
+void fbn_map_runs(struct fbn_call *call, int64_t begin, int64_t end);
 
-/* params.c. mean and var: of an inference, in the type of the parameters, else NULL. */
-void fbn_take_params(struct fbn_job *job, const void *mean, const void *var, const fastbn_params *params);
-void fbn_load_params(struct fbn_job *job, int64_t first, int64_t end);
+/* features.c. mean and var: of an inference, in the type of the parameters, else NULL. */
+void fbn_take_params(struct fbn_call *call, const void *mean, const void *var, const fastbn_params *params);
+void fbn_load_params(struct fbn_call *call, int64_t first, int64_t end);
 /* In the type of the parameters; to NULL nothing. */
-void fbn_store_param(const struct fbn_job *job, void *to, const double *from);
+void fbn_store_param(const struct fbn_call *call, void *to, const double *from);
 
 /* schedule.c: all steps in a good order on a team of threads. */
-void fbn_schedule(struct fbn_job *job, int num_threads);
+void fbn_schedule(struct fbn_call *call, int num_threads);
 
 /* scratch.c: gives every array of the job that is NULL a place, and calls `run`. */
-fastbn_status fbn_with_scratch(struct fbn_job *job, void (*run)(struct fbn_job *job, void *context), void *context);
+fastbn_status fbn_with_scratch(struct fbn_call *call, void (*run)(struct fbn_call *call, void *context), void *context);
 /* Of a job without sums, that of a thread which makes the parameters of the second pass for itself, in so many bytes; it
  * shares what is read. */
-size_t fbn_own_bytes(const struct fbn_job *job);
-struct fbn_job fbn_own_job(const struct fbn_job *job, char *base);
+size_t fbn_own_bytes(const struct fbn_call *call);
+struct fbn_call fbn_own_call(const struct fbn_call *call, char *base);
 
-/* ops.c */
-extern const struct fbn_op fbn_op_moments, fbn_op_training, fbn_op_inference;
-extern const struct fbn_op fbn_op_gradient, fbn_op_gradient_sums, fbn_op_frozen, fbn_op_frozen_dx;
+/* operations.c */
+extern const struct fbn_operation fbn_operation_moments, fbn_operation_training, fbn_operation_inference;
+extern const struct fbn_operation fbn_operation_gradient, fbn_operation_gradient_sums, fbn_operation_frozen, fbn_operation_frozen_dx;
 
-/* columns.c: values of features repeated for the columns of a plan. */
+/* features.c: values of features repeated for the columns of a plan. */
 int fbn_more_columns(const struct fbn_plan *plan);
 /* Writes those of the first `count` columns that belong to the features [first, end). */
-void fbn_spread(const struct fbn_plan *plan, int64_t size, const void *value, void *columns, int64_t count, int64_t first,
+void fbn_broadcast(const struct fbn_plan *plan, int64_t size, const void *value, void *columns, int64_t count, int64_t first,
                 int64_t end);
+
+/* ---- tiles.c: passes with more to them than sums and one map ---- */
+
+/* Runs of adjacent entries, at equal distances: rows of a table, or planes of features side by side. */
+struct fbn_runs {
+    int64_t n, f, i;        /* of its first entry, from which an array's strides make an address */
+    int64_t count, len;
+    int64_t next_n, next_c; /* from one run to the next; one of them is 0 */
+    int64_t column;         /* of pivots and parameters: the first column, or of planes the first feature */
+};
+
+/* The weighted sums of a block: see fbn_sum_planes, fbn_sum_rows. Of planes v is not used. */
+void fbn_sum_tiles(struct fbn_call *call, const struct fbn_runs *block, double *u, double *v, int again);
+
+/* dz of a block, into call->dz. */
+void fbn_store_dz_tiles(struct fbn_call *call, const struct fbn_runs *block);
+
+/* The second pass over a block. */
+void fbn_map_tiles(struct fbn_call *call, const struct fbn_runs *block);
 
 static inline char *fbn_at(struct fbn_array a, int64_t size, int64_t n, int64_t c, int64_t i)
 {

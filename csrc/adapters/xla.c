@@ -4,7 +4,7 @@
 
 #include <string.h>
 
-#include "fastbn.h"
+#include "../fastbn.h"
 
 /* A call, and which of its batches is computed. */
 struct call {
@@ -115,7 +115,7 @@ static fbn_xla_error *handle(const fbn_xla_frame *frame, const char *arguments, 
     if (frame->arguments.size != (int64_t)strlen(arguments) || frame->results.size != (int64_t)strlen(results)
         || !read_call(&call, frame, gamma) || !buffers_fit(&call, &frame->arguments, arguments)
         || !buffers_fit(&call, &frame->results, results))
-        return error_of(frame, FBN_XLA_INVALID_ARGUMENT, "fastbn: buffers or attributes are not those of csrc/xla.h");
+        return error_of(frame, FBN_XLA_INVALID_ARGUMENT, "fastbn: buffers or attributes are not those of csrc/adapters/xla.h");
     for (call.batch = 0; call.batch < call.batches; call.batch++) {
         fastbn_status status = compute(&call);
         if (status != FASTBN_OK)
