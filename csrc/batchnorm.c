@@ -1,8 +1,15 @@
-/* batchnorm.c - the entry points: check, plan, run. */
+/* batchnorm.c - the entry points: they check the arguments, plan the call and run it. */
 #include <math.h>
 #include <string.h>
 
 #include "call.h"
+
+#define RETURN_IF_ERROR(expression)            \
+    do {                                       \
+        fastbn_status status_ = (expression);  \
+        if (status_ != FASTBN_OK)              \
+            return status_;                    \
+    } while (0)
 
 /* ---- checks ---- */
 
@@ -11,7 +18,7 @@ static int shape_is_wrong(const fastbn_shape *shape)
     const int64_t most = INT64_C(1) << 62;
     if (shape->n < 0 || shape->c < 0 || shape->s < 0)
         return 1;
-    if (shape->n == 0 || shape->c == 0 || shape->s == 0)
+    if (fbn_is_empty(shape))
         return 0;
     return shape->n > most / shape->c || shape->n * shape->c > most / shape->s;
 }
@@ -29,19 +36,6 @@ static fastbn_status check_shape(const fastbn_shape *shape)
     return shape_is_wrong(shape) ? FASTBN_ERROR_SHAPE : FASTBN_OK;
 }
 
-static fastbn_status check_params(const fastbn_params *params)
-{
-    if (!params)
-        return FASTBN_ERROR_NULL;
-    if (!is_param_dtype(params->dtype))
-        return FASTBN_ERROR_DTYPE;
-    if (params->activation < FASTBN_IDENTITY || params->activation > FASTBN_ELU)
-        return FASTBN_ERROR_ACTIVATION;
-    int invertible = params->activation == FASTBN_IDENTITY ||
-                     (params->activation == FASTBN_LEAKY_RELU && params->slope > 0.0);
-    return params->extra && params->extra->inverts && !invertible ? FASTBN_ERROR_ACTIVATION : FASTBN_OK;
-}
-
 static fastbn_status check_array(const fastbn_shape *shape, struct fbn_array a)
 {
     if (fbn_is_empty(shape))
@@ -51,7 +45,7 @@ static fastbn_status check_array(const fastbn_shape *shape, struct fbn_array a)
     return shape->s == 1 && shape->c > 1 && a.stride_c != 1 ? FASTBN_ERROR_STRIDE : FASTBN_OK;
 }
 
-/* Arrays that may be missing. */
+/* These arrays may be missing. */
 static fastbn_status check_extra(const fastbn_shape *shape, const fastbn_extra *extra)
 {
     if (!extra)
@@ -64,30 +58,39 @@ static fastbn_status check_extra(const fastbn_shape *shape, const fastbn_extra *
     return extra->weights && !extra->weights->data ? FASTBN_ERROR_NULL : FASTBN_OK;
 }
 
-#define RETURN_IF_ERROR(expression)            \
-    do {                                       \
-        fastbn_status status_ = (expression);  \
-        if (status_ != FASTBN_OK)              \
-            return status_;                    \
-    } while (0)
-
-/* ---- a job ---- */
-
-static int is_packed(const fastbn_shape *shape, struct fbn_array a)
+static int is_invertible(fastbn_activation activation, double slope)
 {
-    return !a.data || ((shape->c == 1 || a.stride_c == shape->s) && (shape->n == 1 || a.stride_n == shape->c * shape->s));
+    return activation == FASTBN_IDENTITY || (activation == FASTBN_LEAKY_RELU && slope > 0.0);
 }
 
-/* A mean of FEW entries or more is within 1 ulp since the roundings of float32 sums even out; of fewer the sums are taken
- * in double, which the caches are fast enough for: (8, 100000) takes 1.03 of the time, (32, 1024) 1.13. */
+static fastbn_status check_shape_and_params(const fastbn_shape *shape, const fastbn_params *params)
+{
+    RETURN_IF_ERROR(check_shape(shape));
+    if (!params)
+        return FASTBN_ERROR_NULL;
+    if (!is_param_dtype(params->dtype))
+        return FASTBN_ERROR_DTYPE;
+    if (params->activation < FASTBN_IDENTITY || params->activation > FASTBN_ELU)
+        return FASTBN_ERROR_ACTIVATION;
+    if (params->extra && params->extra->inverts && !is_invertible(params->activation, params->slope))
+        return FASTBN_ERROR_ACTIVATION;
+    return check_extra(shape, params->extra);
+}
+
+/* ---- opening a call ---- */
+
+/* The roundings of float32 sums even out over FEW entries, so that the mean is within 1 ulp. Sums of fewer entries are
+ * taken in double, for which the caches are fast enough: (8, 100000) takes 1.03 times as long, (32, 1024) 1.13 times. */
 enum { FEW = 64 };
 
 static int may_sum_in_double(const struct fbn_call *call)
 {
-    return (call->operation == &fbn_operation_moments || call->operation == &fbn_operation_training) && call->lane_size == (int64_t)sizeof(float);
+    return (call->operation == &fbn_operation_moments || call->operation == &fbn_operation_training) &&
+           call->lane_size == (int64_t)sizeof(float);
 }
 
-static fastbn_status open_call(struct fbn_call *call, const fastbn_shape *shape, const struct fbn_operation *operation)
+static fastbn_status open_call(struct fbn_call *call, const fastbn_shape *shape, const struct fbn_operation *operation,
+                               int threads)
 {
     memset(call, 0, sizeof *call);
     RETURN_IF_ERROR(fbn_kernels_active(&call->kernels));
@@ -96,71 +99,78 @@ static fastbn_status open_call(struct fbn_call *call, const fastbn_shape *shape,
     call->lanes = &call->kernels->typed[shape->dtype == FASTBN_FLOAT64 ? FASTBN_FLOAT64 : FASTBN_FLOAT32];
     call->lane_size = shape->dtype == FASTBN_FLOAT64 ? (int64_t)sizeof(double) : (int64_t)sizeof(float);
     call->size = is_half(shape->dtype) ? (int64_t)sizeof(uint16_t) : call->lane_size;
-    call->entries = shape->n * shape->s;
-    call->total = (double)call->entries;
-    call->few = may_sum_in_double(call) && call->entries < FEW;
+    call->given.threads = threads;
+    call->given.entries = shape->n * shape->s;
+    call->given.total = (double)call->given.entries;
+    call->plan.sums_in_double = may_sum_in_double(call) && call->given.entries < FEW;
     return FASTBN_OK;
 }
 
+/* Unequal weights tell as much as total^2 / squares equal ones. */
 static void take_weights(struct fbn_call *call, const fastbn_weights *weights)
 {
-    call->weights = weights->data;
-    call->total = weights->total;
-    call->counts = weights->counts;
-    call->omits = weights->counts != NULL;
+    call->given.weights = weights->data;
+    call->given.total = weights->total;
+    call->given.counts = weights->counts;
+    call->given.omits = weights->counts != NULL;
     if (weights->squares > 0 && weights->total * weights->total < FEW * weights->squares)
-        call->few = may_sum_in_double(call);
+        call->plan.sums_in_double = may_sum_in_double(call);
 }
 
-/* What is fused, from y's side: relu and a residual are in the kernels of apply.c; another activation goes over y once
- * more, block by block. Half data cannot, since y rounds z. */
+/* The kernels of the map know relu and a residual. Another activation takes a second look at what the map has just
+ * written, which is in the caches. Half types do not allow that, because y rounds z: they go tile by tile. */
 static void fuse_forward(struct fbn_call *call, int acts)
 {
-    int simple = call->activation == FASTBN_IDENTITY || call->activation == FASTBN_RELU;
-    call->tiles_sums = call->weights != NULL;
-    call->activates_y = !simple && call->typed == call->lanes;
-    call->tiles_out = acts && !simple && !call->activates_y;
+    struct fbn_passes *plan = &call->plan;
+    int simple = call->given.activation == FASTBN_IDENTITY || call->given.activation == FASTBN_RELU;
+    plan->tiles_sums = call->given.weights != NULL;
+    plan->activates_y = !simple && call->typed == call->lanes;
+    plan->tiles_map = acts && !simple && !plan->activates_y;
 }
 
-/* From dy's side: relu alone is in the kernels of both passes. Otherwise dz, which is the residual's gradient, is stored
- * there or where dx will be, if that does not round it nor overwrite x, and the rest is a plain backward of dz. */
+/* The kernels of both passes know the gradient of relu, where nothing else is fused. Otherwise dz, which is also the
+ * gradient of the residual, is stored before its sums are taken, and the rest is a plain backward of dz. Its place is
+ * dresidual or dx, unless that rounds dz or overwrites x. */
 static void fuse_backward(struct fbn_call *call, int acts)
 {
-    int relu = call->activation == FASTBN_RELU;
-    int exact = call->typed == call->lanes || relu || call->activation == FASTBN_IDENTITY;
-    int plain_sums = call->operation->prepare && !call->weights && !call->inverts;
-    int alone = !call->residual.data && !call->dresidual.data && !call->written.data;
-    const struct fbn_array place = call->dresidual.data ? call->dresidual : call->y;
-    call->relu_gradient = relu && alone && plain_sums && (call->gradient || !call->y.data);
-    call->stores_dz = acts && !call->relu_gradient && plain_sums && exact && place.data && place.data != call->x.data;
-    call->dz = call->in = call->stores_dz ? place : call->dy;
-    call->tiles_sums = call->tiles_out = call->weights || (acts && !call->relu_gradient && !call->stores_dz);
+    const struct fbn_given *given = &call->given;
+    struct fbn_passes *plan = &call->plan;
+    const struct fbn_array place = given->dresidual.data ? given->dresidual : given->y;
+    int relu = given->activation == FASTBN_RELU;
+    int exact = call->typed == call->lanes || relu || given->activation == FASTBN_IDENTITY;
+    int plain_sums = call->operation->prepare && !given->weights && !given->inverts;
+    int alone = !given->residual.data && !given->dresidual.data && !given->written.data;
+    plan->relu_gradient = relu && alone && plain_sums && (plan->gradient || !given->y.data);
+    plan->stores_dz = acts && !plan->relu_gradient && plain_sums && exact && place.data && place.data != given->x.data;
+    plan->dz = plan->in = plan->stores_dz ? place : given->dy;
+    plan->tiles_sums = plan->tiles_map = given->weights || (acts && !plan->relu_gradient && !plan->stores_dz);
 }
 
-/* leaky_relu of a slope that is 0 in the arithmetic's type is relu: where z overflowed, 0 * -Inf would be NaN, of which
- * backward could not tell the sign. */
+/* leaky_relu of a slope that is 0 in the arithmetic's type is relu: where z overflowed, 0 * -Inf would be NaN, and backward
+ * could not tell its sign. */
 static fastbn_activation activation_of(const struct fbn_call *call, const fastbn_params *params)
 {
     const double slope = call->lane_size == (int64_t)sizeof(float) ? (double)(float)params->slope : params->slope;
     return params->activation == FASTBN_LEAKY_RELU && slope == 0.0 ? FASTBN_RELU : params->activation;
 }
 
-/* Once the other arrays are known. */
-static void take_extra(struct fbn_call *call, const fastbn_params *params)
+/* The other arrays have to be known before. */
+static void take_activation(struct fbn_call *call, const fastbn_params *params)
 {
     const fastbn_extra *extra = params->extra;
-    call->activation = activation_of(call, params);
-    call->act_slope = params->slope;
+    struct fbn_given *given = &call->given;
+    given->activation = activation_of(call, params);
+    given->slope = params->slope;
     if (extra) {
-        call->residual = fbn_input_array(extra->residual);
-        call->dresidual = fbn_output_array(extra->dresidual);
-        call->written = fbn_input_array(extra->written);
-        call->inverts = extra->inverts && call->activation != FASTBN_IDENTITY;
+        given->residual = fbn_input_array(extra->residual);
+        given->dresidual = fbn_output_array(extra->dresidual);
+        given->written = fbn_input_array(extra->written);
+        given->inverts = extra->inverts && given->activation != FASTBN_IDENTITY;
         if (extra->weights)
             take_weights(call, extra->weights);
     }
-    int acts = call->activation != FASTBN_IDENTITY || call->residual.data || call->dresidual.data;
-    if (call->dy.data)
+    int acts = given->activation != FASTBN_IDENTITY || given->residual.data || given->dresidual.data;
+    if (given->dy.data)
         fuse_backward(call, acts);
     else
         fuse_forward(call, acts);
@@ -168,41 +178,53 @@ static void take_extra(struct fbn_call *call, const fastbn_params *params)
 
 static int counts_at(const struct fbn_call *call, int64_t entry)
 {
-    if (!call->weights)
+    const char *weights = call->given.weights;
+    if (!weights)
         return 1;
-    return call->lane_size == (int64_t)sizeof(float) ? ((const float *)call->weights)[entry] != 0
-                                                    : ((const double *)call->weights)[entry] != 0;
+    return call->lane_size == (int64_t)sizeof(float) ? ((const float *)weights)[entry] != 0
+                                                     : ((const double *)weights)[entry] != 0;
 }
 
-/* For the pivots: of entries that count, if any does. */
+/* The samples for the pivots are entries that count, if any does. */
 static void take_samples(struct fbn_call *call)
 {
+    const int64_t s = call->plan.sums.s;
     int64_t entry[FBN_PIVOT_SAMPLES];
-    call->samples = fbn_plan_samples(&call->sums_plan, entry);
-    for (int i = 0; i < call->samples; i++) {
-        for (int64_t k = 1; k < call->entries && !counts_at(call, entry[i]); k++)
-            entry[i] = (entry[i] + 1) % call->entries;
-        call->offset[i] = entry[i] / call->sums_plan.s * call->x.stride_n + entry[i] % call->sums_plan.s;
+    call->plan.samples = fbn_plan_samples(&call->plan.sums, entry);
+    for (int i = 0; i < call->plan.samples; i++) {
+        for (int64_t k = 1; k < call->given.entries && !counts_at(call, entry[i]); k++)
+            entry[i] = (entry[i] + 1) % call->given.entries;
+        call->plan.offset[i] = entry[i] / s * call->given.x.stride_n + entry[i] % s;
     }
 }
 
-/* Once the arrays are known. */
+/* The first pass that stores dz touches all arrays. Where z is computed in both passes, they have the same columns. */
 static void plan_call(struct fbn_call *call, const fastbn_shape *shape)
 {
-    int sums = is_packed(shape, call->x) && is_packed(shape, call->dy) && is_packed(shape, call->dz);
-    int out = is_packed(shape, call->in) && is_packed(shape, call->y) && (!call->gradient || sums);
-    int more = is_packed(shape, call->residual) && is_packed(shape, call->dresidual) && is_packed(shape, call->written);
-    if (call->stores_dz) /* of all arrays, in the first pass */
+    const struct fbn_given *given = &call->given;
+    struct fbn_passes *plan = &call->plan;
+    int sums = fbn_is_packed(shape, given->x) && fbn_is_packed(shape, given->dy) && fbn_is_packed(shape, plan->dz);
+    int map = fbn_is_packed(shape, plan->in) && fbn_is_packed(shape, given->y) && (!plan->gradient || sums);
+    int more = fbn_is_packed(shape, given->residual) && fbn_is_packed(shape, given->dresidual) &&
+               fbn_is_packed(shape, given->written);
+    if (plan->stores_dz)
         sums = sums && more;
-    if (call->dy.data && call->tiles_out) { /* z is computed in both passes, with the same columns */
-        call->sums_plan = call->out_plan = fbn_plan_sums(shape->n, shape->c, shape->s, sums && out && more);
+    if (given->dy.data && plan->tiles_map) {
+        plan->sums = plan->map = fbn_plan_sums(shape->n, shape->c, shape->s, sums && map && more);
     } else {
-        call->sums_plan = fbn_plan_sums(shape->n, shape->c, shape->s, sums);
-        call->out_plan = fbn_plan_map(shape->n, shape->c, shape->s, out && more);
+        plan->sums = fbn_plan_sums(shape->n, shape->c, shape->s, sums);
+        plan->map = fbn_plan_map(shape->n, shape->c, shape->s, map && more);
     }
     fbn_find_head(call);
-    if (call->operation->prepare && call->x.data)
+    if (call->operation->prepare && given->x.data)
         take_samples(call);
+}
+
+/* The arrays and parameters are known: plans and runs the call. */
+static fastbn_status run_call(struct fbn_call *call, const fastbn_shape *shape)
+{
+    plan_call(call, shape);
+    return fbn_with_scratch(call, fbn_schedule);
 }
 
 static void fill(double *to, double value, int64_t c)
@@ -213,13 +235,6 @@ static void fill(double *to, double value, int64_t c)
 
 /* ---- moments ---- */
 
-struct results {
-    void *dgamma, *dbeta;
-    int threads;
-};
-
-static void run(struct fbn_call *call, void *results_) { fbn_schedule(call, ((struct results *)results_)->threads); }
-
 fastbn_status fastbn_moments(const fastbn_shape *shape, fastbn_input x, double *mean, double *m2, int num_threads)
 {
     return fastbn_weighted_moments(shape, x, NULL, mean, m2, num_threads);
@@ -229,25 +244,23 @@ fastbn_status fastbn_weighted_moments(const fastbn_shape *shape, fastbn_input x,
                                       double *mean, double *m2, int num_threads)
 {
     struct fbn_call call;
-    struct results results = {.threads = num_threads};
     RETURN_IF_ERROR(check_shape(shape));
     if ((shape->c > 0 && (!mean || !m2)) || (weights && !weights->data))
         return FASTBN_ERROR_NULL;
     RETURN_IF_ERROR(check_array(shape, fbn_input_array(x)));
-    RETURN_IF_ERROR(open_call(&call, shape, &fbn_operation_moments));
+    RETURN_IF_ERROR(open_call(&call, shape, &fbn_operation_moments, num_threads));
     if (fbn_is_empty(shape)) {
         fill(mean, 0.0, shape->c);
         fill(m2, 0.0, shape->c);
         return FASTBN_OK;
     }
-    call.x = fbn_input_array(x);
-    call.mean = mean;
-    call.m2 = m2;
+    call.given.x = fbn_input_array(x);
+    call.scratch.mean = mean;
+    call.scratch.m2 = m2;
     if (weights)
         take_weights(&call, weights);
-    call.tiles_sums = call.weights != NULL;
-    plan_call(&call, shape);
-    return fbn_with_scratch(&call, run, &results);
+    call.plan.tiles_sums = call.given.weights != NULL;
+    return run_call(&call, shape);
 }
 
 /* ---- inference ---- */
@@ -256,24 +269,20 @@ fastbn_status fastbn_inference(const fastbn_shape *shape, fastbn_input x, const 
                                const fastbn_params *params, double eps, fastbn_output y, int num_threads)
 {
     struct fbn_call call;
-    struct results results = {.threads = num_threads};
-    RETURN_IF_ERROR(check_shape(shape));
-    RETURN_IF_ERROR(check_params(params));
-    RETURN_IF_ERROR(check_extra(shape, params->extra));
+    RETURN_IF_ERROR(check_shape_and_params(shape, params));
     if (shape->c > 0 && (!mean || !var))
         return FASTBN_ERROR_NULL;
     RETURN_IF_ERROR(check_array(shape, fbn_input_array(x)));
     RETURN_IF_ERROR(check_array(shape, fbn_output_array(y)));
-    RETURN_IF_ERROR(open_call(&call, shape, &fbn_operation_inference));
+    RETURN_IF_ERROR(open_call(&call, shape, &fbn_operation_inference, num_threads));
     if (fbn_is_empty(shape))
         return FASTBN_OK;
-    call.x = call.in = fbn_input_array(x);
-    call.y = fbn_output_array(y);
-    call.eps = eps;
+    call.given.x = call.plan.in = fbn_input_array(x);
+    call.given.y = fbn_output_array(y);
+    call.given.eps = eps;
     fbn_take_params(&call, mean, var, params);
-    take_extra(&call, params);
-    plan_call(&call, shape);
-    return fbn_with_scratch(&call, run, &results);
+    take_activation(&call, params);
+    return run_call(&call, shape);
 }
 
 /* ---- training ---- */
@@ -282,60 +291,45 @@ fastbn_status fastbn_training(const fastbn_shape *shape, fastbn_input x, const f
                               fastbn_output y, double *mean, double *var, double *rstd, int num_threads)
 {
     struct fbn_call call;
-    struct results results = {.threads = num_threads};
-    RETURN_IF_ERROR(check_shape(shape));
-    RETURN_IF_ERROR(check_params(params));
-    RETURN_IF_ERROR(check_extra(shape, params->extra));
+    RETURN_IF_ERROR(check_shape_and_params(shape, params));
     if (shape->c > 0 && (!mean || !var || !rstd))
         return FASTBN_ERROR_NULL;
     RETURN_IF_ERROR(check_array(shape, fbn_input_array(x)));
     RETURN_IF_ERROR(check_array(shape, fbn_output_array(y)));
-    RETURN_IF_ERROR(open_call(&call, shape, &fbn_operation_training));
+    RETURN_IF_ERROR(open_call(&call, shape, &fbn_operation_training, num_threads));
     if (fbn_is_empty(shape)) {
         fill(mean, 0.0, shape->c);
         fill(var, NAN, shape->c);
         fill(rstd, NAN, shape->c);
         return FASTBN_OK;
     }
-    call.x = call.in = fbn_input_array(x);
-    call.y = fbn_output_array(y);
-    call.eps = eps;
-    call.mean = mean;
-    call.var = var;
-    call.rstd = rstd;
+    call.given.x = call.plan.in = fbn_input_array(x);
+    call.given.y = fbn_output_array(y);
+    call.given.eps = eps;
+    call.scratch.mean = mean;
+    call.scratch.var = var;
+    call.scratch.rstd = rstd;
     fbn_take_params(&call, NULL, NULL, params);
-    take_extra(&call, params);
-    plan_call(&call, shape);
-    return fbn_with_scratch(&call, run, &results);
+    take_activation(&call, params);
+    return run_call(&call, shape);
 }
 
 /* ---- backward ---- */
 
-static void run_backward(struct fbn_call *call, void *results_)
+static void run_backward(struct fbn_call *call)
 {
-    const struct results *results = results_;
-    run(call, results_);
-    fbn_store_param(call, results->dgamma, call->dgamma);
-    fbn_store_param(call, results->dbeta, call->dbeta);
+    fbn_schedule(call);
+    fbn_store_param(call, call->given.dgamma, call->scratch.dgamma);
+    fbn_store_param(call, call->given.dbeta, call->scratch.dbeta);
 }
 
-static const struct fbn_operation *backward_operation(int frozen, int wants_dx, int wants_sums)
+static const struct fbn_operation *backward_operation(int frozen, int maps, int wants_sums)
 {
-    if (!wants_dx)
+    if (!maps)
         return &fbn_operation_gradient_sums;
     if (!frozen)
         return &fbn_operation_gradient;
     return wants_sums ? &fbn_operation_frozen : &fbn_operation_frozen_dx;
-}
-
-/* The sums of an empty batch are 0. */
-static void backward_of_nothing(const fastbn_shape *shape, fastbn_dtype dtype, const struct results *results)
-{
-    const size_t bytes = (size_t)shape->c * (dtype == FASTBN_FLOAT32 ? sizeof(float) : sizeof(double));
-    if (results->dgamma)
-        memset(results->dgamma, 0, bytes);
-    if (results->dbeta)
-        memset(results->dbeta, 0, bytes);
 }
 
 fastbn_status fastbn_backward(const fastbn_shape *shape, fastbn_input x, fastbn_input dy, const fastbn_params *params,
@@ -343,37 +337,36 @@ fastbn_status fastbn_backward(const fastbn_shape *shape, fastbn_input x, fastbn_
                               void *dbeta, int num_threads)
 {
     struct fbn_call call;
-    struct results results = {.dgamma = dgamma, .dbeta = dbeta, .threads = num_threads};
-    int wants_dx = dx.data != NULL, wants_sums = dgamma || dbeta;
-    int wants_dz = params && params->extra && params->extra->dresidual.data;
-    int has_written = params && params->extra && params->extra->written.data;
-    RETURN_IF_ERROR(check_shape(shape));
-    RETURN_IF_ERROR(check_params(params));
-    RETURN_IF_ERROR(check_extra(shape, params->extra));
+    RETURN_IF_ERROR(check_shape_and_params(shape, params));
+    int maps = dx.data || (params->extra && params->extra->dresidual.data), wants_sums = dgamma || dbeta;
+    int has_written = params->extra && params->extra->written.data;
     if (shape->c > 0 && (!mean || !rstd))
         return FASTBN_ERROR_NULL;
     RETURN_IF_ERROR(check_array(shape, fbn_input_array(dy)));
-    if (wants_dx)
+    if (dx.data)
         RETURN_IF_ERROR(check_array(shape, fbn_output_array(dx)));
     if (!frozen || dgamma || (params->activation != FASTBN_IDENTITY && !has_written))
         RETURN_IF_ERROR(check_array(shape, fbn_input_array(x)));
-    RETURN_IF_ERROR(open_call(&call, shape, backward_operation(frozen, wants_dx || wants_dz, wants_sums)));
+    RETURN_IF_ERROR(open_call(&call, shape, backward_operation(frozen, maps, wants_sums), num_threads));
     if (fbn_is_empty(shape)) {
-        backward_of_nothing(shape, params->dtype, &results);
+        fbn_store_nothing(params->dtype, shape->c, dgamma);
+        fbn_store_nothing(params->dtype, shape->c, dbeta);
         return FASTBN_OK;
     }
-    if (!wants_dx && !wants_dz && !wants_sums)
+    if (!maps && !wants_sums)
         return FASTBN_OK;
-    call.x = fbn_input_array(x.data ? x : dy); /* frozen without x: sum(dy) alone is used */
-    call.dy = fbn_input_array(dy);
-    call.y = fbn_output_array(dx);
-    call.gradient = (wants_dx || wants_dz) && !frozen;
-    call.mean = (double *)mean; /* only read */
-    call.rstd = (double *)rstd;
+    call.given.x = fbn_input_array(x.data ? x : dy); /* without x only sum(dy) is used */
+    call.given.dy = fbn_input_array(dy);
+    call.given.y = fbn_output_array(dx);
+    call.given.dgamma = dgamma;
+    call.given.dbeta = dbeta;
+    call.plan.gradient = maps && !frozen;
+    call.scratch.mean = (double *)mean; /* these two are only read */
+    call.scratch.rstd = (double *)rstd;
     fbn_take_params(&call, NULL, NULL, params);
-    take_extra(&call, params);
+    take_activation(&call, params);
     plan_call(&call, shape);
-    return fbn_with_scratch(&call, run_backward, &results);
+    return fbn_with_scratch(&call, run_backward);
 }
 
 /* ---- moving averages ---- */

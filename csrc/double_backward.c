@@ -3,13 +3,11 @@
  * The first takes sums over pairs of arrays, each a backward of which only dgamma and dbeta are wanted: over (x, dy),
  * over (x, ddx), and over (dy, ddx) with the mean of dy in the place of the mean of x. The second writes ddy and dx,
  * which are sums of the shifted and scaled arrays x, dy and ddx (the formulas are in fastbn.h). It walks backwards, so
- * that it starts on what the caches still hold, and takes both outputs of a short stretch before the next, so that the
- * inputs which they share come from a cache.
+ * that it starts on what the caches still hold, and takes both outputs of a few runs before the next, so that the inputs
+ * which they share come from a cache.
  */
 #include <stdlib.h>
-#include <string.h>
 
-#include "kernels.h"
 #include "call.h"
 #include "parallel.h"
 
@@ -28,7 +26,7 @@ struct given {
     int threads;
 };
 
-/* By feature. mean_dy and the others are 0 where the statistics are constants. */
+/* Sums of each feature. mean_dy and the others are 0 where the statistics are constants. */
 struct sums {
     double *mean_dy, *mean_ddx;
     double *dy_h, *ddx_h, *ddx_dy; /* sum(dy * h), sum(ddx * h), sum(ddx * (dy - mean_dy)) */
@@ -44,15 +42,15 @@ struct combination {
 struct pass {
     const struct fbn_typed *typed;
     struct fbn_plan plan;
-    fastbn_dtype dtype;
     int64_t size;
+    double *rounded; /* room for one value of each feature */
     struct combination outputs[2];
     int count;
 };
 
 /* ---- checks ---- */
 
-/* A backward of which nothing is wanted checks its arguments, and that is all; with constant statistics not x. */
+/* Uses a backward of which nothing is wanted: it only checks its arguments. With constant statistics it does not check x. */
 static fastbn_status check(const struct given *given, fastbn_input x, fastbn_input dy, int without_x)
 {
     const fastbn_output nothing = {NULL, 0, 0};
@@ -80,7 +78,7 @@ static fastbn_status check_all(const struct given *given)
 
 /* ---- the first pass ---- */
 
-/* sum(b) and rstd * sum(b * (a - mean)). */
+/* Takes sum(b) and rstd * sum(b * (a - mean)). */
 static fastbn_status take_sums(const struct given *given, fastbn_input a, fastbn_input b, const double *mean,
                                const double *rstd, double *sum, double *projected)
 {
@@ -96,7 +94,7 @@ static void divide(double *sum, const fastbn_shape *shape)
         sum[f] *= weight;
 }
 
-/* `ones` is for the place of rstd. */
+/* Fills `ones`, which stand in the place of rstd. */
 static fastbn_status first_pass(const struct given *given, struct sums *sums, double *ones)
 {
     const int wants_product = given->ddx.data && (given->dx.data || given->dgamma);
@@ -118,11 +116,18 @@ static fastbn_status first_pass(const struct given *given, struct sums *sums, do
 
 /* ---- the weights of the second pass ---- */
 
-static double param(const void *values, fastbn_dtype dtype, int64_t f, double missing)
+/* The parameters by feature, as doubles. */
+struct params {
+    double *gamma, *ddgamma, *ddbeta;
+};
+
+static void load_params(const struct given *given, const struct fbn_kernels *kernels, const struct params *params)
 {
-    if (!values)
-        return missing;
-    return dtype == FASTBN_FLOAT32 ? (double)((const float *)values)[f] : ((const double *)values)[f];
+    const fastbn_dtype dtype = given->params->dtype;
+    const int64_t c = given->shape->c;
+    fbn_load_values(kernels, dtype, given->params->gamma, 1.0, 0, c, params->gamma);
+    fbn_load_values(kernels, dtype, given->ddgamma, 0.0, 0, c, params->ddgamma);
+    fbn_load_values(kernels, dtype, given->ddbeta, 0.0, 0, c, params->ddbeta);
 }
 
 static void set_weight(double *const weights[FBN_WEIGHTS], int array, int64_t f, double mean, double scale)
@@ -131,28 +136,28 @@ static void set_weight(double *const weights[FBN_WEIGHTS], int array, int64_t f,
     weights[2 + 2 * array][f] = scale;
 }
 
-static void ddy_weights(const struct given *given, const struct sums *sums, double *const weights[FBN_WEIGHTS])
+static void ddy_weights(const struct given *given, const struct params *params, const struct sums *sums,
+                        double *const weights[FBN_WEIGHTS])
 {
-    const fastbn_dtype type = given->params->dtype;
     const double weight = 1.0 / (double)(given->shape->n * given->shape->s);
     for (int64_t f = 0; f < given->shape->c; f++) {
-        double rstd = given->rstd[f], scale = param(given->params->gamma, type, f, 1.0) * rstd;
-        double slope = param(given->ddgamma, type, f, 0.0) - scale * (sums->ddx_h[f] * weight);
-        weights[0][f] = param(given->ddbeta, type, f, 0.0);
+        double rstd = given->rstd[f], scale = params->gamma[f] * rstd;
+        double slope = params->ddgamma[f] - scale * (sums->ddx_h[f] * weight);
+        weights[0][f] = params->ddbeta[f];
         set_weight(weights, 0, f, sums->mean_ddx[f], scale);
         set_weight(weights, 1, f, given->mean[f], slope * rstd);
     }
 }
 
-static void dx_weights(const struct given *given, const struct sums *sums, double *const weights[FBN_WEIGHTS])
+static void dx_weights(const struct given *given, const struct params *params, const struct sums *sums,
+                       double *const weights[FBN_WEIGHTS])
 {
-    const fastbn_dtype type = given->params->dtype;
     const double weight = 1.0 / (double)(given->shape->n * given->shape->s);
     for (int64_t f = 0; f < given->shape->c; f++) {
-        double rstd = given->rstd[f], scale = param(given->params->gamma, type, f, 1.0) * rstd;
+        double rstd = given->rstd[f], scale = params->gamma[f] * rstd;
         double dy_h = sums->dy_h[f] * weight, ddx_h = sums->ddx_h[f] * weight;
         double k = sums->ddx_dy[f] * weight - dy_h * ddx_h;
-        double b = rstd * (param(given->ddgamma, type, f, 0.0) - scale * ddx_h), c = -scale * rstd * dy_h;
+        double b = rstd * (params->ddgamma[f] - scale * ddx_h), c = -scale * rstd * dy_h;
         weights[0][f] = 0.0;
         set_weight(weights, 0, f, sums->mean_dy[f], b);
         set_weight(weights, 1, f, given->mean[f], -rstd * (b * dy_h + c * ddx_h + scale * rstd * k));
@@ -160,7 +165,7 @@ static void dx_weights(const struct given *given, const struct sums *sums, doubl
     }
 }
 
-/* The next array of an output. Its mean is subtracted in two parts: the one that the data's type holds from the array,
+/* Adds the next array of an output. Its mean is subtracted in two parts: the one that the data's type holds from the array,
  * what is left of it from the constant. */
 static void add_array(const struct pass *pass, struct combination *one, struct fbn_array in, double *constant,
                       const double *mean, const double *scale)
@@ -169,12 +174,13 @@ static void add_array(const struct pass *pass, struct combination *one, struct f
     void *shift = one->par[1 + 2 * one->arrays];
     pass->typed->round(c, mean, shift);
     pass->typed->round(c, scale, one->par[2 + 2 * one->arrays]);
+    pass->typed->widen(c, shift, pass->rounded);
     for (int64_t f = 0; f < c; f++)
-        constant[f] -= (mean[f] - param(shift, pass->dtype, f, 0.0)) * scale[f];
+        constant[f] -= (mean[f] - pass->rounded[f]) * scale[f];
     one->in[one->arrays++] = in;
 }
 
-/* Of the arrays `in` those that are there. */
+/* Adds an output that is made of those arrays `in` that are there. */
 static void add_output(struct pass *pass, struct fbn_array out, const struct fbn_array in[FBN_COMBINED],
                        double *const weights[FBN_WEIGHTS])
 {
@@ -190,18 +196,18 @@ static void add_output(struct pass *pass, struct fbn_array out, const struct fbn
             fbn_broadcast(&pass->plan, pass->size, one->par[i], one->columns[i], pass->plan.width, 0, pass->plan.c);
 }
 
-static void add_outputs(struct pass *pass, const struct given *given, const struct sums *sums,
-                        double *const weights[FBN_WEIGHTS])
+static void add_outputs(struct pass *pass, const struct given *given, const struct params *params,
+                        const struct sums *sums, double *const weights[FBN_WEIGHTS])
 {
     const struct fbn_array none = {NULL, 0, 0}, dy = fbn_input_array(given->dy), ddx = fbn_input_array(given->ddx);
     const struct fbn_array x = reads_x(given) ? fbn_input_array(given->x) : none;
     const int slopes = !given->frozen && x.data, scales = given->ddgamma || slopes;
     if (given->ddy.data) {
-        ddy_weights(given, sums, weights);
+        ddy_weights(given, params, sums, weights);
         add_output(pass, fbn_output_array(given->ddy), (struct fbn_array[]){ddx, x, none}, weights);
     }
     if (given->dx.data) {
-        dx_weights(given, sums, weights);
+        dx_weights(given, params, sums, weights);
         add_output(pass, fbn_output_array(given->dx),
                    (struct fbn_array[]){scales ? dy : none, slopes ? x : none, slopes ? ddx : none}, weights);
     }
@@ -209,65 +215,54 @@ static void add_outputs(struct pass *pass, const struct given *given, const stru
 
 /* ---- the second pass ---- */
 
-static void call_kernel(const struct pass *pass, fbn_combine *kernel, const struct combination *one, int64_t n,
-                        int64_t f, int64_t i, int64_t count, int64_t len)
+static void call_kernel(const struct pass *pass, fbn_combine *kernel, const struct combination *one,
+                        struct fbn_runs runs)
 {
-    const int rows = pass->plan.layout == FBN_ROWS;
-    const int64_t times = rows ? pass->plan.fold : 1;
+    const int rows = runs.next_n > 0;
     const void *in[FBN_COMBINED] = {NULL, NULL, NULL}, *par[FBN_WEIGHTS];
     int64_t stride[FBN_COMBINED] = {0, 0, 0};
     for (int k = 0; k < one->arrays; k++) {
-        in[k] = fbn_at(one->in[k], pass->size, n, f, i);
-        stride[k] = rows ? one->in[k].stride_n * times : one->in[k].stride_c;
+        in[k] = fbn_at(one->in[k], pass->size, runs.n, runs.f, runs.i);
+        stride[k] = rows ? one->in[k].stride_n * runs.next_n : one->in[k].stride_c;
     }
     for (int k = 0; k < 1 + 2 * one->arrays; k++)
-        par[k] = (const char *)(rows ? one->columns[k] : one->par[k]) + f * pass->size;
-    kernel(one->arrays, in, stride, fbn_at(one->out, pass->size, n, f, i),
-           rows ? one->out.stride_n * times : one->out.stride_c, count, len, par);
+        par[k] = (const char *)(rows ? one->columns[k] : one->par[k]) + runs.f * pass->size;
+    kernel(one->arrays, in, stride, fbn_at(one->out, pass->size, runs.n, runs.f, runs.i),
+           rows ? one->out.stride_n * runs.next_n : one->out.stride_c, runs.count, runs.len, par);
 }
 
-static void combine_pieces(const struct pass *pass, const struct combination *one, int64_t begin, int64_t end)
+static void combine_planes(const struct pass *pass, const struct combination *one, int64_t begin, int64_t end)
 {
-    const struct fbn_plan *plan = &pass->plan;
-    for (int64_t q = begin, features; q < end; q += features) {
-        int64_t plane = q / plan->runs, i = q % plan->runs * plan->run, f = plane % plan->c;
-        features = plan->runs > 1 ? 1 : fbn_min(plan->c - f, end - q);
-        call_kernel(pass, pass->typed->combine_planes, one, plane / plan->c, f, i, features,
-                    fbn_min(plan->s - i, plan->run));
+    for (struct fbn_runs runs; begin < end; begin += runs.count) {
+        runs = fbn_plan_group(&pass->plan, begin, end);
+        call_kernel(pass, pass->typed->combine_planes, one, runs);
     }
 }
 
 static void combine_rows(const struct pass *pass, const struct combination *one, int64_t begin, int64_t end)
 {
     const struct fbn_plan *plan = &pass->plan;
-    int64_t full = fbn_min(end, plan->rows);
-    if (begin < full)
-        call_kernel(pass, pass->typed->combine_rows, one, begin * plan->fold, 0, 0, full - begin, plan->width);
-    if (end > plan->rows)
-        call_kernel(pass, pass->typed->combine_rows, one, plan->rows * plan->fold, 0, 0, 1, plan->tail);
-}
-
-/* A stretch is a piece of a plane or a row of the table, counted in the order of memory. */
-static int64_t stretches(const struct fbn_plan *plan)
-{
-    return plan->layout == FBN_PLANES ? plan->n * plan->c * plan->runs : plan->rows + (plan->tail > 0);
+    struct fbn_runs runs = {.n = begin * plan->fold, .count = fbn_min(end, plan->rows) - begin, .len = plan->width,
+                            .next_n = plan->fold};
+    if (runs.count > 0)
+        call_kernel(pass, pass->typed->combine_rows, one, runs);
+    if (end > plan->rows) {
+        runs = (struct fbn_runs){.n = plan->rows * plan->fold, .count = 1, .len = plan->tail, .next_n = plan->fold};
+        call_kernel(pass, pass->typed->combine_rows, one, runs);
+    }
 }
 
 static void work(void *pass_, int thread, int threads)
 {
     const struct pass *pass = pass_;
-    const struct fbn_plan *plan = &pass->plan;
-    const int64_t all = stretches(plan), length = plan->layout == FBN_PLANES ? plan->run : plan->width;
-    const int64_t step = AT_ONCE / (length * pass->size) + 1;
-    int64_t begin = all / threads * thread + all % threads * thread / threads;
-    int64_t end = all / threads * (thread + 1) + all % threads * (thread + 1) / threads;
+    const int planes = pass->plan.layout == FBN_PLANES;
+    const int64_t all = fbn_plan_runs(&pass->plan), step = AT_ONCE / ((planes ? pass->plan.run : pass->plan.width)
+                                                                      * pass->size) + 1;
+    int64_t begin = fbn_share(all, thread, threads), end = fbn_share(all, thread + 1, threads);
     for (int64_t from; begin < end; end = from) {
         from = fbn_max(begin, end - step);
         for (int i = 0; i < pass->count; i++)
-            if (plan->layout == FBN_PLANES)
-                combine_pieces(pass, &pass->outputs[i], from, end);
-            else
-                combine_rows(pass, &pass->outputs[i], from, end);
+            (planes ? combine_planes : combine_rows)(pass, &pass->outputs[i], from, end);
     }
 }
 
@@ -278,16 +273,10 @@ static void second_pass(struct pass *pass, int threads)
         arrays += pass->outputs[i].arrays + 1;
     int64_t bytes = arrays * pass->plan.n * pass->plan.c * pass->plan.s * pass->size;
     if (pass->count > 0)
-        fbn_run(fbn_team_for(threads, bytes, 0, stretches(&pass->plan)), work, pass);
+        fbn_run(fbn_team_for(threads, bytes, 0, fbn_plan_runs(&pass->plan)), work, pass);
 }
 
 /* ---- the plan, and memory ---- */
-
-static int is_packed(const fastbn_shape *shape, struct fbn_array a)
-{
-    return !a.data
-           || ((shape->c == 1 || a.stride_c == shape->s) && (shape->n == 1 || a.stride_n == shape->c * shape->s));
-}
 
 static struct pass make_pass(const struct given *given, const struct fbn_kernels *kernels)
 {
@@ -297,21 +286,25 @@ static struct pass make_pass(const struct given *given, const struct fbn_kernels
                                        fbn_output_array(given->dx)};
     int packed = 1;
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++)
-        packed &= is_packed(shape, arrays[i]);
-    struct pass pass = {.typed = &kernels->typed[shape->dtype], .dtype = shape->dtype, .count = 0};
+        packed &= fbn_is_packed(shape, arrays[i]);
+    struct pass pass = {.typed = &kernels->typed[shape->dtype], .count = 0};
     pass.plan = fbn_plan_map(shape->n, shape->c, shape->s, packed);
     pass.size = shape->dtype == FASTBN_FLOAT32 ? (int64_t)sizeof(float) : (int64_t)sizeof(double);
     return pass;
 }
 
-enum { SUMS = 5, DOUBLES = SUMS + 1 + FBN_WEIGHTS /* and the ones */ };
+/* Doubles of each feature: the sums, the parameters, room for one more value, and the weights. */
+enum { SUMS = 5, PARAMS = 3, ROOM = SUMS + PARAMS, WEIGHTS = ROOM + 1, DOUBLES = WEIGHTS + FBN_WEIGHTS };
 
-static void lay_out(struct pass *pass, struct sums *sums, double *doubles[DOUBLES], double *memory)
+static void lay_out(struct pass *pass, struct sums *sums, struct params *params, double *doubles[DOUBLES],
+                    double *memory)
 {
     const int64_t c = pass->plan.c, columns = fbn_more_columns(&pass->plan) ? pass->plan.width : 0;
     for (int i = 0; i < DOUBLES; i++)
         doubles[i] = memory + i * c;
     *sums = (struct sums){doubles[0], doubles[1], doubles[2], doubles[3], doubles[4]};
+    *params = (struct params){doubles[SUMS], doubles[SUMS + 1], doubles[SUMS + 2]};
+    pass->rounded = doubles[ROOM];
     char *rest = (char *)(memory + DOUBLES * c);
     for (int i = 0; i < 2; i++)
         for (int k = 0; k < FBN_WEIGHTS; k++) {
@@ -331,7 +324,7 @@ static size_t bytes_of(const struct pass *pass)
 
 /* ---- the entry point ---- */
 
-/* N * rstd * k, in the type of the parameters. */
+/* dgamma = N * rstd * k, in the type of the parameters. */
 static void store_dgamma(const struct given *given, const struct fbn_kernels *kernels, const struct sums *sums,
                          double *dgamma)
 {
@@ -345,16 +338,18 @@ static fastbn_status run(const struct given *given, const struct fbn_kernels *ke
 {
     struct pass pass = make_pass(given, kernels);
     struct sums sums;
+    struct params params;
     double *doubles[DOUBLES], *memory = calloc(1, bytes_of(&pass));
     if (!memory)
         return FASTBN_ERROR_MEMORY;
-    lay_out(&pass, &sums, doubles, memory);
-    fastbn_status status = first_pass(given, &sums, doubles[SUMS]);
+    lay_out(&pass, &sums, &params, doubles, memory);
+    load_params(given, kernels, &params);
+    fastbn_status status = first_pass(given, &sums, doubles[ROOM]);
     if (status == FASTBN_OK) {
-        add_outputs(&pass, given, &sums, doubles + SUMS + 1);
+        add_outputs(&pass, given, &params, &sums, doubles + WEIGHTS);
         second_pass(&pass, given->threads);
         if (given->dgamma)
-            store_dgamma(given, kernels, &sums, doubles[SUMS + 1]);
+            store_dgamma(given, kernels, &sums, doubles[ROOM]);
     }
     free(memory);
     return status;
@@ -375,7 +370,6 @@ fastbn_status fastbn_double_backward(const fastbn_shape *shape, fastbn_input x, 
         return status;
     if (!fbn_is_empty(shape))
         return run(&given, kernels);
-    if (dgamma)
-        memset(dgamma, 0, (size_t)shape->c * (params->dtype == FASTBN_FLOAT32 ? sizeof(float) : sizeof(double)));
+    fbn_store_nothing(params->dtype, shape->c, dgamma);
     return FASTBN_OK;
 }

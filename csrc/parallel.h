@@ -22,6 +22,12 @@ struct fbn_team fbn_team_for(int requested, int64_t bytes, int64_t exchanged, in
 /* Calls work on each thread of the team, which may be smaller than asked for, and ends the call. */
 void fbn_run(struct fbn_team team, fbn_work *work, void *context);
 
+/* Thread t has the share [fbn_share(all, t, threads), fbn_share(all, t + 1, threads)) of `all` things. */
+static inline int64_t fbn_share(int64_t all, int thread, int threads)
+{
+    return all / threads * thread + all % threads * thread / threads;
+}
+
 /* All threads of the team wait here. */
 void fbn_barrier(int threads);
 
