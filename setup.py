@@ -17,6 +17,7 @@ clang and MSVC.
 
 import os
 import platform
+import re
 import shutil
 import sys
 import sysconfig
@@ -42,28 +43,31 @@ MSVC_FLAGS = ["/std:c11", "/experimental:c11atomics", "/O2", "/fp:strict"]
 FORBIDDEN_FLAGS = {"-Ofast", "-ffast-math", "-funsafe-math-optimizations", "-fassociative-math", "-freciprocal-math",
                    "-ffinite-math-only", "-fno-signed-zeros", "/fp:fast"}
 
-X86_64 = "defined(__x86_64__) || defined(_M_X64)"
-AARCH64 = "defined(__aarch64__) || defined(_M_ARM64)"
+MACHINES = {"x86_64": "defined(__x86_64__) || defined(_M_X64)", "aarch64": "defined(__aarch64__) || defined(_M_ARM64)"}
+
+
+def isa_of(source):
+    """The <isa> of kernels_<isa>.c; None for any other source."""
+    stem = Path(source).stem
+    return stem.removeprefix("kernels_") if stem.startswith("kernels_") else None
 
 
 class Isa(NamedTuple):
-    """The flags of kernels_<isa>.c, the architecture it is for, and lines that compile only where it is to be had."""
+    """What the head of a kernels_<isa>.c says: the machine that it is for, and the flags that it alone gets."""
 
-    arch: str
+    machine: str
     gnu_flags: list[str]
     msvc_flags: list[str]
-    sample: str
 
 
-ISAS = {
-    "avx512": Isa(X86_64, ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"], ["/arch:AVX512"],
-                  "#include <immintrin.h>\n__m512 f(__m512 a) { return _mm512_and_ps(a, _mm512_sqrt_ps(a)); }\n"
-                  "__m256i g(__m256i a) { return _mm256_mask_add_epi8(a, 1, a, a); }\n"),
-    "avx2": Isa(X86_64, ["-mavx2", "-mfma", "-mf16c"], ["/arch:AVX2"],
-                "#include <immintrin.h>\n__m256i f(__m256i a) { return _mm256_add_epi32(a, a); }\n"),
-    "neon": Isa(AARCH64, [], [],
-                "#include <arm_neon.h>\nfloat64x2_t f(float64x2_t a) { return vsqrtq_f64(a); }\n"),
-}
+def read_isa(path):
+    """The Isa of a kernels_<isa>.c; None for the kernels of any machine."""
+    found = dict(re.findall(r"^ \* (machine|flags|flags of MSVC):(.*)$", path.read_text(encoding="utf-8"), re.MULTILINE))
+    return Isa(found["machine"].strip(), found["flags"].split(), found["flags of MSVC"].split()) if found else None
+
+
+CSRC = Path(__file__).resolve().parent / "csrc"
+ISAS = {isa_of(path): read_isa(path) for path in sorted(CSRC.glob("kernels_*.c")) if read_isa(path)}
 
 OPENMP_SAMPLE = """#include <omp.h>
 int f(void)
@@ -187,11 +191,11 @@ class BuildExt(build_ext):
         """{name: flags} of the instruction sets that the compiler accepts for its target, perhaps another machine."""
         found = {}
         for name, isa in ISAS.items():
-            guard = f"#if !({isa.arch})\n#error other architecture\n#endif\n"
+            guard = f"#if !({MACHINES[isa.machine]})\n#error other architecture\n#endif\n"
             if self.refusal(guard, []):
                 continue
             flags = isa.msvc_flags if self.msvc else isa.gnu_flags
-            reason = self.refusal(guard + isa.sample, flags)
+            reason = self.refusal(f'#include "{(CSRC / "vec" / f"vec_{name}.h").as_posix()}"\n', flags)
             if reason is None:
                 found[name] = flags
             else:
@@ -252,12 +256,6 @@ class BuildExt(build_ext):
         # CPython looks first for the name that carries its version: one left from before would hide the abi3 one.
         if LIMITED_API:
             Path("fastbn", "_core" + sysconfig.get_config_var("EXT_SUFFIX")).unlink(missing_ok=True)
-
-
-def isa_of(source):
-    """The <isa> of kernels_<isa>.c; None for any other source."""
-    stem = Path(source).stem
-    return stem.removeprefix("kernels_") if stem.startswith("kernels_") else None
 
 
 def core_extension():

@@ -20,11 +20,11 @@
 /* The largest team that a call may take at this time, of `threads` that it would take otherwise. */
 int fbn_backoff_limit(int threads, int64_t now);
 
-/* A team of so many threads has just ended. elapsed: the time of the call; computed: that of its quickest thread, waits
- * left out. */
+/* Tells that a team of so many threads has just ended. elapsed: the time of the call; computed: that of its quickest
+ * thread, waits left out. */
 void fbn_backoff_report(int threads, int64_t elapsed, int64_t computed, int64_t now);
 
-/* The system refuses threads: every call takes one for a second, also where backing off is switched off. */
+/* Tells that the system refuses threads. Every call takes one thread for a second, also where backing off is switched off. */
 void fbn_backoff_refused(int64_t now);
 
 /* Forgets losses, gains and refusals. The switch and the count of fastbn_backoffs stay as they are. */

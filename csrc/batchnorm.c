@@ -70,7 +70,7 @@ static fastbn_status check_shape_and_params(const fastbn_shape *shape, const fas
         return FASTBN_ERROR_NULL;
     if (!is_param_dtype(params->dtype))
         return FASTBN_ERROR_DTYPE;
-    if (params->activation < FASTBN_IDENTITY || params->activation > FASTBN_ELU)
+    if ((unsigned)params->activation >= FBN_ACTIVATIONS)
         return FASTBN_ERROR_ACTIVATION;
     if (params->extra && params->extra->inverts && !is_invertible(params->activation, params->slope))
         return FASTBN_ERROR_ACTIVATION;
@@ -427,4 +427,12 @@ const char *fastbn_status_text(fastbn_status status)
     case FASTBN_ERROR_ISA_UNSUPPORTED: return "the instruction set is not built in, or this processor lacks it";
     }
     return "unknown status";
+}
+
+const char *fbn_activation_name(fastbn_activation activation)
+{
+#define NAMED(constant, name) #name,
+    static const char *const names[] = {FBN_ACTIVATION_LIST(NAMED)};
+#undef NAMED
+    return names[activation];
 }

@@ -1,6 +1,6 @@
 /* cache.c - sizes of the data caches, asked once.
  *
- * On Linux from /sys: sysconf(_SC_LEVEL3_CACHE_SIZE) multiplies the size by a guess of the sharing cores on some
+ * On Linux /sys tells them: sysconf(_SC_LEVEL3_CACHE_SIZE) multiplies the size by a guess of the sharing cores on some
  * virtual machines and was seen ten times too large.
  */
 #include "machine.h"

@@ -40,6 +40,12 @@ static inline int fbn_is_packed(const fastbn_shape *shape, struct fbn_array a)
     return !a.data || ((shape->c == 1 || a.stride_c == shape->s) && (shape->n == 1 || a.stride_n == shape->c * shape->s));
 }
 
+/* From one run to the next, in elements. */
+static inline int64_t fbn_run_distance(const struct fbn_runs *runs, struct fbn_array a)
+{
+    return runs->next_n * a.stride_n + runs->next_c * a.stride_c;
+}
+
 struct fbn_call;
 
 /* What differs between the operations. Each step works on the features [first, end). */

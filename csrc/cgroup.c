@@ -1,4 +1,4 @@
-/* cgroup.c - see cgroup.h.
+/* cgroup.c - how much processor time a container leaves this process, see machine.h.
  *
  * A container's limit is a quota of processor time in each period, set on its control group or on one above it. Both
  * versions of control groups write the group's path to /proc/self/cgroup. Version 2 has a line "0::/path". Version 1
@@ -15,8 +15,8 @@
 
 enum { PATH = 1024, MOST = 1 << 20 };
 
-/* Reads up to two numbers and returns how many there were. The first is "max", which is no number, or negative where
- * there is no limit. */
+/* Reads up to two numbers and returns how many there were. Where there is no limit, the first is negative, or "max", which
+ * is no number. */
 static int read_numbers(const char *path, long long *first, long long *second)
 {
     FILE *file = fopen(path, "r");
@@ -30,8 +30,7 @@ static int smaller_quota(int least, long long quota, long long period)
 {
     if (quota <= 0 || period <= 0 || quota / period >= MOST)
         return least;
-    int processors = (int)((quota + period - 1) / period);
-    return least == 0 || processors < least ? processors : least;
+    return fbn_limited(least, (int)((quota + period - 1) / period));
 }
 
 static int quota_in(const char *folder, int version, int least)
@@ -48,7 +47,7 @@ static int quota_in(const char *folder, int version, int least)
     return found > 0 && read_numbers(path, &period, &unused) > 0 ? smaller_quota(least, quota, period) : least;
 }
 
-/* From the group's own folder up to the one in which control groups are mounted. */
+/* Reads every folder from the group's own up to the one in which control groups are mounted. */
 static int quota_along(const char *mount, const char *group, int version)
 {
     char folder[PATH];
@@ -73,7 +72,7 @@ static int has_word(const char *list, const char *word)
     return 0;
 }
 
-/* One line of /proc/self/cgroup, "number:controllers:path". */
+/* The quota of the group that one line of /proc/self/cgroup names, "number:controllers:path". */
 static int quota_of_line(const char *root, char *line)
 {
     char mount[PATH / 2], *controllers = strchr(line, ':');
@@ -97,11 +96,8 @@ int fbn_cgroup_processors(const char *root)
     pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &before);
     snprintf(line, sizeof line, "%s/proc/self/cgroup", root);
     FILE *file = fopen(line, "r");
-    while (file && fgets(line, sizeof line, file)) {
-        int found = quota_of_line(root, line);
-        if (found > 0 && (least == 0 || found < least))
-            least = found;
-    }
+    while (file && fgets(line, sizeof line, file))
+        least = fbn_limited(least, quota_of_line(root, line));
     if (file)
         fclose(file);
     pthread_setcancelstate(before, NULL);

@@ -1,8 +1,7 @@
-/* dispatch.c - CPU detection, FASTBN_ISA, and one atomic pointer to the table in use.
+/* dispatch.c - what the processor can do, FASTBN_ISA, and one atomic pointer to the table of kernels in use.
  *
- * FBN_HAVE_AVX2, FBN_HAVE_AVX512 and FBN_HAVE_NEON come from the build, which knows for which sets it compiled
- * kernels. Two threads that make the first call together choose the same table, so that the race between them is
- * harmless.
+ * FBN_HAVE_AVX2, FBN_HAVE_AVX512 and FBN_HAVE_NEON come from the build, which knows for which sets it compiled kernels.
+ * Two threads that make the first call together choose the same table, so that the race between them is harmless.
  */
 #include "kernels.h"
 
@@ -17,7 +16,7 @@ static int always(void) { return 1; }
 #if defined(_MSC_VER)
 #include <intrin.h>
 
-/* Leaf 7's EBX, or 0 without FMA and F16C or where the system does not save the registers named by xcr0_mask. */
+/* EBX of leaf 7. It is 0 without FMA and F16C, or where the system does not save the registers named by xcr0_mask. */
 static unsigned features(unsigned long long xcr0_mask)
 {
     int leaf[4];
@@ -36,7 +35,7 @@ static int has_avx512(void)
 #else
 #include <cpuid.h>
 
-/* Not every compiler's __builtin_cpu_supports knows its name. */
+/* Asks the processor itself, since not every compiler's __builtin_cpu_supports knows f16c. */
 static int has_f16c(void)
 {
     unsigned eax, ebx, ecx, edx;
@@ -62,6 +61,9 @@ struct isa {
     int (*supported)(void);
 };
 
+extern const struct fbn_kernels fbn_kernels_avx512, fbn_kernels_avx2, fbn_kernels_neon, fbn_kernels_generic;
+
+/* The best comes first. */
 static const struct isa isas[] = {
 #ifdef FBN_HAVE_AVX512
     {"avx512", &fbn_kernels_avx512, has_avx512},
@@ -94,7 +96,7 @@ static const struct isa *find(const char *name)
 
 static int usable(const struct isa *isa) { return isa && isa->kernels && isa->supported(); }
 
-/* The best where name is NULL or empty. */
+/* Chooses the best where name is NULL or empty. */
 static fastbn_status choose(const char *name, const struct fbn_kernels **kernels)
 {
     const struct isa *isa = isas;

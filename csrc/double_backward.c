@@ -223,12 +223,12 @@ static void call_kernel(const struct pass *pass, fbn_combine *kernel, const stru
     int64_t stride[FBN_COMBINED] = {0, 0, 0};
     for (int k = 0; k < one->arrays; k++) {
         in[k] = fbn_at(one->in[k], pass->size, runs.n, runs.f, runs.i);
-        stride[k] = rows ? one->in[k].stride_n * runs.next_n : one->in[k].stride_c;
+        stride[k] = fbn_run_distance(&runs, one->in[k]);
     }
     for (int k = 0; k < 1 + 2 * one->arrays; k++)
         par[k] = (const char *)(rows ? one->columns[k] : one->par[k]) + runs.f * pass->size;
     kernel(one->arrays, in, stride, fbn_at(one->out, pass->size, runs.n, runs.f, runs.i),
-           rows ? one->out.stride_n * runs.next_n : one->out.stride_c, runs.count, runs.len, par);
+           fbn_run_distance(&runs, one->out), runs.count, runs.len, par);
 }
 
 static void combine_planes(const struct pass *pass, const struct combination *one, int64_t begin, int64_t end)

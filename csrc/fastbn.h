@@ -45,7 +45,7 @@
  * Every function checks its arguments first, returns a status, never prints, keeps no memory, and may be called from
  * several threads at once, also inside a parallel region of the caller (then it runs on the calling thread).
  * num_threads <= 0 means "as many as the settings allow"; a positive number only lowers that.
- * Not checked: the sizes of arrays, eps > 0, and overlap: an output shares memory with an input only where its function
+ * These are not checked: the sizes of arrays, eps > 0, and overlap. An output shares memory with an input only where its function
  * says that it may be that array, and then it is that array, in the same layout.
  *
  * Versions: FASTBN_ABI_VERSION is that of this header, fastbn_abi_version() that of the library; they have to be equal.
@@ -78,8 +78,8 @@ typedef enum fastbn_status {
     FASTBN_ERROR_FORKED = 9           /* threads were used before the fork: those of the pool are not in this process */
 } fastbn_status;
 
-/* float16 is IEEE binary16, bfloat16 the upper half of a float32. Both are for data only: they are computed as float32,
- * of which results are rounded to nearest even. Parameters and statistics are float32 or float64. */
+/* float16 is IEEE binary16, bfloat16 the upper half of a float32. Both are for data only: they are computed as float32, and
+ * results are rounded to nearest even. Parameters and statistics are float32 or float64. */
 typedef enum fastbn_dtype {
     FASTBN_FLOAT32 = 0,
     FASTBN_FLOAT64 = 1,
@@ -112,7 +112,7 @@ typedef struct fastbn_shape {
     fastbn_dtype dtype;
 } fastbn_shape;
 
-/* Where an array of that shape lies; strides in elements. Aligned to the element, not more. */
+/* An array of that shape. Strides count elements; data is aligned to the element, not more. */
 typedef struct fastbn_input {
     const void *data;
     int64_t stride_n, stride_c;
@@ -136,7 +136,7 @@ typedef struct fastbn_weights {
                        * are taken in double, as of few entries without weights */
 } fastbn_weights;
 
-/* What few calls have. An array whose data is NULL is not there. */
+/* Few calls have any of these. An array whose data is NULL is not there. */
 typedef struct fastbn_extra {
     fastbn_input residual;        /* y = act(bn(x) + residual) */
     fastbn_output dresidual;      /* backward: its gradient, dy * act'(z) */
@@ -192,7 +192,7 @@ fastbn_status fastbn_backward(const fastbn_shape *shape, fastbn_input x, fastbn_
  *   frozen   ddy = gamma * rstd * ddx + ddgamma * h + ddbeta,  dx = ddgamma * rstd * dy,  dgamma = rstd * sum(ddx * dy)
  * ddy.data, dx.data, dgamma: NULL where not wanted. They overlap no input. x.data may be NULL where ddgamma is and,
  * unless frozen, ddx.data is. ddgamma, ddbeta and dgamma have the type params->dtype. Takes some 250 bytes a feature
- * more, for tables up to 14 elements a column. Of float32 and float64 data without activation. */
+ * more, and for tables up to 14 elements a column. It takes float32 and float64 data without an activation. */
 fastbn_status fastbn_double_backward(const fastbn_shape *shape, fastbn_input x, fastbn_input dy, fastbn_input ddx,
                                      const void *ddgamma, const void *ddbeta, const fastbn_params *params,
                                      const double *mean, const double *rstd, int frozen, fastbn_output ddy,
@@ -211,7 +211,7 @@ const char *fastbn_version(void);
 int fastbn_abi_version(void);
 const char *fastbn_status_text(fastbn_status status);
 
-/* Instruction sets. The names, best first, are "avx512", "avx2", "neon", "generic"; index 0, 1, ... until NULL. */
+/* The names of the instruction sets, best first: "avx512", "avx2", "neon", "generic"; index 0, 1, ... until NULL. */
 const char *fastbn_isa_name(int index);
 int fastbn_isa_built(const char *name);
 int fastbn_isa_supported(const char *name);
@@ -238,12 +238,12 @@ fastbn_status fastbn_rearm_threads(void);
  * 0 switches it off; FASTBN_BACKOFF=0 does so from the start. */
 void fastbn_set_backoff(int on);
 int fastbn_get_backoff(void);
-/* How often this process has backed off. */
+/* Tells how often this process has backed off. */
 int64_t fastbn_backoffs(void);
-/* "libgomp", "libomp", ... by the compiler that built it; NULL without OpenMP. */
+/* Names the runtime by the compiler that built it: "libgomp", "libomp", ...; NULL without OpenMP. */
 const char *fastbn_openmp(void);
 
-/* Bytes of the data cache of a level (1, 2, 3), as used for planning; 0 where unknown. */
+/* Gives the bytes of the data cache of a level (1, 2, 3), as used for planning; 0 where unknown. */
 int64_t fastbn_cache_bytes(int level);
 
 #ifdef __cplusplus

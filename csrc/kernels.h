@@ -11,6 +11,7 @@
 #include <stdint.h>
 
 #include "fastbn.h"
+#include "kernels/activations.inc" /* FBN_ACTIVATION_LIST */
 
 /* The most entries of a feature that are sampled for its pivot. */
 #define FBN_PIVOT_SAMPLES 16
@@ -28,6 +29,18 @@ typedef void fbn_sum_planes(const void *x, int64_t x_stride, const void *dy, int
 typedef void fbn_sum_rows(const void *x, int64_t x_stride, const void *dy, int64_t dy_stride, int64_t rows,
                           int64_t width, const void *const par[3], double *sum_u, double *sum_v, int band,
                           int prefetches);
+
+/* The list of activations has the constants of fastbn.h in their order. */
+#define FBN_PLACE(constant, name) FBN_PLACE_OF_##name,
+enum fbn_place_in_list { FBN_ACTIVATION_LIST(FBN_PLACE) FBN_ACTIVATIONS };
+#undef FBN_PLACE
+#define FBN_CHECK_PLACE(constant, name) \
+    _Static_assert((int)constant == (int)FBN_PLACE_OF_##name, #constant " has another place in the list");
+FBN_ACTIVATION_LIST(FBN_CHECK_PLACE)
+#undef FBN_CHECK_PLACE
+
+/* batchnorm.c: the name of an activation, as Python knows it. */
+const char *fbn_activation_name(fastbn_activation activation);
 
 /* How a map walks and stores. */
 enum fbn_store_policy {
@@ -53,6 +66,11 @@ typedef void fbn_map_two(const void *x, int64_t x_stride, const void *dy, int64_
                          int64_t count, int64_t len, const void *const *par, int64_t period,
                          enum fbn_store_policy policy);
 
+struct fbn_maps {
+    fbn_map_one *affine, *relu;
+    fbn_map_two *residual, *gradient, *relu_gradient;
+};
+
 enum { FBN_COMBINED = 3, FBN_WEIGHTS = 1 + 2 * FBN_COMBINED };
 
 /* out = par[0] + sum over i < arrays of (in[i] - par[1 + 2 * i]) * par[2 + 2 * i]; arrays <= FBN_COMBINED. count: features
@@ -65,10 +83,7 @@ typedef void fbn_combine(int arrays, const void *const *in, const int64_t *in_st
 struct fbn_typed {
     fbn_sum_planes *sum_planes, *sum_planes_wide, *sum_planes_relu;
     fbn_sum_rows *sum_rows, *sum_rows_wide, *sum_rows_relu;
-    fbn_map_one *map_planes_affine, *map_planes_relu;
-    fbn_map_two *map_planes_residual, *map_planes_gradient, *map_planes_relu_gradient;
-    fbn_map_one *map_rows_affine, *map_rows_relu;
-    fbn_map_two *map_rows_residual, *map_rows_gradient, *map_rows_relu_gradient;
+    struct fbn_maps map_planes, map_rows;
     fbn_combine *combine_planes, *combine_rows;
     /* pivot[f] = mean of the entries at x[offset[i] + f * stride_c], i < count. */
     void (*pivots)(const void *x, int64_t stride_c, const int64_t *offset, int count, int64_t c, void *pivot);
@@ -117,7 +132,5 @@ struct fbn_kernels {
 
 /* dispatch.c: the table in use, chosen at the first call. */
 fastbn_status fbn_kernels_active(const struct fbn_kernels **kernels);
-
-extern const struct fbn_kernels fbn_kernels_generic, fbn_kernels_avx2, fbn_kernels_avx512, fbn_kernels_neon;
 
 #endif

@@ -1,4 +1,8 @@
-/* kernels_avx2.c - the kernels for the instruction set avx2. Compiled with its flags, which no other file gets. */
+/* kernels_avx2.c - the kernels for the instruction set avx2. No other file gets these flags:
+ * machine: x86_64
+ * flags: -mavx2 -mfma -mf16c
+ * flags of MSVC: /arch:AVX2
+ */
 #include "vec/vec_avx2.h"
 
 #define FBN_ISA "avx2"

@@ -1,4 +1,8 @@
-/* kernels_avx512.c - the kernels for the instruction set avx512. Compiled with its flags, which no other file gets. */
+/* kernels_avx512.c - the kernels for the instruction set avx512. No other file gets these flags:
+ * machine: x86_64
+ * flags: -mavx512f -mavx512bw -mavx512dq -mavx512vl
+ * flags of MSVC: /arch:AVX512
+ */
 #include "vec/vec_avx512.h"
 
 #define FBN_ISA "avx512"

@@ -1,4 +1,4 @@
-/* kernels_generic.c - the kernels for the instruction set generic. Compiled with its flags, which no other file gets. */
+/* kernels_generic.c - the kernels for any processor, with no flags of their own. */
 #include "vec/vec_generic.h"
 
 #define FBN_ISA "generic"

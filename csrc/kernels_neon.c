@@ -1,4 +1,8 @@
-/* kernels_neon.c - the kernels for the instruction set neon. Compiled with its flags, which no other file gets. */
+/* kernels_neon.c - the kernels for the instruction set neon. No other file gets these flags:
+ * machine: aarch64
+ * flags:
+ * flags of MSVC:
+ */
 #include "vec/vec_neon.h"
 
 #define FBN_ISA "neon"

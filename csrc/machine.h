@@ -4,10 +4,16 @@
 
 #include <stdint.h>
 
+/* The smaller of a number and a limit, where 0 means that there is none. */
+static inline int fbn_limited(int number, int limit)
+{
+    return limit > 0 && (number == 0 || limit < number) ? limit : number;
+}
+
 /* ---- cache.c ---- */
 
-/* Of one core's level 2, and of the shared last level; a usual size where the system does not tell. They decide where
- * things are computed and how they are stored, never what comes out. */
+/* The bytes of one core's level 2 and of the shared last level; a usual size where the system does not tell. They decide
+ * where things are computed and how they are stored, never what comes out. */
 int64_t fbn_level2_bytes(void);
 int64_t fbn_last_level_bytes(void);
 
@@ -19,7 +25,7 @@ int fbn_cgroup_processors(const char *root);
 
 /* ---- trial.c ---- */
 
-/* Starts so many threads at once and ends them again; 0 where the system refuses one of them. OpenMP's runtimes end the
+/* Starts so many threads at once and ends them again. Returns 0 where the system refuses one of them. OpenMP's runtimes end the
  * process where they get fewer threads than they ask for, so a call asks first. */
 int fbn_can_start(int threads);
 

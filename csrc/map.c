@@ -117,83 +117,56 @@ static void activate(const struct fbn_call *call, char *y, int64_t stride, int64
         call->lanes->activate(y, y, len, call->given.activation, call->given.slope);
 }
 
-/* Maps a part of the planes n of `features` features, from entry i on. */
-static void run_planes_kernel(struct fbn_call *call, int64_t f, int64_t features, int64_t n, int64_t i, int64_t len)
+/* Maps some runs. Those of rows begin `i` elements after the start of the array's row n. period: see fbn_map. */
+static void run_kernel(struct fbn_call *call, const struct fbn_runs *runs, int64_t period)
 {
-    const struct fbn_typed *typed = call->typed;
     const struct fbn_passes *plan = &call->plan;
-    const struct fbn_array x = first_input(call), second = second_input(call);
-    const void *par[FBN_MOST_PARAMS], *x_at = fbn_at(x, call->size, n, f, i);
-    const void *second_at = fbn_at(second, call->size, n, f, i);
-    char *y = fbn_at(call->given.y, call->size, n, f, i);
-    const int64_t ys = call->given.y.stride_c;
-    params_at(call, call->scratch.par, f, par);
+    const struct fbn_array x = first_input(call), second = second_input(call), y = call->given.y;
+    const struct fbn_maps *maps = runs->next_c ? &call->typed->map_planes : &call->typed->map_rows;
+    const void *par[FBN_MOST_PARAMS], *x_at = fbn_at(x, call->size, runs->n, runs->f, runs->i);
+    const void *second_at = fbn_at(second, call->size, runs->n, runs->f, runs->i);
+    char *y_at = fbn_at(y, call->size, runs->n, runs->f, runs->i);
+    const int64_t xs = fbn_run_distance(runs, x), ys = fbn_run_distance(runs, y);
+    params_at(call, runs->next_c ? call->scratch.par : call->scratch.par_columns, runs->column, par);
     if (second_at) {
-        fbn_map_two *map = plan->relu_gradient ? typed->map_planes_relu_gradient
-                           : plan->gradient    ? typed->map_planes_gradient
-                                               : typed->map_planes_residual;
-        map(x_at, x.stride_c, second_at, second.stride_c, y, ys, features, len, par, 0, plan->policy);
+        fbn_map_two *map = plan->relu_gradient ? maps->relu_gradient : plan->gradient ? maps->gradient : maps->residual;
+        map(x_at, xs, second_at, fbn_run_distance(runs, second), y_at, ys, runs->count, runs->len, par, period,
+            plan->policy);
     } else {
-        fbn_map_one *map = is_relu(call) ? typed->map_planes_relu : typed->map_planes_affine;
-        map(x_at, x.stride_c, y, ys, features, len, par, 0, plan->policy);
+        (is_relu(call) ? maps->relu : maps->affine)(x_at, xs, y_at, ys, runs->count, runs->len, par, period, plan->policy);
     }
     if (plan->activates_y)
-        activate(call, y, ys, features, len);
+        activate(call, y_at, ys, runs->count, runs->len);
 }
 
-/* Maps `count` rows of `width` columns, from `at` elements after the start of the array's row `at_row` on. The first
- * column is `column`. */
-static void run_rows_kernel(struct fbn_call *call, int64_t at_row, int64_t at, int64_t count, int64_t column,
-                            int64_t width)
-{
-    const struct fbn_typed *typed = call->typed;
-    const struct fbn_passes *plan = &call->plan;
-    const struct fbn_array x = first_input(call), second = second_input(call);
-    const void *par[FBN_MOST_PARAMS], *x_at = fbn_at(x, call->size, at_row, 0, at);
-    const void *second_at = fbn_at(second, call->size, at_row, 0, at);
-    char *y = fbn_at(call->given.y, call->size, at_row, 0, at);
-    const int64_t fold = plan->map.fold, repeat = fold > 1 ? period(call) : width, ys = call->given.y.stride_n * fold;
-    params_at(call, call->scratch.par_columns, column, par);
-    if (second_at) {
-        fbn_map_two *map = plan->relu_gradient ? typed->map_rows_relu_gradient
-                           : plan->gradient    ? typed->map_rows_gradient
-                                               : typed->map_rows_residual;
-        map(x_at, x.stride_n * fold, second_at, second.stride_n * fold, y, ys, count, width, par, repeat, plan->policy);
-    } else {
-        fbn_map_one *map = is_relu(call) ? typed->map_rows_relu : typed->map_rows_affine;
-        map(x_at, x.stride_n * fold, y, ys, count, width, par, repeat, plan->policy);
-    }
-    if (plan->activates_y)
-        activate(call, y, ys, count, width);
-}
+/* ---- runs ---- */
 
-/* ---- planes and rows ---- */
-
-static void map_planes(struct fbn_call *call, struct fbn_runs runs)
+/* Maps some runs. What is activated after it was written goes part by part, which the first-level cache holds. */
+static void map_some(struct fbn_call *call, struct fbn_runs runs)
 {
+    const int64_t fold = call->plan.map.fold, period_of_row = fold > 1 ? period(call) : runs.len;
     if (call->plan.tiles_map) {
         fbn_map_tiles(call, &runs);
         return;
     }
-    const int64_t longest = call->plan.activates_y ? fbn_min(runs.len, ACTIVATED) : runs.len;
-    const int64_t most = call->plan.activates_y ? fbn_max(1, ACTIVATED / longest) : runs.count;
-    for (int64_t g = 0; g < runs.count; g += most)
-        for (int64_t j = 0; j < runs.len; j += longest)
-            run_planes_kernel(call, runs.f + g, fbn_min(most, runs.count - g), runs.n, runs.i + j,
-                              fbn_min(longest, runs.len - j));
+    if (!call->plan.activates_y) {
+        run_kernel(call, &runs, period_of_row);
+        return;
+    }
+    const int64_t longest = runs.next_c ? fbn_min(runs.len, ACTIVATED) : runs.len;
+    const int64_t most = fbn_max(1, ACTIVATED / longest);
+    for (int64_t r = 0; r < runs.count; r += most)
+        for (int64_t j = 0; j < runs.len; j += longest) {
+            struct fbn_runs part = fbn_part_of_runs(&runs, r, fbn_min(most, runs.count - r), j,
+                                                    fbn_min(longest, runs.len - j));
+            run_kernel(call, &part, period_of_row);
+        }
 }
 
 static void map_rows(struct fbn_call *call, int64_t at_row, int64_t at, int64_t count, int64_t column, int64_t width)
 {
-    const int64_t fold = call->plan.map.fold;
-    if (call->plan.tiles_map) {
-        fbn_map_tiles(call, &(struct fbn_runs){.n = at_row, .i = at, .count = count, .len = width, .next_n = fold,
-                                               .column = column});
-        return;
-    }
-    const int64_t most = call->plan.activates_y ? fbn_max(1, ACTIVATED / width) : count;
-    for (int64_t r = 0; r < count; r += most)
-        run_rows_kernel(call, at_row + r * fold, at, fbn_min(most, count - r), column, width);
+    map_some(call, (struct fbn_runs){.n = at_row, .i = at, .count = count, .len = width,
+                                     .next_n = call->plan.map.fold, .column = column});
 }
 
 void fbn_map_features(struct fbn_call *call, int64_t first, int64_t end)
@@ -202,7 +175,7 @@ void fbn_map_features(struct fbn_call *call, int64_t first, int64_t end)
     if (plan->layout == FBN_PLANES) {
         struct fbn_runs runs = {.f = first, .count = end - first, .len = plan->s, .next_c = 1, .column = first};
         for (runs.n = plan->n - 1; runs.n >= 0; runs.n--)
-            map_planes(call, runs);
+            map_some(call, runs);
     } else if (plan->fold == 1) {
         map_rows(call, 0, first * plan->s, plan->rows, first * plan->s, (end - first) * plan->s);
     } else {
@@ -248,7 +221,7 @@ void fbn_map_runs(struct fbn_call *call, int64_t begin, int64_t end)
     if (plan->layout == FBN_PLANES) {
         for (struct fbn_runs runs; begin < end; begin += runs.count) {
             runs = fbn_plan_group(plan, begin, end);
-            map_planes(call, runs);
+            map_some(call, runs);
         }
         return;
     }

@@ -38,17 +38,17 @@
 #endif
 
 enum {
-    WATCHED = 8, /* threads of a team whose time is taken; more would say the same */
+    WATCHED = 8,             /* threads of a team whose time is taken; more would say the same */
     LINE = 64,
-    WORK_BEFORE_WAKING = 32, /* that is done alone, in times of the least for a thread */
+    WORK_BEFORE_WAKING = 32, /* done alone, in times of the least work for a thread */
     /* nanoseconds */
-    AWAKE = 80000,
+    AWAKE = 80000,           /* after a call; then the runtime's threads sleep */
     LONG_CALL = 100000
 };
 
 static const int64_t SECOND = 1000000000;
 
-/* Each thread writes to a line that nobody reads in a short call: see report. */
+/* Each thread writes to a line of its own, which nobody reads in a short call: see report. */
 struct watch {
     _Atomic int64_t computed;
     char rest_of_the_line[LINE - sizeof(int64_t)];
@@ -88,8 +88,8 @@ static void in_forked_child(void)
     atomic_store(&calls, 0);
 }
 
-/* OMP_NUM_THREADS is a number that somebody chose; without it the runtime's maximum is only a default. It is read when the
- * runtime reads it; one that is no number is ignored there too. */
+/* OMP_NUM_THREADS is a number that somebody chose; without it the runtime's maximum is only a default. It is read here when
+ * the runtime reads it. The runtime ignores one that is no number too. */
 __attribute__((constructor)) static void at_load(void)
 {
     const char *text = getenv("OMP_NUM_THREADS");
@@ -129,7 +129,7 @@ static int current_limit(void)
 static int smaller(int threads, int64_t limit) { return limit < threads ? (int)limit : threads; }
 
 #ifdef _OPENMP
-/* The same for all threads; -1: not asked yet. */
+/* The quota is the same for all threads. -1: not asked yet. */
 static int quota(int64_t now)
 {
     static atomic_int known = -1;
@@ -151,8 +151,7 @@ static int processors(int64_t now)
         my->processors_asked = now;
         my->processors = omp_get_num_procs();
     }
-    int limit = quota(now);
-    return limit > 0 ? smaller(my->processors, limit) : my->processors;
+    return fbn_limited(my->processors, quota(now));
 }
 
 /* A region of one thread counts as one of the caller's too: the runtime keeps no threads within it. */
@@ -171,9 +170,10 @@ static int runtime_threads(int64_t now) { return (void)now, 1; }
 
 static int threads_at(int64_t now)
 {
-    int threads = runtime_threads(now), limit = current_limit();
-    return limit > 0 ? smaller(threads, limit) : threads;
+    return fbn_limited(runtime_threads(now), current_limit());
 }
+
+int fbn_maximum_is_chosen(void) { return atomic_load(&maximum_is_chosen); }
 
 int fastbn_get_num_threads(void) { return threads_at(clock_now()); }
 
@@ -220,9 +220,7 @@ struct fbn_team fbn_team_for(int requested, int64_t bytes, int64_t exchanged, in
     if (requested == 1 || tasks <= 1 || (!always && bytes < 2 * least))
         return team;
     team.begun = clock_now();
-    int threads = smaller(threads_at(team.begun), tasks);
-    if (requested > 0)
-        threads = smaller(threads, requested);
+    int threads = fbn_limited(smaller(threads_at(team.begun), tasks), requested);
     if (!always) {
         threads = share_of_call(smaller(threads, bytes / least), others, team.begun);
         threads = fbn_backoff_limit(threads, team.begun);

@@ -31,6 +31,9 @@ static inline int64_t fbn_share(int64_t all, int thread, int threads)
 /* All threads of the team wait here. */
 void fbn_barrier(int threads);
 
+/* Whether OMP_NUM_THREADS chose the runtime's maximum when the library was loaded. */
+int fbn_maximum_is_chosen(void);
+
 /* ---- for tests ---- */
 
 /* Sets the least number of bytes that a thread must have to do, and returns the previous one. 0: every call takes all

@@ -68,6 +68,20 @@ struct fbn_runs {
     int64_t column;         /* of pivots and parameters: the first column, or the first feature of planes */
 };
 
+/* `count` of these runs from run `run` on, and of each the `len` entries from entry i on. */
+static inline struct fbn_runs fbn_part_of_runs(const struct fbn_runs *runs, int64_t run, int64_t count, int64_t i,
+                                               int64_t len)
+{
+    struct fbn_runs part = *runs;
+    part.n += run * runs->next_n;
+    part.f += run * runs->next_c;
+    part.i += i;
+    part.count = count;
+    part.len = len;
+    part.column += runs->next_c ? run : i;
+    return part;
+}
+
 /* The runs of all planes, or the rows, in the order of memory. */
 int64_t fbn_plan_runs(const struct fbn_plan *plan);
 

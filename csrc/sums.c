@@ -62,8 +62,8 @@ static void sum_rows(struct fbn_call *call, const struct fbn_runs *runs, double 
     params_at(call, runs->column, par);
     if (plan->stores_dz && !again)
         fbn_store_dz_tiles(call, runs);
-    sum(fbn_at(x, call->size, runs->n, 0, runs->i), x.stride_n * plan->sums.fold,
-        fbn_at(dz, call->size, runs->n, 0, runs->i), dz.stride_n * plan->sums.fold, runs->count, runs->len, par, u, v,
+    sum(fbn_at(x, call->size, runs->n, 0, runs->i), fbn_run_distance(runs, x),
+        fbn_at(dz, call->size, runs->n, 0, runs->i), fbn_run_distance(runs, dz), runs->count, runs->len, par, u, v,
         dz.data ? plan->sums.band_dy : plan->sums.band, plan->prefetches);
 }
 

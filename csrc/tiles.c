@@ -39,18 +39,6 @@ struct sums_of_runs {
 
 typedef void tile_work(struct fbn_call *call, const struct fbn_runs *tile, const struct sums_of_runs *sums);
 
-static struct fbn_runs tile_at(const struct fbn_runs *runs, int64_t run, int64_t count, int64_t i, int64_t len)
-{
-    struct fbn_runs tile = *runs;
-    tile.n += run * runs->next_n;
-    tile.f += run * runs->next_c;
-    tile.i += i;
-    tile.count = count;
-    tile.len = len;
-    tile.column += runs->next_c ? run : i;
-    return tile;
-}
-
 /* Tiles have a multiple of `step` runs, if there are as many. */
 static void each_tile(struct fbn_call *call, const struct fbn_runs *runs, int64_t step, tile_work *work,
                       const struct sums_of_runs *sums)
@@ -60,8 +48,8 @@ static void each_tile(struct fbn_call *call, const struct fbn_runs *runs, int64_
     int64_t most = fbn_max(1, entries / fbn_max(1, longest) / step) * step;
     for (int64_t run = 0; run < runs->count; run += most)
         for (int64_t i = 0; i < runs->len; i += longest) {
-            struct fbn_runs tile = tile_at(runs, run, fbn_min(most, runs->count - run), i,
-                                           fbn_min(longest, runs->len - i));
+            struct fbn_runs tile = fbn_part_of_runs(runs, run, fbn_min(most, runs->count - run), i,
+                                                    fbn_min(longest, runs->len - i));
             work(call, &tile, sums);
         }
 }
@@ -70,14 +58,9 @@ static void each_tile(struct fbn_call *call, const struct fbn_runs *runs, int64_
 
 static int64_t entries_of(const struct fbn_runs *tile) { return tile->count * tile->len; }
 
-static int64_t distance(struct fbn_array a, const struct fbn_runs *tile)
-{
-    return tile->next_n * a.stride_n + tile->next_c * a.stride_c;
-}
-
 static int is_gapless(struct fbn_array a, const struct fbn_runs *tile)
 {
-    return tile->count == 1 || distance(a, tile) == tile->len;
+    return tile->count == 1 || fbn_run_distance(tile, a) == tile->len;
 }
 
 /* The tile's runs in an array. They are one long run where they follow each other without a gap. */
@@ -97,7 +80,7 @@ static void *gathered(const struct fbn_call *call, struct fbn_array a, const str
     if (count == 1 && call->typed == call->lanes)
         return first;
     for (int64_t k = 0; k < count; k++)
-        call->typed->to_lanes(first + k * distance(a, tile) * call->size, room + k * len * call->lane_size, len);
+        call->typed->to_lanes(first + k * fbn_run_distance(tile, a) * call->size, room + k * len * call->lane_size, len);
     return room;
 }
 
@@ -108,7 +91,7 @@ static void put(const struct fbn_call *call, const char *lanes, struct fbn_array
     int64_t count, len;
     runs_in(a, tile, &count, &len);
     for (int64_t k = 0; k < count; k++)
-        call->typed->from_lanes(lanes + k * len * call->lane_size, first + k * distance(a, tile) * call->size, len,
+        call->typed->from_lanes(lanes + k * len * call->lane_size, first + k * fbn_run_distance(tile, a) * call->size, len,
                                 stream);
 }
 
@@ -129,7 +112,7 @@ static void affine(const struct fbn_call *call, const struct fbn_runs *tile, con
 {
     void *const columns[] = {a, b, c};
     const void *par[3];
-    fbn_map_one *map = tile->next_c ? call->lanes->map_planes_affine : call->lanes->map_rows_affine;
+    fbn_map_one *map = tile->next_c ? call->lanes->map_planes.affine : call->lanes->map_rows.affine;
     params_at(call, columns, 3, tile->column, par);
     map(x, tile->len, y, tile->len, tile->count, tile->len, par, tile->len, FBN_STORE_CACHED);
 }
@@ -137,7 +120,7 @@ static void affine(const struct fbn_call *call, const struct fbn_runs *tile, con
 static void gradient(const struct fbn_call *call, const struct fbn_runs *tile, const void *x, const void *dz, void *dx)
 {
     const void *par[4];
-    fbn_map_two *map = tile->next_c ? call->lanes->map_planes_gradient : call->lanes->map_rows_gradient;
+    fbn_map_two *map = tile->next_c ? call->lanes->map_planes.gradient : call->lanes->map_rows.gradient;
     params_at(call, call->scratch.par_columns, 4, tile->column, par);
     map(x, tile->len, dz, tile->len, dx, tile->len, tile->count, tile->len, par, tile->len, FBN_STORE_CACHED);
 }

@@ -1,4 +1,4 @@
-/* trial.c - see trial.h.
+/* trial.c - whether the system gives this process more threads, see machine.h.
  *
  * Each thread starts the next one and waits for its end, so that all exist at the same time. A thread that was joined
  * counts against the process's limit for a moment longer; on Linux its number is looked at until the kernel has
@@ -37,7 +37,7 @@ static long number_of_this_thread(void) { return 0; }
 static void wait_until_gone(long number) { (void)number; }
 #endif
 
-/* As OpenMP's runtimes read it: a number and a unit, KiB without one; 0 where nobody has set it. */
+/* The size of a thread's stack as OpenMP's runtimes read it: a number and a unit, KiB without one. 0: nobody has set it. */
 static size_t stack_bytes(void)
 {
     const char *text = getenv("OMP_STACKSIZE");

@@ -1,6 +1,5 @@
 """What was built, what this machine offers, what is in use; the number of threads and the memory kept for results."""
 import os
-import re
 import sys
 
 import numpy as np
@@ -8,7 +7,6 @@ import numpy as np
 from . import _core, _environment, _openmp
 from ._engine import checks
 
-_OMP_NUM_THREADS = re.match(r"\s*\+?0*[1-9]", os.environ.get("OMP_NUM_THREADS", ""))  # as parallel.c looks at it
 _came_from = {}  # for each setting that is not the default: the variable or call that set it
 
 
@@ -108,7 +106,7 @@ def _threads_came_from():
     limit, origin = _came_from.get("threads", (None, None))
     if limit is not None and _core.get_num_threads() == limit:
         return origin
-    if _OMP_NUM_THREADS:
+    if _core.maximum_is_chosen():
         return "OMP_NUM_THREADS"
     return "default: OpenMP's maximum, within the processors that this process may use"
 

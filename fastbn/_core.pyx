@@ -9,7 +9,7 @@ import os
 
 cimport cython
 cimport numpy as cnp
-from libc.math cimport INFINITY, sqrt
+from libc.math cimport INFINITY
 from libc.stdint cimport uint16_t, uint64_t
 from libc.string cimport memcpy, memset
 
@@ -19,6 +19,7 @@ cdef extern from "parallel.h":
     int64_t fbn_set_bytes_per_thread(int64_t nbytes)
     int fbn_last_team_size()
     void fbn_delay_threads(int64_t nanoseconds)
+    int fbn_maximum_is_chosen()
 
 cdef extern from "backoff.h":
     int fbn_backoff_limit(int threads, int64_t now)

@@ -9,7 +9,6 @@ import math
 
 import numpy as np
 
-NAMES = ("identity", "relu", "leaky_relu", "relu6", "sigmoid", "tanh", "silu", "gelu", "gelu_tanh", "hardswish", "elu")
 TWO_ROOT = 2 * math.sqrt(2 / math.pi)
 
 _erfc = np.frompyfunc(math.erfc, 1, 1)
@@ -51,6 +50,9 @@ DERIVATIVES = {
     "hardswish": lambda z, slope: np.where(z <= -3, 0.0, np.where(z < 3, z / 3 + 0.5, 1.0)),
     "elu": lambda z, slope: np.where(z > 0, 1.0, slope * np.exp(np.minimum(z, 0))),
 }
+
+
+NAMES = tuple(VALUES)
 
 
 def gelu_tanh_derivative(z):

@@ -5,11 +5,14 @@ ulp, the distance of the neighbours of the exact result in its type.
 """
 
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from activations_reference import DERIVATIVES, NAMES, VALUES, exact, ulps
+import fastbn
 from fastbn import _core
 
 ISAS = [name for name in _core.isa_names() if _core.isa_supported(name)]
@@ -23,6 +26,16 @@ GRADIENT_ULP = {np.float32: 4, np.float64: 4}
 def slope_of(name, dtype):
     """The slope as the kernels use it: rounded to the type of the data."""
     return float(dtype(SLOPES.get(name, 0.0)))
+
+
+def test_every_activation_of_the_core_has_a_reference():
+    """Tests take the names from the references, so one without them would go untested."""
+    assert _core.activation_names() == NAMES == tuple(DERIVATIVES)
+
+
+def test_the_stubs_name_every_activation():
+    text = Path(fastbn.__file__).with_suffix(".pyi").read_text(encoding="utf-8")
+    assert re.findall(r'"(\w+)"', re.search(r"_ActivationName = Literal\[(.*?)\]", text, re.DOTALL)[1]) == list(NAMES[1:])
 
 
 # ---- accuracy ----

@@ -5,22 +5,25 @@ of the machine, and prints one hash of the output bytes for each. Hashes of anot
 architecture or a lesser processor have to be the same.
 """
 
+import ctypes
 import importlib.util
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+import fastbn
 from toolchain import (
     COMMON_FLAGS,
     CSRC,
-    ISA_FLAGS,
     MACHINE,
     build_core_test,
     can_build,
     find_compiler,
+    isa_flags,
     run,
     without_randomization,
 )
@@ -80,13 +83,34 @@ def test_flags_are_those_of_the_package(monkeypatch):
     spec = importlib.util.spec_from_file_location("fastbn_setup", setup_file)
     setup = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(setup)
-    here = {isa: flags for table in ISA_FLAGS.values() for isa, flags in table.items() if isa != "generic"}
-    assert here == {name: isa.gnu_flags for name, isa in setup.ISAS.items()}
+    here = {isa: flags for machine in setup.MACHINES for isa, flags in isa_flags(machine).items() if isa != "generic"}
+    assert here == {name: isa.gnu_flags for name, isa in setup.ISAS.items()} and here["avx2"] and "neon" in here
     assert "-ffp-contract=off" in setup.GNU_FLAGS and "-ffp-contract=off" in COMMON_FLAGS
 
 
 def test_operations_layouts_isas_threads(native):
     assert run([native, "check"], **SETTINGS).endswith("0 failures\n")
+
+
+def test_the_formulas_of_the_readme(tmp_path):
+    """The plain C in csrc/README.md computes what the core does."""
+    text = (CSRC / "README.md").read_text(encoding="utf-8")
+    (tmp_path / "plain.c").write_text(re.search(r"```c\n(.*?)```", text, re.DOTALL)[1])
+    library = tmp_path / "plain.so"
+    run([required("gcc", "cc"), "-std=c11", "-Wall", "-Werror", "-O1", "-fPIC", "-shared", tmp_path / "plain.c", "-lm", "-o",
+         library])
+    plain, rng = ctypes.CDLL(str(library)), np.random.default_rng(1)
+    n, c, s = 5, 3, 8
+    x, dy = rng.normal(2, 3, (2, n, c, s)).astype(np.float32)
+    gamma, beta, mean, rstd, dgamma, dbeta = rng.normal(size=(6, c))
+    y, dx, size, at = np.empty_like(x), np.empty_like(x), ctypes.c_long, lambda a: a.ctypes.data_as(ctypes.c_void_p)
+    shape = size(n), size(c), size(s)
+    plain.forward(*shape, at(x), at(gamma), at(beta), ctypes.c_double(1e-5), at(y), at(mean), at(rstd))
+    plain.backward(*shape, at(x), at(dy), at(gamma), at(mean), at(rstd), at(dx), at(dgamma), at(dbeta))
+    expected, saved = fastbn.batch_norm_training(x, gamma, beta)
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
+    for one, other in zip((dx, dgamma, dbeta), fastbn.batch_norm_backward(dy, saved)):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
 
 
 def test_fork(native):

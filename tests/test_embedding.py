@@ -7,7 +7,7 @@ import subprocess
 import pytest
 
 import packages
-from toolchain import COMMON_FLAGS, CSRC, ISA_FLAGS, find_compiler, run
+from toolchain import COMMON_FLAGS, CSRC, find_compiler, isa_flags, run
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None or find_compiler("cc") is None, reason="no make or no cc")
 
@@ -19,13 +19,14 @@ def commands(*settings):
     return {words[words.index("-c") + 1]: words for words in lines}
 
 
-@pytest.mark.parametrize("machine", ISA_FLAGS)
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
 def test_flags_are_those_of_the_package(machine):
     """For every file, with those that tests/test_c_core.py compares with setup.py's."""
     found = commands(f"MACHINE={machine}")
-    isas = ISA_FLAGS[machine]
+    isas = isa_flags(machine)
+    assert len(isas) > 1
     kernels = {f"kernels_{isa}.c": flags for isa, flags in isas.items()}
-    others = {path.name for path in CSRC.glob("*.c") if not path.name.startswith("kernels_")}
+    others = {path.relative_to(CSRC).as_posix() for path in CSRC.glob("**/*.c") if not path.name.startswith("kernels_")}
     assert set(found) == others | set(kernels)
     have = {f"-DFBN_HAVE_{isa.upper()}" for isa in isas if isa != "generic"}
     for name, words in found.items():

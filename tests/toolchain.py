@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
@@ -17,14 +18,18 @@ CSRC = Path(__file__).resolve().parent.parent / "csrc"
 C_TESTS = Path(__file__).resolve().parent / "c"
 MACHINE = {"AMD64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
 
-ISA_FLAGS = {
-    "x86_64": {
-        "generic": [],
-        "avx2": ["-mavx2", "-mfma", "-mf16c"],
-        "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"],
-    },
-    "aarch64": {"generic": [], "neon": []},
-}
+
+
+def isa_flags(machine: str) -> dict[str, list[str]]:
+    """{instruction set: the flags of its kernels}, as the head of each kernels_<isa>.c says, for one machine."""
+    found = {"generic": []}
+    for path in sorted(CSRC.glob("kernels_*.c")):
+        head = dict(re.findall(r"^ \* (machine|flags):(.*)$", path.read_text(encoding="utf-8"), re.MULTILINE))
+        if head.get("machine", "").strip() == machine:
+            found[path.stem.removeprefix("kernels_")] = head["flags"].split()
+    return found
+
+
 COMMON_FLAGS = ["-std=c11", "-ffp-contract=off", "-fopenmp", "-Wall", "-Wextra", '-DFASTBN_VERSION="test"']
 # tests/c/caches.c takes the place of these, see there.
 RENAMED = ["-Dfbn_level2_bytes=real_level2_bytes", "-Dfbn_last_level_bytes=real_last_level_bytes"]
@@ -58,7 +63,7 @@ def sources(machine: str, only: tuple[str, ...] | None = None) -> list[tuple[Pat
 
     only: the instruction sets; None: all that the machine has.
     """
-    isas = ISA_FLAGS.get(machine, {"generic": []})
+    isas = isa_flags(machine)
     isas = isas if only is None else {isa: isas[isa] for isa in only}
     common = [p for p in sorted(CSRC.glob("**/*.c")) if not p.name.startswith(("kernels_", "cache"))]
     kernels = [(CSRC / f"kernels_{isa}.c", flags) for isa, flags in isas.items()]

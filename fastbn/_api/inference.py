@@ -22,8 +22,9 @@ def batch_norm_inference(x, mean, var, gamma=None, beta=None, *, eps=1e-5, axis=
     gamma, beta: scale and shift of shape (C,); None stands for ones and for zeros.
     eps: added to the variance; above 0.
     axis: the feature axis, or a tuple of them (then C is the product of their sizes, in ascending order of the axes).
-    activation: act, in the same pass: None, "relu", "leaky_relu" (slope 0.01), "relu6", "sigmoid", "tanh", "silu", "gelu" (exact),
-    "gelu_tanh", "hardswish", "elu" (alpha 1); ("leaky_relu", slope) and ("elu", alpha) set the parameter.
+    activation: act, in the same pass: None, "relu", "silu", "gelu" (exact), "gelu_tanh" or another that
+        fastbn.h lists (see get_include), in lower case; ("leaky_relu", slope) and ("elu", alpha) set the parameter, which
+        is 0.01 and 1 otherwise.
     residual: array of x's shape, converted to x's dtype; None stands for 0.
     out: array of x's shape and dtype to write to; it may be x or residual. It is returned. It may be another library's
         with NumPy 2.1 or later.

@@ -1,8 +1,11 @@
 # The kernels of the activations for tests, included by _core.pyx: one call of the kernel, on plain arrays.
 
-# In the order of fastbn_activation.
-cdef tuple ACTIVATIONS = ("identity", "relu", "leaky_relu", "relu6", "sigmoid", "tanh", "silu", "gelu", "gelu_tanh",
-                          "hardswish", "elu")
+cdef extern from "kernels.h":
+    const int FBN_ACTIVATIONS
+    const char *fbn_activation_name(fastbn_activation activation)
+
+# In the order of fastbn_activation; the list stands in csrc/kernels/activations.inc.
+cdef tuple ACTIVATIONS = tuple([fbn_activation_name(<fastbn_activation> i).decode() for i in range(FBN_ACTIVATIONS)])
 
 
 cdef cnp.ndarray like(object z, object a, str name):

@@ -70,6 +70,11 @@ def rearm_threads():
     check(status)
 
 
+def maximum_is_chosen():
+    """Whether OMP_NUM_THREADS chose OpenMP's maximum when the core was loaded."""
+    return fbn_maximum_is_chosen() != 0
+
+
 def set_backoff(bint on):
     fastbn_set_backoff(on)
 

@@ -10,12 +10,17 @@ cdef extern from "kernels.h":
 
     cdef struct fbn_kernels:
         fbn_typed typed[2]
+        void (*rstd)(int64_t c, const double *var, double eps, double *rstd) noexcept
 
     fastbn_status fbn_kernels_active(const fbn_kernels **kernels)
 
 
-cdef const fbn_typed *typed_kernels(cnp.ndarray a) except NULL:
-    """Of the type of a, float32 or float64."""
+cdef const fbn_kernels *active_kernels() except NULL:
     cdef const fbn_kernels *kernels = NULL
     check(fbn_kernels_active(&kernels))
-    return &kernels.typed[<int> dtype_of_kind(cnp.PyArray_TYPE(a))]
+    return kernels
+
+
+cdef const fbn_typed *typed_kernels(cnp.ndarray a) except NULL:
+    """Of the type of a, float32 or float64."""
+    return &active_kernels().typed[<int> dtype_of_kind(cnp.PyArray_TYPE(a))]

@@ -47,14 +47,12 @@ cdef Saved saved_of_inference(const plain_call *call, cnp.ndarray x, object mean
                               object beta, cnp.ndarray y):
     """For a backward in which mean and var are constants; all as can_infer wants them."""
     cdef Saved saved = Saved.__new__(Saved)
-    cdef cnp.npy_intp i
     saved.axis = call.axis
     saved.take(x, call.shape.c, gamma, beta, True, is_same_memory(y, x))
     saved.activation, saved.slope = call.activation, call.slope
     widen(mean, saved.row(MEAN))
     widen(var, saved.row(VAR))
-    for i in range(call.shape.c):
-        saved.row(RSTD)[i] = 1.0 / sqrt(saved.row(VAR)[i] + call.eps)
+    saved.set_rstd(call.eps)
     return saved
 
 

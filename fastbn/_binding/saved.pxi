@@ -79,6 +79,10 @@ cdef class Saved:
     cdef double *row(self, int which) noexcept:
         return <double *> cnp.PyArray_DATA(self.rows) + which * cnp.PyArray_DIM(self.rows, 1)
 
+    def set_rstd(self, double eps):
+        """rstd from var, as the core computes it."""
+        active_kernels().rstd(cnp.PyArray_DIM(self.rows, 1), self.row(VAR), eps, self.row(RSTD))
+
     cdef fastbn_params params(self) noexcept:
         cdef fastbn_params params
         params.gamma = self.row(GAMMA) if self.has_gamma else NULL

@@ -85,8 +85,7 @@ def _saved_by(x, axes, mean, var, gamma, beta, eps, out, *, frozen):
     """What a call by these statistics leaves for backward, but for the extras."""
     saved = Saved(x, axes, mean.size, gamma, beta, frozen=frozen, in_place=is_in_place(out, x))
     saved.mean[:], saved.var[:] = mean, var
-    with np.errstate(all="ignore"):
-        saved.rstd[:] = 1.0 / np.sqrt(saved.var + eps)
+    saved.set_rstd(eps)
     return saved
 
 

@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "harness.h"
+#include "kernels.h"
 
 enum { N = 6, C = 4, S = 3, SIZE = N * C * S };
 
@@ -126,9 +127,9 @@ static int bad_shapes(void)
     a.params.dtype = FASTBN_BFLOAT16;
     for (int entry = INFERENCE; entry <= BACKWARD; entry++)
         failures += expect(&a, (enum entry_point)entry, FASTBN_ERROR_DTYPE, "bfloat16 parameters");
-    a = sound(), a.params.activation = (fastbn_activation)11;
+    a = sound(), a.params.activation = (fastbn_activation)FBN_ACTIVATIONS;
     for (int entry = INFERENCE; entry <= BACKWARD; entry++)
-        failures += expect(&a, (enum entry_point)entry, FASTBN_ERROR_ACTIVATION, "activation 11");
+        failures += expect(&a, (enum entry_point)entry, FASTBN_ERROR_ACTIVATION, "an activation beyond the last one");
     return failures;
 }
 

@@ -18,6 +18,7 @@
 #include "parallel.h"
 
 void print_activation_hashes(void);
+int check_activations(void);
 int check_fork(void);
 int check_large(void);
 
@@ -183,6 +184,7 @@ static int check_all(int sample, int argc, char **argv)
     use_tiny_caches(0);
     failures += check_values();
     failures += check_halves();
+    failures += check_activations();
     failures += check_double_backward();
     failures += check_arguments();
     printf("%d failures\n", failures);

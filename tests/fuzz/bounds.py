@@ -8,6 +8,7 @@ mean, which is much where mean / std is 1e6, does not loosen these bounds.
 from typing import NamedTuple
 
 import numpy as np
+from activations_reference import DERIVATIVES, NAMES
 from oracle import EPS64, WIDE
 
 from .draw import FLOAT16, FLOAT32, FLOAT64
@@ -16,9 +17,22 @@ from .draw import FLOAT16, FLOAT32, FLOAT64
 MEAN_ULPS, FEW_MEAN_ULPS = 1, 2.4
 VAR_UNIT = {FLOAT32: WIDE(1e-6), FLOAT64: WIDE(1e-12)}
 
-# The largest slope of each activation, and that of its derivative where this is continuous; of others z.
-_STEEPEST = {"sigmoid": 0.25, "silu": 1.1, "gelu": 1.13, "gelu_tanh": 1.13, "hardswish": 1.5}
-_BEND = {"sigmoid": 0.1, "tanh": 0.77, "silu": 0.5, "gelu": 0.8, "gelu_tanh": 0.8, "hardswish": 1 / 3}
+_GRID = np.linspace(-8, 8, 16001)
+
+
+def _steepest(name):
+    """The largest slope of an activation without parameter."""
+    return float(np.abs(DERIVATIVES[name](_GRID, 0.0)).max()) * 1.001
+
+
+def _bend(name):
+    """The largest slope of its derivative, where this is continuous."""
+    changes = np.abs(np.diff(DERIVATIVES[name](_GRID, 0.0))) / np.diff(_GRID)
+    return float(changes[changes < 10].max()) * 1.01
+
+
+_STEEPEST = {name: _steepest(name) for name in NAMES if name not in ("leaky_relu", "elu")}
+_BEND = {name: _bend(name) for name in _STEEPEST}
 # Where derivatives jump, and by how much; of leaky_relu and elu by 1 - parameter, at 0.
 _JUMPS = {"relu": {0: 1}, "relu6": {0: 1, 6: 1}, "hardswish": {-3: 0.5, 3: 0.5}}
 

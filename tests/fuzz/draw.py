@@ -2,6 +2,7 @@
 import random
 
 import numpy as np
+from activations_reference import NAMES
 
 try:
     import ml_dtypes
@@ -13,9 +14,8 @@ FLOAT16, FLOAT32, FLOAT64 = map(np.dtype, (np.float16, np.float32, np.float64))
 # The oracle's longdouble is more than a double, and so can tell how good doubles are: not everywhere.
 _ORACLE_IS_WIDER = np.finfo(np.longdouble).eps < 1e-18
 DTYPES = [FLOAT32] * 4 + [FLOAT64] * (2 if _ORACLE_IS_WIDER else 0) + [FLOAT16] + [BFLOAT16] * (BFLOAT16 is not None)
-ACTIVATIONS = (None, None, None, "relu", "relu", "leaky_relu", "relu6", "sigmoid", "tanh", "silu", "gelu", "gelu_tanh",
-               "hardswish", "elu", ("leaky_relu", 0.2), ("leaky_relu", -0.5), ("leaky_relu", 0.0), ("elu", 0.5),
-               ("elu", -2.0))
+ACTIVATIONS = (None, None, None, "relu", *NAMES[1:], ("leaky_relu", 0.2), ("leaky_relu", -0.5), ("leaky_relu", 0.0),
+               ("elu", 0.5), ("elu", -2.0))
 SCALES = (1,) * 12 + (1e-30, 1e-15, 1e-3, 1e3, 1e15, 1e30)
 RATIOS = (0, 0, 1, 3, 30, 1e3, 1e6)
 LARGEST_LOG2, RARE_LOG2 = 12.5, 16.5  # of the number of entries, the latter for one call in a hundred
