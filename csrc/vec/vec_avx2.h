@@ -271,7 +271,7 @@ static inline f32x16 f32x16_of_bf16(u16x16 v)
 {
     return (f32x16){fbn_of_bf16(fbn_low16(v)), fbn_of_bf16(fbn_high16(v))};
 }
-/* In the upper half of each float. */
+/* Leaves the rounded value in the upper half of each float. */
 static inline __m256i fbn_round_to_bf16(__m256 v)
 {
     __m256i bits = _mm256_castps_si256(v), odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
