@@ -2,6 +2,6 @@
 #include "vec/vec_generic.h"
 
 #define FBN_ISA "generic"
-#define FBN_NARROW_KERNELS 0
+#define FBN_SMALL_CODE 1
 #define FBN_TABLE fbn_kernels_generic
 #include "kernels/table.inc"

@@ -14,7 +14,7 @@ from oracle import EPS64, WIDE
 from .draw import FLOAT16, FLOAT32, FLOAT64
 
 # The promise for float32 means, in units in the last place of max(|mean|, std).
-MEAN_ULPS, FEW_MEAN_ULPS = 1, 2.4
+FEW_MEAN_ULPS, MEAN_ULPS = 1, 2.4
 VAR_UNIT = {FLOAT32: WIDE(1e-6), FLOAT64: WIDE(1e-12)}
 
 _GRID = np.linspace(-8, 8, 16001)
@@ -79,12 +79,12 @@ def assert_near(got, want, allowed, dtype, what, through=0):
 
 
 def mean_error(mean, var, entries, arithmetic):
-    """Promised of float32: one ulp of max(|mean|, std), and 2.4 of 64 to 255 entries, where few can have roundings all alike.
+    """Promised of float32: one ulp of max(|mean|, std) of fewer than 64 entries, and 2.4 of more, whose roundings may be alike.
     Of float64 tests/oracle.py's, for some thousand terms.
     """
     std = np.sqrt(var)
     ulp = np.spacing(np.maximum(np.abs(mean), std).astype(arithmetic)).astype(WIDE)
-    ulps = FEW_MEAN_ULPS if 64 <= entries < 256 else MEAN_ULPS
+    ulps = FEW_MEAN_ULPS if entries < 64 else MEAN_ULPS
     return ulps * ulp if arithmetic == FLOAT32 else 4 * ulp + 1e-12 * std
 
 
