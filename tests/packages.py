@@ -27,7 +27,7 @@ VERSION = PROJECT["version"]
 TIME_LIMIT = 600
 
 builds = [
-    pytest.mark.slow,
+    pytest.mark.full,
     pytest.mark.skipif(find_spec("build") is None or find_spec("Cython") is None,
                        reason="build or Cython is not installed: the extra 'test' has them"),
 ]
