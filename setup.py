@@ -10,21 +10,29 @@ The extension is built for the limited API of CPython 3.11 (abi3), so that one w
 measured to cost a call of the layer at (1, 64) some 20 ns of 430. Free-threaded CPython has no limited API and gets a
 wheel of its own.
 
+Nothing is made twice: C files and what Cython makes are named by a hash of all that they depend on and kept in
+build/objects (see Store), since pip builds in another environment, with other paths, every time.
+
 Environment: CC and CFLAGS as usual; FASTBN_NO_OPENMP=1 builds without threads; FASTBN_LIMITED_API=0 builds for the
-running CPython alone. gcc and clang on Linux are tested; what is marked "untested" follows the documentation of Apple
+running CPython alone; FASTBN_OBJECTS is a folder to use in place of build/objects. gcc and clang on Linux are tested; what is marked "untested" follows the documentation of Apple
 clang and MSVC.
 """
 
+import copy
+import functools
+import hashlib
 import os
 import platform
 import re
 import shutil
+import subprocess
 import sys
 import sysconfig
 import tempfile
+import time
 import tomllib
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,6 +50,8 @@ MSVC_FLAGS = ["/std:c11", "/experimental:c11atomics", "/O2", "/fp:strict"]
 # These would reach every file through CFLAGS and break the numeric contract in csrc/fastbn.h.
 FORBIDDEN_FLAGS = {"-Ofast", "-ffast-math", "-funsafe-math-optimizations", "-fassociative-math", "-freciprocal-math",
                    "-ffinite-math-only", "-fno-signed-zeros", "/fp:fast"}
+
+CYTHON_FILES = {".pyx", ".pxd", ".pxi"}
 
 MACHINES = {"x86_64": "defined(__x86_64__) || defined(_M_X64)", "aarch64": "defined(__aarch64__) || defined(_M_ARM64)"}
 
@@ -156,6 +166,58 @@ def captured_output():
                 os.close(copy)
 
 
+def copy_whole(source, target):
+    """Another build may read or write the target at the same time: it never sees a part of the file."""
+    own_name = Path(f"{target}.{os.getpid()}")
+    own_name.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, own_name)
+    own_name.replace(target)
+
+
+class Store:
+    """Files made earlier, each named by a hash of all that it was made of.
+
+    The files that were unused for longest go. The folder is an aid alone: where it cannot be read or written, everything
+    is made anew.
+    """
+
+    LIMIT = 400  # files: a build has some 40
+
+    def __init__(self):
+        self.folder = Path(os.environ.get("FASTBN_OBJECTS") or "build/objects")
+
+    def take(self, key, target):
+        """Whether there was such a file; it is copied to target then. A key of None is that of no file."""
+        with suppress(OSError):
+            copy_whole(self.folder / str(key), target)
+            os.utime(self.folder / key)
+            return True
+        return False
+
+    def keep(self, key, source):
+        with suppress(OSError):
+            copy_whole(source, self.folder / key)
+
+    def trim(self):
+        with suppress(OSError):
+            paths = sorted(self.folder.iterdir(), key=lambda path: path.stat().st_mtime)
+            for path in paths[:-self.LIMIT]:
+                path.unlink(missing_ok=True)
+
+
+def hash_of(*parts):
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+@functools.cache
+def identity(command):
+    """What the compiler says of itself, its target and its defaults; -march=native is resolved in it."""
+    # From the root folder, since clang prints where it was started.
+    done = subprocess.run([*command, "-E", "-v", "-x", "c", os.devnull], cwd=os.path.abspath(os.sep), check=True,
+                          capture_output=True)
+    return done.stdout + done.stderr
+
+
 class BuildExt(build_ext):
     """build_ext with flags for each source, chosen by asking the compiler."""
 
@@ -163,21 +225,32 @@ class BuildExt(build_ext):
         self.msvc = self.compiler.compiler_type == "msvc"
         self.isa_flags = self.find_isas()
         self.set_flags(ext)
-        # File times do not tell of other flags: what the last build in this folder used is kept beside its objects.
-        stamp, settings = Path(self.build_temp, "fastbn-settings.txt"), self.settings(ext)
-        if not stamp.exists() or stamp.read_text(encoding="utf-8") != settings:
-            self.force = True
-        compile_in_turn = self.compiler.compile
-        self.compiler.compile = self.compile_side_by_side(compile_in_turn)
-        try:
-            super().build_extension(ext)
-        finally:
-            self.compiler.compile = compile_in_turn
-        stamp.write_text(settings, encoding="utf-8")
+        self.store = Store()
+        ext.sources = [self.translated(source) if source.endswith(".pyx") else source for source in ext.sources]
+        self.force = True  # file times do not tell of other flags, and the store makes it cheap
+        self.plain_compiler = copy.copy(self.compiler)
+        self.compiler.compile = self.compile_all
+        super().build_extension(ext)
+        self.store.trim()
+
+    def translated(self, source):
+        """The C file that Cython makes of a .pyx, beside it: the extension contains the path, which has to stay the same."""
+        import Cython
+        import numpy
+        from Cython.Build import cythonize
+
+        texts = [path.read_bytes() for path in sorted(Path(source).parent.glob("**/*")) if path.suffix in CYTHON_FILES]
+        key = hash_of(Cython.__version__, numpy.__version__, source, texts)
+        target = Path(source).with_suffix(".c")
+        if not self.store.take(key, target):
+            cythonize(source, build_dir=self.build_temp, force=True, quiet=True)
+            copy_whole(Path(self.build_temp, target), target)
+            self.store.keep(key, target)
+        return target.as_posix()
 
     def set_flags(self, ext):
-        openmp_compile, openmp_link = self.find_openmp()
-        ext.extra_compile_args = (MSVC_FLAGS if self.msvc else GNU_FLAGS) + openmp_compile
+        self.openmp_flags, openmp_link = self.find_openmp()
+        ext.extra_compile_args = (MSVC_FLAGS if self.msvc else GNU_FLAGS) + self.openmp_flags
         # Python's own flags bring -g: five times the size and half as much time again. CFLAGS=-g brings it back.
         if not self.msvc and "CFLAGS" not in os.environ:
             ext.extra_compile_args.append("-g0")
@@ -233,29 +306,77 @@ class BuildExt(build_ext):
         general = [*os.environ.get("CFLAGS", "").split(), *ext.extra_compile_args]
         return "; ".join([" ".join(general), *own])
 
-    def settings(self, ext):
-        tools = [getattr(self.compiler, name, None) for name in ("compiler_so", "linker_so")]
-        return repr((tools, ext.extra_compile_args, ext.extra_link_args, ext.define_macros, self.isa_flags))
+    def compile_all(self, sources, extra_postargs, **options):
+        """Takes the place of the compiler's compile(): every file has its own flags, and all processors compile."""
+        objects = [Path(name) for name in self.compiler.object_filenames(sources, output_dir=options["output_dir"])]
+        files = [Source(self, source, extra_postargs, options) for source in sources]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            keys = list(pool.map(Source.key, files))
+            missing = [job for job in zip(files, keys, objects) if not self.store.take(*job[1:])]
+            missing.sort(key=lambda job: job[0].size, reverse=True)  # the largest first, so that none is left for the end
+            with self.told(missing):
+                list(pool.map(self.compile_one, missing))
+        return list(map(str, objects))
 
-    def compile_side_by_side(self, compile_in_turn):
-        """A compile() that gives every kernel file its own flags and uses all processors."""
+    def compile_one(self, job):
+        file, key, target = job
+        file.compile()
+        if key is not None:
+            self.store.keep(key, target)
 
-        def compile_one(source, extra_postargs, options):
-            flags = extra_postargs + self.isa_flags.get(isa_of(source), [])
-            return compile_in_turn([source], extra_postargs=flags, **options)
-
-        def compile_all(sources, extra_postargs=None, **options):
-            with ThreadPoolExecutor(os.cpu_count()) as pool:
-                jobs = [pool.submit(compile_one, source, extra_postargs or [], options) for source in sources]
-                return [name for job in jobs for name in job.result()]
-
-        return compile_all
+    @contextmanager
+    def told(self, missing):
+        """Says what is compiled, and how long the kernels, which take nearly all of the time, took last time."""
+        kernels = sum(isa_of(file.path) is not None for file, _, _ in missing)
+        record, start = self.store.folder / "seconds", time.monotonic()
+        last = f" ({record.read_text()} s last time)" if kernels and record.exists() else ""
+        say(f"compiles {len(missing)} C files, {kernels} of them kernels{last}" if missing else "no C file has changed")
+        yield
+        if kernels:
+            with suppress(OSError):
+                record.write_text(f"{time.monotonic() - start:.0f}")
 
     def copy_extensions_to_source(self):
         super().copy_extensions_to_source()
         # CPython looks first for the name that carries its version: one left from before would hide the abi3 one.
         if LIMITED_API:
             Path("fastbn", "_core" + sysconfig.get_config_var("EXT_SUFFIX")).unlink(missing_ok=True)
+
+
+class Source:
+    """A C file and its flags. Those of the core know no Python and are compiled without its include paths.
+
+    Kernels know no threads either: without OpenMP's flags they serve builds with and without.
+    """
+
+    def __init__(self, build, path, flags, options):
+        self.path, self.options = path, dict(options)
+        unneeded = build.openmp_flags if isa_of(path) else []
+        self.flags = [flag for flag in flags if flag not in unneeded] + build.isa_flags.get(isa_of(path), [])
+        self.compiler, self.size = copy.copy(build.plain_compiler), os.path.getsize(path)
+        if Path(path).is_relative_to("csrc"):
+            self.compiler.set_include_dirs([])
+            self.options["include_dirs"] = ["csrc"]
+
+    def compile(self):
+        self.compiler.compile([self.path], extra_postargs=self.flags, **self.options)
+
+    def key(self):
+        """A hash of the compiler, the flags and the preprocessed text without paths; None for MSVC and where it fails."""
+        if self.compiler.compiler_type != "unix":
+            return None
+        with suppress(OSError, subprocess.CalledProcessError):
+            return self.hash_of_text()
+        return None  # compiling will tell what is wrong
+
+    def hash_of_text(self):
+        command = (*self.compiler.compiler_so, *self.flags)
+        defines = [f"-D{name}={value}" for name, value in self.options["macros"]]
+        folders = [f"-I{folder}" for folder in self.options["include_dirs"] + self.compiler.include_dirs]
+        done = subprocess.run([*command, *defines, *folders, "-E", "-P", self.path], check=True, capture_output=True)
+        self.size = len(done.stdout)
+        here = None if "-g0" in self.flags else os.getcwd()  # what a debugger is told
+        return hash_of(identity(command), command, here, done.stdout)
 
 
 def core_extension():
@@ -268,16 +389,11 @@ def core_extension():
     ]
     if LIMITED_API:
         macros.append(("Py_LIMITED_API", "0x030B0000"))
-    folder = Path("csrc")
-    depends = ["setup.py", "pyproject.toml", *sorted(path.as_posix() for path in Path("fastbn").glob("*.px[di]"))]
-    for pattern in ("**/*.h", "**/*.inc"):
-        depends += sorted(path.as_posix() for path in folder.glob(pattern))
     return Extension(
         "fastbn._core",
-        sources=["fastbn/_core.pyx", *sorted(path.as_posix() for path in folder.glob("**/*.c"))],
+        sources=["fastbn/_core.pyx", *sorted(path.as_posix() for path in Path("csrc").glob("**/*.c"))],
         include_dirs=["csrc", numpy.get_include()],
         define_macros=macros,
-        depends=depends,
         py_limited_api=LIMITED_API,
     )
 

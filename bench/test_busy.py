@@ -6,6 +6,8 @@ import pytest
 import fastbn
 from bench.busy import __main__, callers, idle, loops, mix, network, turns, workers
 
+pytestmark = pytest.mark.full
+
 pytest.importorskip("rich")
 
 

@@ -12,6 +12,8 @@ from bench.distributed import model, table  # noqa: E402
 from bench.distributed.worker import Timed  # noqa: E402
 from fastbn.distributed import SyncBatchNorm  # noqa: E402
 
+pytestmark = pytest.mark.full
+
 HAS_MPI = find_spec("mpi4py") is not None and command.find_mpiexec() is not None
 
 
@@ -96,7 +98,7 @@ def test_more_ranks_than_processors_are_not_fitted_to():
     assert table.LEGEND.count("*") == 1
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.skipif(not HAS_MPI, reason="mpi4py or mpiexec is not installed: pip install 'fastbn[mpi]' mpich")
 def test_real_ranks():
     args = command.make_parser().parse_args(["--rows", "2", "--rounds", "2", "--features", "4,8"])

@@ -14,6 +14,8 @@ from bench.frameworks import __main__ as command  # noqa: E402
 from bench.frameworks import compare, run  # noqa: E402
 from bench.frameworks.cases import make_case  # noqa: E402
 
+pytestmark = pytest.mark.full
+
 SHAPES = ((4, 3, 2, 2), (16, 5))
 
 

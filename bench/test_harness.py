@@ -24,6 +24,8 @@ from bench.run import make_document  # noqa: E402
 from bench.timing import Entry, measure, ratio  # noqa: E402
 from bench.verdict import fastest_peer, judge, regime  # noqa: E402
 
+pytestmark = pytest.mark.full
+
 OPERATIONS = ("inference", "training", "backward", "moments")
 ALL = Wanted(operations=(*OPERATIONS, "call"), layouts=("first", "last", "table"), dtypes=("float32",),
              alignments=("numpy", "64"), threads=(1, 2), grid="full", sweeps=("size", "features"))

@@ -11,6 +11,8 @@ from bench.cases import DTYPES, FUSED, Case, check, data_type, make_data, refere
 from bench.limit import Limit, LimitError
 from bench.peers import CONTENDERS, load, variants
 
+pytestmark = pytest.mark.full
+
 SHAPES = ((4, 3, 5, 2), (2, 16, 7, 7), (3, 17, 9, 1), (2, 3, 4), (2, 16, 3, 4, 5), (64, 64), (33, 3), (1, 64))
 OPERATIONS = ("inference", "training", "backward", "moments", "call")
 FUSED_SHAPES = ((4, 3, 5, 2), (2, 16, 7, 7), (64, 64))

@@ -11,6 +11,8 @@ import fastbn  # noqa: E402
 from bench import scaler  # noqa: E402
 from bench.frameworks.compare import Disagreement  # noqa: E402
 
+pytestmark = pytest.mark.full
+
 
 def test_every_operation_is_in_the_table(capsys, monkeypatch):
     monkeypatch.setattr(scaler, "SHAPES", ((4000, 3),))

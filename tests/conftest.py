@@ -1,7 +1,9 @@
-"""What every test shares: a seeded generator, one hypothesis profile, and the package built once.
+"""What every test shares: a seeded generator, one hypothesis profile, the package built once, and all processors.
 
 Hypothesis runs the same examples every time, so that a failure repeats.
 """
+import os
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
@@ -14,6 +16,23 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 settings.load_profile("fastbn")
+
+
+# What takes longest begins first, so that no processor is left with it at the end.
+LONG = ["test_c_core", "test_build", "test_identity", "test_damaged_files", "test_fuzz", "test_streaming"]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config):
+    """All tests run on all processors where pytest-xdist is installed; -n or a path on the command line says otherwise."""
+    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS and not config.option.usepdb
+    if whole and getattr(config.option, "numprocesses", 0) is None and not hasattr(config, "workerinput"):
+        config.option.numprocesses = os.cpu_count()
+        config.option.dist, config.option.loadscopereorder = "loadfile", False
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
 
 
 @pytest.fixture

@@ -1,7 +1,8 @@
 """The package as others get it, for tests: the sdist of the checkout, a wheel of that, an environment with it.
 
-The checkout itself is never built: a copy of its files makes the sdist, and every build starts from that. Builds use
-the packages of the running environment (the extra "test" has them), so that nothing is downloaded. The fixtures are in
+The checkout itself is never built: a copy of its files makes the sdist, and every build starts from that. Objects of
+earlier builds are taken from the checkout's build/objects, and new ones are kept there (see setup.py). Builds use the
+packages of the running environment (the extra "test" has them), so that nothing is downloaded. The fixtures are in
 conftest.py.
 """
 import os
@@ -13,7 +14,7 @@ import sysconfig
 import tarfile
 import tomllib
 import venv
-from importlib.util import find_spec
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ VERSION = PROJECT["version"]
 TIME_LIMIT = 600
 
 builds = [
-    pytest.mark.slow,
+    pytest.mark.full,
     pytest.mark.skipif(find_spec("build") is None or find_spec("Cython") is None,
                        reason="build or Cython is not installed: the extra 'test' has them"),
 ]
@@ -62,13 +63,29 @@ def unpack(sdist, folder):
     return folder / f"fastbn-{VERSION}"
 
 
+def pip_wheel(tree, folder, **environment):
+    """Puts a wheel of the tree into the folder's dist/; returns what pip and the build said."""
+    options = ["--no-build-isolation", "--no-deps", "--no-index", "-w", folder / "dist", "--log", folder / "log"]
+    (folder / "log").unlink(missing_ok=True)
+    environment = {"FASTBN_OBJECTS": str(ROOT / "build" / "objects"), **environment}
+    run([sys.executable, "-m", "pip", "wheel", "-v", *options, tree], folder, **environment)
+    return (folder / "log").read_text(encoding="utf-8")
+
+
 def build_wheel(sdist, folder, **environment):
     """Unpacks the sdist into the folder and builds there; returns the wheel and the tree with its objects."""
     tree = unpack(sdist, folder)
-    offline = ["--no-build-isolation", "--no-deps", "--no-index"]
-    run([sys.executable, "-m", "pip", "wheel", *offline, "-w", folder / "dist", tree], folder, **environment)
+    pip_wheel(tree, folder, **environment)
     [wheel] = (folder / "dist").glob("*.whl")
     return wheel, tree
+
+
+def setup_module():
+    """setup.py as a module, for what it says of flags and for its parts."""
+    spec = spec_from_file_location("fastbn_setup", ROOT / "setup.py")
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def install(python, *what, **environment):

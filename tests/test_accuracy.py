@@ -118,7 +118,7 @@ def chunked_statistics(x, chunk=1 << 21):
     return Statistics(len(x), np.array([pivot + shift], WIDE), np.array([squares / len(x)], WIDE))
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize("shape", [(1 << 25, 1), (1, 1, 1 << 25)], ids=["rows", "plane"])
 def test_two_to_the_25_entries(rng, shape):
     x = rng.standard_normal(1 << 25, dtype=np.float32)

@@ -12,13 +12,24 @@ import sysconfig
 import tarfile
 import zipfile
 from email.parser import HeaderParser
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from packages import FILES, ROOT, VERSION, build_wheel, builds, fresh_environment, run
+from packages import (
+    FILES,
+    ROOT,
+    VERSION,
+    build_wheel,
+    builds,
+    fresh_environment,
+    pip_wheel,
+    run,
+    setup_module,
+    unpack,
+)
 
 BUILT = (".so", ".pyd", ".o", ".pyc")
 
@@ -187,6 +198,72 @@ def test_fast_math_in_cflags_is_refused(sdist, tmp_path):
         build_wheel(sdist, tmp_path, CFLAGS="-O2 -ffast-math")
 
 
+# Two files of the core, whichever.
+ONE, OTHER = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("csrc/[!k]*.c"))[:2]
+
+
+def compiled(printed):
+    """(C files, kernels among them) that a build says it compiled; (0, 0) where it says that nothing has changed."""
+    found = re.search(r"fastbn: compiles (\d+) C files, (\d+) of them kernels", printed)
+    assert found or "fastbn: no C file has changed" in printed, printed
+    return tuple(map(int, found.groups())) if found else (0, 0)
+
+
+def test_a_second_build_compiles_what_has_changed(sdist, built, tmp_path):
+    """In another folder, as under pip, with other paths, and with the objects of built, which was made before."""
+    tree = unpack(sdist, tmp_path)
+    objects = shutil.copytree(ROOT / "build" / "objects", tmp_path / "objects")
+
+    def build():
+        return compiled(pip_wheel(tree, tmp_path, FASTBN_OBJECTS=str(objects)))
+
+    assert build() == (0, 0)
+    for changed, expected in (("fastbn/folding.py", (0, 0)), (ONE, (1, 0)), ("fastbn/_core.pyx", (1, 0))):
+        with open(tree / changed, "a", encoding="utf-8") as file:
+            file.write("\nint fbn_new;\n" if changed.endswith(".c") else "\nnew = 1\n")
+        assert build() == expected, changed
+    with zipfile.ZipFile(next((tmp_path / "dist").glob("*.whl"))) as archive:
+        assert b"\nnew = 1\n" in archive.read("fastbn/folding.py")
+
+
+def test_other_flags_and_another_compiler_are_other_objects(monkeypatch):
+    """Key by key, and without building; an unused macro and another folder with the same headers are no difference."""
+    monkeypatch.chdir(ROOT)
+    setup = setup_module()
+    from distutils.ccompiler import new_compiler  # setuptools' own, since setup.py has imported it
+
+    def key(path=ONE, compiler="gcc", flags=("-O3",), macros=(), folders=("csrc",)):
+        plain = new_compiler(compiler="unix")
+        plain.set_executables(compiler_so=tool(compiler))
+        build = SimpleNamespace(plain_compiler=plain, openmp_flags=[], isa_flags={})
+        return setup.Source(build, path, list(flags), {"macros": macros, "include_dirs": list(folders)}).key()
+
+    assert key() == key(macros=[("UNUSED", "1")]) == key(folders=[str(ROOT / "csrc")])
+    others = [key(flags=["-O2"]), key(path=OTHER), key(macros=[("int64_t", "long")])]
+    assert len({key(), *others}) == 4 and None not in others
+    assert key(flags=["--no-such-flag"]) is None
+    assert shutil.which("clang") is None or key(compiler="clang") != key()
+
+
+def test_the_folder_of_objects(monkeypatch, tmp_path):
+    """A file that is not there or cannot be kept is no error; those unused for longest go."""
+    monkeypatch.setenv("FASTBN_OBJECTS", str(tmp_path / "objects"))
+    store, made, target = setup_module().Store(), tmp_path / "made.o", tmp_path / "build/target.o"
+    made.write_text("object")
+    assert not store.take("a", target) and not store.take(None, target)
+    for name in "abcd":
+        store.keep(name, made)
+        os.utime(store.folder / name, (ord(name), ord(name)))
+    assert store.take("a", target) and target.read_text() == "object"
+    store.LIMIT = 2
+    store.trim()
+    assert {path.name for path in store.folder.iterdir()} == {"a", "d"}
+    store.folder = made / "folder of a file"
+    store.keep("a", made)
+    store.trim()
+    assert not store.take("a", target)
+
+
 # What the kernel objects may contain. x86: vfmadd132ps, vfnmsub231sd, ...; aarch64: fmla, fmls, fmadd, fnmsub, ...
 # Of packed vfmsub only a * 1 - b is used (diff in csrc/vec), which has the bits of a - b: tests/test_identity.py.
 FUSED = re.compile(r"\b(vf(n?madd|nmsub|maddsub|msubadd)\w*|vfmsub\d+s[sd]|fml[as]\w*|fn?m(add|sub))\b")
@@ -255,9 +332,7 @@ def test_only_kernel_objects_use_more_than_the_baseline_processor(built):
 @linux_only
 def test_neon_kernel_object(tmp_path):
     """Cross-compiled with the flags of the build: every aarch64 processor has fused instructions to misuse."""
-    spec = spec_from_file_location("fastbn_setup", ROOT / "setup.py")
-    setup = module_from_spec(spec)
-    spec.loader.exec_module(setup)
+    setup = setup_module()
     compiler, objdump, nm = (tool(f"aarch64-linux-gnu-{name}") for name in ("gcc", "objdump", "nm"))
     target = tmp_path / "kernels_neon.o"
     flags = [*setup.GNU_FLAGS, *setup.ISAS["neon"].gnu_flags, f"-I{ROOT / 'csrc'}"]

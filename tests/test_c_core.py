@@ -28,7 +28,7 @@ from toolchain import (
     without_randomization,
 )
 
-pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="built on Linux only")
+pytestmark = [pytest.mark.full, pytest.mark.skipif(not sys.platform.startswith("linux"), reason="built on Linux only")]
 
 x86_only = pytest.mark.skipif(MACHINE != "x86_64", reason="emulates lesser x86 processors: needs an x86-64 machine")
 

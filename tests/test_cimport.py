@@ -106,7 +106,7 @@ def clean(wheel, tmp_path_factory):
     return python
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @packages.builds[1]
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="built on Linux only")
 def test_another_package_is_built_and_works(clean, tmp_path):

@@ -109,7 +109,7 @@ def test_same_bits_by_threads_and_processes(x, rows, columns, missing):
     assert bits(lazy.compute(scheduler="processes", num_workers=2)) == one
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize("workers, threads", [(1, 1), (2, 1), (1, 2)])
 def test_same_bits_on_a_cluster(x, clusters, workers, threads):
     client = clusters(workers, threads)

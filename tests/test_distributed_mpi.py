@@ -50,7 +50,7 @@ def test_on_real_ranks(ranks):
     assert status == 0 and printed.strip().endswith("passed"), printed[-4000:]
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_data_parallel_training_has_the_curve_of_one_process(tmp_path):
     for name in ("sklearn", "matplotlib", "rich", "threadpoolctl"):
         pytest.importorskip(name, reason="the demo's packages are not installed")

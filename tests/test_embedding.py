@@ -59,7 +59,7 @@ def documented_commands(tree):
     return compile_.split(), start
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_the_program_runs(library):
     """As documented, and with every instruction set; it prints what is wrong."""
     command, start = documented_commands(library)
@@ -72,7 +72,7 @@ def test_the_program_runs(library):
         run([program], FASTBN_ISA="mmx")
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_the_program_as_cpp(library):
     compiler = find_compiler("g++", "clang++")
     if compiler is None:
@@ -83,7 +83,7 @@ def test_the_program_as_cpp(library):
     assert run([program]).endswith("ok\n")
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_only_its_own_names(library):
     """What is visible begins with fastbn_ and is in the header, or with fbn_."""
     if shutil.which("nm") is None:

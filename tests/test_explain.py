@@ -22,14 +22,15 @@ from fastbn.explain.svg import to_svg
 
 MOST_BYTES = 1_500_000
 CSS = Path(main.__file__).parent / "templates" / "page.css"
+pytestmark = pytest.mark.full
+
 PICTURE = """\
 from fastbn.explain import style
 
 figure, axes = style.new_figure(height=1)
 axes.plot([1, 2], [1, 2])"""
 
-pages = pytest.mark.parametrize("names", [
-    explained.FIRST_TWO, pytest.param(tuple(main.SECTIONS), marks=pytest.mark.slow)], ids=["first two", "whole"])
+pages = pytest.mark.parametrize("names", [explained.FIRST_TWO, tuple(main.SECTIONS)], ids=["first two", "whole"])
 
 
 def render(*blocks, settings=Settings()):

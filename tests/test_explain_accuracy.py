@@ -12,6 +12,8 @@ from fastbn.explain import accuracy as section  # noqa: E402
 from fastbn.explain.section import Settings, run_code  # noqa: E402
 from section_reading import assert_complete, unmeasured  # noqa: E402
 
+pytestmark = pytest.mark.full
+
 SETTINGS = Settings(quick=True)
 LAYOUTS = tuple(section.SHAPES)
 

@@ -11,6 +11,8 @@ from fastbn.demo.network import softmax_cross_entropy  # noqa: E402
 from fastbn.explain import activations, digits  # noqa: E402
 from fastbn.explain.section import Settings  # noqa: E402
 
+pytestmark = pytest.mark.full
+
 
 @pytest.fixture(scope="module")
 def section():

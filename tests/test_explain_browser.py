@@ -24,7 +24,7 @@ HEIGHT = 844  # of the window, in CSS pixels
 LEAST_TEXT = 4.5  # CSS pixels: the smallest letters of a picture on a phone, exponents at the ticks
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.full,
     pytest.mark.skipif(BROWSER is None or DRIVER is None, reason="chromium or chromedriver is not installed"),
 ]
 widths = pytest.mark.parametrize("width", [390, 1280])

@@ -9,6 +9,8 @@ import fastbn  # noqa: E402
 from fastbn.explain import descent, standardizing  # noqa: E402
 from fastbn.explain.section import Picture, Settings, Table, Text, run_code  # noqa: E402
 
+pytestmark = pytest.mark.full
+
 seeds = pytest.mark.parametrize("seed", [0, 1, 12345])
 
 

@@ -11,6 +11,8 @@ from fastbn.demo.network import softmax_cross_entropy  # noqa: E402
 from fastbn.explain import digits, five_steps  # noqa: E402
 from fastbn.explain.section import Settings  # noqa: E402
 
+pytestmark = pytest.mark.full
+
 
 class Double:
     """The layer's step by the formulas of Ioffe and Szegedy 2015, in float64."""

@@ -10,6 +10,8 @@ from fastbn.explain.section import Settings, run_code  # noqa: E402
 from explain_checks import numbers_of, pictures_of, run_in_fresh_process  # noqa: E402
 from section_reading import assert_complete, unmeasured  # noqa: E402
 
+pytestmark = pytest.mark.full
+
 QUICK = Settings(quick=True)
 
 

@@ -10,6 +10,8 @@ from explain_checks import numbers_of, pictures_of, run_in_fresh_process, text_o
 from fastbn.explain import digits, parameters  # noqa: E402
 from fastbn.explain.section import Settings, Table  # noqa: E402
 
+pytestmark = pytest.mark.full
+
 
 class RecordingNorm(fastbn.BatchNorm):
     """Keeps the mean and the unbiased variance of every training batch, by NumPy in float64."""

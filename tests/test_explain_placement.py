@@ -15,6 +15,8 @@ from fastbn.demo.training import VARIANTS, History, train_variant  # noqa: E402
 from fastbn.explain import digits, placement  # noqa: E402
 from fastbn.explain.section import Settings, Text  # noqa: E402
 
+pytestmark = pytest.mark.full
+
 T_975_OF_4 = 2.7764451051977987  # Student's t with 4 degrees of freedom, from tables
 
 

@@ -13,6 +13,8 @@ from fastbn.explain import speed as section  # noqa: E402
 from fastbn.explain.section import Settings, run_code  # noqa: E402
 from section_reading import assert_complete, unmeasured  # noqa: E402
 
+pytestmark = pytest.mark.full
+
 SMALL = (section.Case("table", (12, 6), 1), section.Case("channels-first", (4, 6, 3, 5), 1),
          section.Case("channels-last", (4, 3, 5, 6), -1))
 OPERATIONS = ("training", "inference")

@@ -11,6 +11,8 @@ from matplotlib.figure import Figure
 
 from fastbn.explain import style, svg
 
+pytestmark = pytest.mark.full
+
 
 @style.styled
 def figure_of_everything(alpha=0.5):

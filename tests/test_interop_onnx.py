@@ -307,7 +307,7 @@ def backend_tests(tmp_path_factory):
         yield {name: getattr(cls(name), name) for cls in classes for name in dir(cls) if name.endswith("_cpu")}
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize("pattern, tests, calls", [
     ("test_batchnorm_", 4, 4), ("test_BatchNorm[123]d", 5, 5), ("test_densenet121_", 1, 121),
     ("test_inception_v2_", 1, 69), ("test_resnet50_", 1, 53), ("test_shufflenet_", 1, 49)])

@@ -522,7 +522,7 @@ def test_autocast():
 
 # ---- traced ----
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("backend", ["eager", "aot_eager", pytest.param("inductor", marks=pytest.mark.full)])
 @pytest.mark.parametrize("more", [{}, {"momentum": None}, {"affine": False, "track_running_stats": False},
                                   {"activation": "gelu"}], ids=str)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])

@@ -96,7 +96,7 @@ def test_check_estimator(estimator, check):
     check(estimator)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_scikit_learns_own_tests():
     """Those of its own file that concern scaling and centering, by whatever class: they are told by their names alone."""
     pytest.importorskip("sklearn.preprocessing.tests.test_data", reason="scikit-learn's tests are not installed")

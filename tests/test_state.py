@@ -52,7 +52,7 @@ def assert_state(layer, expected):
 # --- state_dict -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("switches, names", SWITCHES, ids=lambda v: ",".join(v))
+@pytest.mark.parametrize("switches, names", SWITCHES, ids=lambda v: ",".join(sorted(v)))
 def test_state_dict_has_what_the_layer_has(rng, switches, names):
     layer = trained(rng, **switches)
     state = layer.state_dict()
@@ -61,7 +61,7 @@ def test_state_dict_has_what_the_layer_has(rng, switches, names):
         np.testing.assert_array_equal(value, getattr(layer, name))
 
 
-@pytest.mark.parametrize("switches, names", SWITCHES, ids=lambda v: ",".join(v))
+@pytest.mark.parametrize("switches, names", SWITCHES, ids=lambda v: ",".join(sorted(v)))
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_load_state_dict_restores(rng, switches, names, dtype):
     layer = trained(rng, dtype=dtype, **switches)
@@ -163,7 +163,7 @@ def test_a_state_of_a_layer_with_other_switches_is_refused(rng):
 # --- Files ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("switches, names", SWITCHES[:4], ids=lambda v: ",".join(v))
+@pytest.mark.parametrize("switches, names", SWITCHES[:4], ids=lambda v: ",".join(sorted(v)))
 @pytest.mark.parametrize("kind", [str, pathlib.Path])
 @pytest.mark.parametrize("name", ["layer.npz", "layer", "layer.state"])
 def test_save_and_load(rng, tmp_path, switches, names, kind, name):
