@@ -14,8 +14,8 @@ Nothing is made twice: C files and what Cython makes are named by a hash of all 
 build/objects (see Store), since pip builds in another environment, with other paths, every time.
 
 Environment: CC and CFLAGS as usual; FASTBN_NO_OPENMP=1 builds without threads; FASTBN_LIMITED_API=0 builds for the
-running CPython alone; FASTBN_OBJECTS is a folder to use in place of build/objects. gcc and clang on Linux are tested; what is marked "untested" follows the documentation of Apple
-clang and MSVC.
+running CPython alone; FASTBN_OBJECTS is a folder to use in place of build/objects. gcc and clang on Linux are tested; what is
+marked "untested" follows the documentation of Apple clang and MSVC.
 """
 
 import copy
