@@ -253,7 +253,7 @@ def reference(case, data, features=None):
 
 
 def _entries(case):
-    """Of one feature."""
+    """The entries of one feature."""
     return math.prod(case.shape) // case.features
 
 

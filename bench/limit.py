@@ -108,7 +108,7 @@ class Limit:
     def timer(self, operation, data, out, threads, nontemporal=False):
         """timer(number): seconds of so many repetitions on data.x, and data.dy or data.residual, into out.
 
-        Of moments out is unused. Backward through a residual writes an array of its own beside out.
+        Moments leave out unused. Backward through a residual writes an array of its own beside out.
         """
         kind, other = _moves(operation, data.x.dtype)
         arrays = {"out": out if kind != _READ else None, "x": data.x, other: getattr(data, other) if other else None}

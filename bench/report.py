@@ -174,7 +174,7 @@ def _order(row):
 
 
 def own_rows(own):
-    """Of a verdict's "own", as text: operation, type, layout, where the data fit, comparisons, ratios, the aim."""
+    """The rows of a verdict's "own", as text: operation, type, layout, where the data fit, comparisons, ratios, the aim."""
     for row in sorted(own, key=lambda row: (*_order(row), row["layout"], row["regime"])):
         aim = "" if row["bar"] is None else f"{row['bar']:.3f}"
         yield [row["operation"], row["dtype"], row["layout"], row["regime"], str(row["comparisons"]),

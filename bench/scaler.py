@@ -83,7 +83,7 @@ def measured(make, x, seconds):
 
 
 def rows(shapes, seconds):
-    """Of texts: shape, dtype, operation, both times in milliseconds, speed-up."""
+    """Rows of texts: shape, dtype, operation, both times in milliseconds, speed-up."""
     for shape in (*shapes, SMALL):
         for dtype in DTYPES:
             x = data(shape, dtype)

@@ -34,7 +34,7 @@ def best_output(cell, contender):
 
 
 def fastest_peer(cell, output):
-    """(its time / fastbn's, its name); None where nobody compares. Of five measurements the one in the middle."""
+    """(its time / fastbn's, its name); None where nobody compares. The one in the middle of five measurements counts."""
     if cell["retries"]:
         found = sorted(min((value, name) for name, value in ratios[output].items())
                        for ratios in cell["retries"] if ratios.get(output))
@@ -139,8 +139,8 @@ def _shares(cells, caches):
 def own_bar(cell, caches):
     """What fastbn's time, divided by that of its own plain or float32 call, should not exceed; None: no such aim.
 
-    The activation alone is to cost next to nothing, and a residual what its bytes do. Of half the bytes, where memory
-    is the limit, half the time would be the best.
+    The activation alone is to cost next to nothing, and a residual what its bytes do. Where memory is the
+    limit, half the bytes would at best take half the time.
     """
     if cell["operation"] in FUSED:
         moved = arrays_moved(cell["operation"]) / arrays_moved(plain(cell["operation"]))

@@ -97,7 +97,7 @@ def test_examples_run(tmp_path, monkeypatch, rng, document):
 
 def test_every_folder_of_the_source_is_named():
     text = README.read_text(encoding="utf-8")
-    table = text[text.index("## Reading the source"):text.index("How sums are taken")]
+    table = text[text.index("## Reading the source"):text.index("## Development")]
     package = README.parent / "fastbn"
     names = [path.name for path in package.iterdir() if path.is_dir() and list(path.glob("*.p*"))]
     assert not [name for name in names if f"{name}/`" not in table]

@@ -24,7 +24,7 @@ MERGED, MERGE_ROUNDS = 128, 5
 
 
 class Costs(NamedTuple):
-    """Of a message: seconds, seconds a byte."""
+    """What a message costs: seconds, and seconds a byte."""
 
     start: float
     byte: float
@@ -80,7 +80,7 @@ def take_part(ranks, features):
 
 
 def merging_seconds(ranks, features):
-    """Of both merges of a step where so many records have been gathered, without what it takes to have them."""
+    """The time of both merges of a step where so many records have been gathered, without the gathering."""
     if ranks > MERGED:
         return merging_seconds(MERGED, features) * ranks / MERGED
     comm = Recorder(ranks, features)
@@ -97,7 +97,7 @@ def merging_seconds(ranks, features):
 
 
 def step_seconds(way, ranks, features, costs):
-    """Of the messages of a step and their merging."""
+    """The time of the messages of a step and their merging."""
     starts, times = factors(way, ranks)
     messages = sum(starts * costs.start + times * costs.byte * size for size in sizes_of_step(features))
     if way == "gather":

@@ -29,7 +29,7 @@ def _forward(kind, case):
 
 
 def overhead():
-    """Of the layer's call() beyond fastbn's, in training: Keras's own way to call() is not in it."""
+    """What the layer's call() costs beyond fastbn's, in training: Keras's own way to call() is not in it."""
     import numpy as np
 
     import fastbn

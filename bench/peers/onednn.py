@@ -1,7 +1,7 @@
 """oneDNN's batch normalization on plain layouts, by its C interface. float32 only.
 
-Its relu is a flag (fuse_norm_relu), with a workspace between training and backward. Of a residual and relu
-(fuse_norm_add_relu) its batch normalization on the CPU knows nothing.
+Its relu is a flag (fuse_norm_relu), with a workspace between training and backward. Its batch normalization on
+the CPU has nothing for a residual and relu (fuse_norm_add_relu).
 
 Memory objects wrap the arrays' own memory. Descriptors, memory objects and the primitive are made in work(), so that a
 call is one dnnl_primitive_execute; for "fresh" a new array is made before it, and its address given to the output's
@@ -21,7 +21,7 @@ from bench.peers.work import Work
 
 
 def _dims_and_strides(case):
-    """Of (N, C, ...), the strides in elements: they tell the layout."""
+    """The dimensions (N, C, ...) and the strides in elements, which tell the layout."""
     lying = case.array_shape
     strides = [math.prod(lying[i + 1:]) for i in range(len(lying))]
     if case.layout == "last":

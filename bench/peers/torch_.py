@@ -2,7 +2,7 @@
 
 The functions are the fastest that PyTorch has for each operation: native_batch_norm rather than functional.batch_norm,
 and for moments batch_norm_update_stats, as its own batch normalization does, rather than var_mean, which takes up to
-thirty times as long. Of out=, native_batch_norm's writes in place; that of the backward function computes into a fresh
+thirty times as long. native_batch_norm's out= writes in place; that of the backward function computes into a fresh
 tensor and copies, which is no out=. What is fused in fastbn is a call more for each step here, in place where possible.
 """
 from contextlib import contextmanager

@@ -154,8 +154,9 @@ static inline f32x16 f32x16_of_bf16(u16x16 v)
                                             0x90000, 0xa0000, 0xb0000, 0xc0000, 0xd0000, 0xe0000, 0xf0000);
     return _mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, words, _mm512_castsi256_si512(v)));
 }
-/* Half a unit is added, or a bit less where the last digit is even; then the upper half is the result. Of a NaN it is
- * that of the NaN itself, made quiet (2 in fixupimm's table, for both kinds of NaN), as a carry would destroy it. */
+/* Half a unit is added, or a bit less where the last digit is even; then the upper half is the result. A NaN
+ * gives the upper half of the NaN itself, made quiet (2 in fixupimm's table, for both kinds of NaN), as a carry would
+ * destroy it. */
 static inline __m512i fbn_round_to_bf16(f32x16 v)
 {
     __m512i bits = _mm512_castps_si512(v), rounded = _mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff));

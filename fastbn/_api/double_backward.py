@@ -29,7 +29,7 @@ def batch_norm_double_backward(ddx, ddgamma, ddbeta, dy, saved, *, needs=_RESULT
         ddy = gamma * rstd * ddx + ddgamma * h + ddbeta,   dx = ddgamma * rstd * dy,   dgamma = rstd * sum(ddx * dy)
     The gradient with respect to beta is 0: beta is in none of the formulas.
 
-    Of half types copies are computed in float32, and ddy and dx rounded.
+    Half types are copied to float32 and computed in it, and ddy and dx are rounded.
 
     ddx: array of x's shape, converted to x's dtype; ddgamma, ddbeta: of shape (C,). None stands for zeros.
     dy, saved: as given to batch_norm_backward.

@@ -22,5 +22,5 @@ cdef const fbn_kernels *active_kernels() except NULL:
 
 
 cdef const fbn_typed *typed_kernels(cnp.ndarray a) except NULL:
-    """Of the type of a, float32 or float64."""
+    """The kernels for the type of a, float32 or float64."""
     return &active_kernels().typed[<int> dtype_of_kind(cnp.PyArray_TYPE(a))]

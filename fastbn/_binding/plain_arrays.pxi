@@ -87,7 +87,7 @@ cdef bint is_real(int kind) noexcept:
 
 
 cdef fastbn_dtype dtype_of_kind(int kind) noexcept:
-    """Of parameters."""
+    """The type of a parameter by NumPy's number."""
     return FASTBN_FLOAT32 if kind == cnp.NPY_FLOAT32 else FASTBN_FLOAT64
 
 
@@ -169,7 +169,7 @@ cdef bint can_add(cnp.ndarray x, object residual, object out) noexcept:
 
 
 cdef bint is_clear_of(object out, object a) noexcept:
-    """Of an array `out` that fits: whether it lies apart from the vector a; either may be None."""
+    """Whether an array `out` that fits lies apart from the vector a; either may be None."""
     return out is None or a is None or apart(<cnp.ndarray> out, <cnp.ndarray> a)
 
 

@@ -141,7 +141,7 @@ cdef bint can_step(object mean, object var, cnp.npy_intp c) noexcept:
 
 
 cdef int step(Saved saved, int64_t count, int ddof, double momentum, object mean, object var) except -1:
-    """Of moving averages for which can_step holds; momentum is the weight of the old one."""
+    """Takes a step of moving averages for which can_step holds; momentum is the weight of the old one."""
     check(fastbn_update_running(cnp.PyArray_DIM(saved.rows, 1), saved.row(MEAN), saved.row(VAR), momentum,
                                 <double> count / <double> (count - ddof), cnp.PyArray_DATA(<cnp.ndarray> mean),
                                 cnp.PyArray_DATA(<cnp.ndarray> var),

@@ -50,7 +50,7 @@ class Pages:
 
     def __init__(self, a):
         mapping, mode = mapping_of(a)
-        # Of a private mapping (mode "c") the pages are the only place of what was written to the array.
+        # The pages of a private mapping (mode "c") are the only place of what was written to the array.
         if mapping is None or mode not in ("r", "r+", "w+") or not hasattr(mmap, "MADV_DONTNEED"):
             mapping = None
         self._mapping = mapping

@@ -6,8 +6,8 @@ from .._engine.fusion import NONE
 from .._engine.layout import arrange, normalize_axes
 from .._engine.run import normalize_by_given, prepare
 
-# Of scale, by the type of the arithmetic: below it 1 / scale overflows, or scale has lost bits; so has 1 / scale beyond
-# the reciprocal.
+# The least scale, by the type of the arithmetic: below it 1 / scale overflows, or scale has lost bits. Beyond its reciprocal
+# 1 / scale has.
 _LEAST = {np.dtype(np.float32): 2.0**-126, np.dtype(np.float64): 2.0**-1022}
 
 

@@ -13,7 +13,7 @@ from . import foreign
 
 _PACKAGE = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "")
 
-# Of parameters; data may be of a half type as well.
+# The types of parameters; data may be of a half type as well.
 DTYPES = _FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 
 

@@ -178,7 +178,7 @@ class BatchNorm(Running, Conversions):
         return normalize_by_given(x, axes, given, self.eps, out, 0, extras, keeps)
 
     def _moments_of(self, x, axes, weights):
-        """Of a batch that the running statistics alone see."""
+        """The Moments of a batch that the running statistics alone see."""
         extras = fusion.with_weights(fusion.NONE, x, axes, **weights)
         batch = moments_by(x, axes, extras, 0, self._omits())[0]
         if self._nan_policy == "raise":

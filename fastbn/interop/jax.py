@@ -168,7 +168,7 @@ def _backward_forward(x, dy, gamma, saved, axis, eps):
 
 
 def _backward_backward(axis, eps, kept, cotangents):
-    """Of half types in float32."""
+    """Half types are computed in float32."""
     x, dy, gamma, saved = kept
     ddx, ddgamma, ddbeta = cotangents
     dtype = jnp.float64 if x.dtype == np.float64 else jnp.float32

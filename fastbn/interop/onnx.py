@@ -96,7 +96,7 @@ class BatchNormalization(OpRun):
 
 
 def _parameter(name, value, shape):
-    """Of shape (C,), in float32 where it is a half type."""
+    """The value, which has to be of shape (C,); half types as float32."""
     value = np.asarray(value)
     if value.shape != shape:
         raise ValueError(f"{name} has shape {value.shape}, expected {shape}, the feature axes of X")

@@ -163,7 +163,7 @@ def _merged(parts):
 
 @dask.delayed
 def _side_by_side(parts):
-    """Of several groups of features."""
+    """The moments of several groups of features as one."""
     count, squares = parts[0].count, parts[0].squares
     if any(np.ndim(part.count) for part in parts):
         parts = [by_feature(part) for part in parts]

@@ -3,7 +3,7 @@
 fastbn takes tables of float32 and float64, and NumPy arrays and data frames that scikit-learn makes such tables of.
 Everything else is left to scikit-learn's own methods, and so is whatever looks wrong: their errors are raised by them.
 
-Of scikit-learn's checks the one for infinities is left out, which reads the data with one thread. Here moments tell: a
+One of scikit-learn's checks is left out, that for infinities, which reads the data with one thread. Here moments tell: a
 feature's are finite where all of its entries are. (Taking them of blocks of rows, which the cache still holds when they
 are read again, is up to a tenth faster with one thread, and slower with two, for all the beginnings and ends of blocks.)
 """

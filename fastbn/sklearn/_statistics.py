@@ -16,7 +16,7 @@ from . import _inputs
 
 
 def moments_of(x, weights):
-    """Of the table x, NaN being missing values. weights: None, or an array of shape (N,).
+    """The Moments of the table x, where NaN are missing values. weights: None, or an array of shape (N,).
 
     None where scikit-learn's own code has to answer: infinite entries, sums that overflow.
     """

@@ -80,7 +80,7 @@ def assert_near(got, want, allowed, dtype, what, through=0):
 
 def mean_error(mean, var, entries, arithmetic):
     """Promised of float32: one ulp of max(|mean|, std) of fewer than 64 entries, and 2.4 of more, whose roundings may be alike.
-    Of float64 tests/oracle.py's, for some thousand terms.
+    float64 has the bound of tests/oracle.py, for some thousand terms.
     """
     std = np.sqrt(var)
     ulp = np.spacing(np.maximum(np.abs(mean), std).astype(arithmetic)).astype(WIDE)
@@ -186,7 +186,7 @@ class Bounds:
     def dx(self, dz, error, dgamma, dbeta):
         """After `sums`: (dz - mean - difference * slope) * scale, and one product more where there are weights.
 
-        Of h * dgamma both factors are wrong, h by `lost`, which is more than h itself where beta is large beside gamma:
+        Both factors of h * dgamma are wrong, h by `lost`, which is more than h itself where beta is large beside gamma:
         so the product of both errors counts. With weights it is mean + difference * slope that is multiplied by w, and
         that may overflow where its product does not.
         """

@@ -19,7 +19,7 @@ class Part(NamedTuple):
     def reads(self, y, activation):
         """x was overwritten: backward gets the normalized x from y, as documented; what y was rounded by is in it.
 
-        Of renormalization beta is a sum in double, beta + gamma * d, which may cancel: it is off by the roundings of
+        With renormalization beta is a sum in double, beta + gamma * d, which may cancel: it is off by the roundings of
         what is added, `bounds.shift`.
         """
         layer, bounds, slope = self.layer, self.bounds, bounds_slope(activation)
