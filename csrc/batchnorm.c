@@ -58,9 +58,16 @@ static fastbn_status check_extra(const fastbn_shape *shape, const fastbn_extra *
     return extra->weights && !extra->weights->data ? FASTBN_ERROR_NULL : FASTBN_OK;
 }
 
-static int is_invertible(fastbn_activation activation, double slope)
+/* The slope in the type of the arithmetic, in which 1e-50 may be 0. */
+static double slope_of(fastbn_dtype dtype, const fastbn_params *params)
 {
-    return activation == FASTBN_IDENTITY || (activation == FASTBN_LEAKY_RELU && slope > 0.0);
+    return dtype == FASTBN_FLOAT64 ? params->slope : (double)(float)params->slope;
+}
+
+static int is_invertible(fastbn_dtype dtype, const fastbn_params *params)
+{
+    return params->activation == FASTBN_IDENTITY
+           || (params->activation == FASTBN_LEAKY_RELU && slope_of(dtype, params) > 0.0);
 }
 
 static fastbn_status check_shape_and_params(const fastbn_shape *shape, const fastbn_params *params)
@@ -72,7 +79,7 @@ static fastbn_status check_shape_and_params(const fastbn_shape *shape, const fas
         return FASTBN_ERROR_DTYPE;
     if ((unsigned)params->activation >= FBN_ACTIVATIONS)
         return FASTBN_ERROR_ACTIVATION;
-    if (params->extra && params->extra->inverts && !is_invertible(params->activation, params->slope))
+    if (params->extra && params->extra->inverts && !is_invertible(shape->dtype, params))
         return FASTBN_ERROR_ACTIVATION;
     return check_extra(shape, params->extra);
 }
@@ -150,8 +157,9 @@ static void fuse_backward(struct fbn_call *call, int acts)
  * could not tell its sign. */
 static fastbn_activation activation_of(const struct fbn_call *call, const fastbn_params *params)
 {
-    const double slope = call->lane_size == (int64_t)sizeof(float) ? (double)(float)params->slope : params->slope;
-    return params->activation == FASTBN_LEAKY_RELU && slope == 0.0 ? FASTBN_RELU : params->activation;
+    const fastbn_dtype dtype = call->lane_size == (int64_t)sizeof(float) ? FASTBN_FLOAT32 : FASTBN_FLOAT64;
+    const int is_relu = params->activation == FASTBN_LEAKY_RELU && slope_of(dtype, params) == 0.0;
+    return is_relu ? FASTBN_RELU : params->activation;
 }
 
 /* The other arrays have to be known before. */

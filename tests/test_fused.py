@@ -173,6 +173,13 @@ def test_a_slope_of_0_is_relu(rng, dtype, slope, residual):
     assert (results[0][0][:4, 0] == 0).all() and (results[0][1][:4, 0] == 0).all()
 
 
+def test_a_slope_that_float32_does_not_hold_is_not_inverted(rng):
+    x, _, _, _, dy = data(rng, (20, 3), 1, np.float32)
+    _, saved = fastbn.batch_norm_training(x, activation=("leaky_relu", 1e-50), out=x)
+    with pytest.raises(RuntimeError, match="x was overwritten .* through leaky_relu"):
+        fastbn.batch_norm_backward(dy, saved)
+
+
 def test_other_activations_keep_their_residual(rng):
     x, gamma, beta, r, _ = data(rng, (9, 3), 1, np.float32)
     kept = r.copy()

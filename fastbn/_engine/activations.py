@@ -1,6 +1,8 @@
 """Activations by name, for the arguments `activation=`."""
 from typing import NamedTuple
 
+import numpy as np
+
 from .. import _core
 from . import checks
 
@@ -24,8 +26,8 @@ class Activation(NamedTuple):
 
     @property
     def inverts(self):
-        """Whether z can be had back from y."""
-        return self.name is None or (self.name == "leaky_relu" and self.slope > 0)
+        """Whether z can be had back from y: a slope of 1e-50 would be 0 in float32."""
+        return self.name is None or (self.name == "leaky_relu" and np.float32(self.slope) > 0)
 
     @property
     def argument(self):
