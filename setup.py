@@ -234,7 +234,7 @@ class BuildExt(build_ext):
         self.store.trim()
 
     def translated(self, source):
-        """The C file that Cython makes of a .pyx, beside it: the extension contains the path, which has to stay the same."""
+        """The C file that Cython makes of a .pyx, beside it: the object contains this path, which has to stay the same."""
         import Cython
         import numpy
         from Cython.Build import cythonize
@@ -313,7 +313,7 @@ class BuildExt(build_ext):
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             keys = list(pool.map(Source.key, files))
             missing = [job for job in zip(files, keys, objects) if not self.store.take(*job[1:])]
-            missing.sort(key=lambda job: job[0].size, reverse=True)  # the largest first, so that none is left for the end
+            missing.sort(key=lambda job: job[0].size, reverse=True)  # the largest first: none is left for the end
             with self.told(missing):
                 list(pool.map(self.compile_one, missing))
         return list(map(str, objects))

@@ -19,12 +19,12 @@ settings.load_profile("fastbn")
 
 
 # What takes longest begins first, so that no processor is left with it at the end.
-LONG = ["test_c_core", "test_build", "test_identity", "test_damaged_files", "test_fuzz", "test_streaming"]
+LONG = ["test_c_core", "test_build", "test_sanitizers", "test_identity", "test_damaged_files", "test_fuzz"]
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config):
-    """All tests run on all processors where pytest-xdist is installed; -n or a path on the command line says otherwise."""
+    """All processors test where pytest-xdist is installed; -n or a path on the command line says otherwise."""
     whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS and not config.option.usepdb
     if whole and getattr(config.option, "numprocesses", 0) is None and not hasattr(config, "workerinput"):
         config.option.numprocesses = os.cpu_count()

@@ -1,4 +1,4 @@
-"""The C core without Python: its own test program, by several compilers, sanitizers and emulated processors.
+"""The C core without Python: its own test program, by several compilers and on emulated processors.
 
 The program (tests/c) compares every operation with the formulas, over all instruction sets, thread counts and layouts
 of the machine, and prints one hash of the output bytes for each. Hashes of another compiler, another
@@ -16,19 +16,10 @@ import numpy as np
 import pytest
 
 import fastbn
-from toolchain import (
-    COMMON_FLAGS,
-    CSRC,
-    MACHINE,
-    build_core_test,
-    can_build,
-    find_compiler,
-    isa_flags,
-    run,
-    without_randomization,
-)
+from packages import build_wheel, builds
+from toolchain import COMMON_FLAGS, CSRC, MACHINE, SETTINGS, build_core_test, can_build, isa_flags, required, run
 
-pytestmark = [pytest.mark.full, pytest.mark.skipif(not sys.platform.startswith("linux"), reason="built on Linux only")]
+pytestmark = [*builds, pytest.mark.skipif(not sys.platform.startswith("linux"), reason="built on Linux only")]
 
 x86_only = pytest.mark.skipif(MACHINE != "x86_64", reason="emulates lesser x86 processors: needs an x86-64 machine")
 
@@ -36,26 +27,16 @@ x86_only = pytest.mark.skipif(MACHINE != "x86_64", reason="emulates lesser x86 p
 LESSER_CPUS = [("Haswell", "avx2"), ("Nehalem", "generic")]
 
 
-# As many threads as are asked for. Idle ones sleep: spinning, they would take the time of those that work.
-SETTINGS = {"OMP_NUM_THREADS": "8", "OMP_DYNAMIC": "false", "OMP_WAIT_POLICY": "passive"}
-
-
-def required(*names):
-    path = find_compiler(*names)
-    if path is None:
-        pytest.skip(f"not installed: {' or '.join(names)}")
-    return path
-
-
 @pytest.fixture(scope="module")
-def native(tmp_path_factory):
-    return build_core_test(required("gcc", "cc"), tmp_path_factory.mktemp("gcc"))
+def native(built, tmp_path_factory):
+    """With the very kernels of the wheel."""
+    return build_core_test(required("gcc", "cc"), tmp_path_factory.mktemp("gcc"), kernels=built[1] / "build")
 
 
 @pytest.fixture(scope="module")
 def static_native(tmp_path_factory):
-    """Static, so that an emulator needs no libraries; -O3 as the package is built, and one level more to compare."""
-    return build_core_test(required("gcc"), tmp_path_factory.mktemp("static"), options=("-O3",), link=("-static",))
+    """Static, so that an emulator needs no libraries; -O1, to compare with the wheel's -O3."""
+    return build_core_test(required("gcc"), tmp_path_factory.mktemp("static"), options=("-O1",), link=("-static",))
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +70,7 @@ def test_flags_are_those_of_the_package(monkeypatch):
 
 
 def test_operations_layouts_isas_threads(native):
-    assert run([native, "check"], **SETTINGS).endswith("0 failures\n")
+    assert run([native, "check"], timeout=900, **SETTINGS).endswith("0 failures\n")  # a minute and a half where idle
 
 
 def test_the_formulas_of_the_readme(tmp_path):
@@ -130,49 +111,11 @@ def test_isa_of_the_environment(native):
     assert isa_table(run([native, "isa"]))["active"] == usable[:1]
 
 
-def test_clang_gives_the_same_bits(tmp_path, native_hashes):
-    clang = required("clang")
-    if not can_build(clang, tmp_path):
-        pytest.skip("clang has no OpenMP runtime here")
-    program = build_core_test(clang, tmp_path / "clang", options=("-O3",))
-    assert not differences(run([program, "hash"], **SETTINGS), native_hashes)
-
-
-def test_build_without_openmp(tmp_path, native, native_hashes):
+def test_build_without_openmp(built, tmp_path, native_hashes):
     """The kernels know nothing of threads."""
     program = build_core_test(required("gcc", "cc"), tmp_path / "serial", options=("-O1", "-fno-openmp"),
-                              kernels=native.parent)
+                              kernels=built[1] / "build")
     assert not differences(run([program, "hash"]), native_hashes)
-
-
-def test_address_and_undefined_behaviour_sanitizers(tmp_path):
-    options = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")
-    compiler = required("gcc", "clang")
-    if not can_build(compiler, tmp_path, *options):
-        pytest.skip(f"{compiler} has no AddressSanitizer here")
-    program = build_core_test(compiler, tmp_path / "asan", options=options)
-    environment = {**SETTINGS, "OMP_NUM_THREADS": "4", "ASAN_OPTIONS": "detect_leaks=1"}
-    assert run([*without_randomization(), program, "sample", "1", "3"], **environment).endswith("0 failures\n")
-
-
-def archer_settings(clang):
-    """LLVM's tool that tells ThreadSanitizer how OpenMP's barriers order memory: without it all regions are alarms."""
-    version = subprocess.run([clang, "-print-resource-dir"], capture_output=True, text=True).stdout.strip()
-    folders = [Path(version).parent.parent, *Path("/usr/lib").glob("llvm-*/lib"), Path("/usr/lib/x86_64-linux-gnu")]
-    library = next((folder / "libarcher.so" for folder in folders if (folder / "libarcher.so").exists()), None)
-    if library is None:
-        pytest.skip("libarcher.so is not installed (Debian: libomp-dev)")
-    return {"OMP_TOOL_LIBRARIES": str(library), "TSAN_OPTIONS": "ignore_noninstrumented_modules=1:halt_on_error=1"}
-
-
-def test_thread_sanitizer(tmp_path):
-    clang = required("clang")
-    options = ("-O1", "-g", "-fsanitize=thread")
-    if not can_build(clang, tmp_path, *options):
-        pytest.skip("clang has no ThreadSanitizer or no OpenMP here")
-    program = build_core_test(clang, tmp_path / "tsan", options=options, only=("generic",))  # threads are alike for all
-    environment = {**SETTINGS, "OMP_NUM_THREADS": "4", **archer_settings(clang)}
-    assert run([*without_randomization(), program, "sample", "3"], **environment).endswith("0 failures\n")
 
 
 @pytest.mark.parametrize("isa", ["neon", "generic"])
@@ -220,3 +163,13 @@ def test_python_on_lesser_x86_processors(cpu, expected):
     lesser = [line.split("\t") for line in run([*emulator, *command], **environment).splitlines()]
     assert {row[0] for row in lesser} == {expected}
     assert len(native) > 300 and [row[1:] for row in lesser] == [row[1:] for row in native]
+
+
+def test_clang_gives_the_same_bits(sdist, tmp_path, native_hashes):
+    """The last test: its kernels are those of a wheel of test_build.py, which another process builds meanwhile."""
+    clang = required("clang")
+    if not can_build(clang, tmp_path):
+        pytest.skip("clang has no OpenMP runtime here")
+    tree = build_wheel(sdist, tmp_path, CC="clang")[1]
+    program = build_core_test(clang, tmp_path / "clang", kernels=tree / "build")
+    assert not differences(run([program, "hash"], **SETTINGS), native_hashes)

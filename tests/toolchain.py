@@ -14,6 +14,8 @@ import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
+
 CSRC = Path(__file__).resolve().parent.parent / "csrc"
 C_TESTS = Path(__file__).resolve().parent / "c"
 MACHINE = {"AMD64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
@@ -35,9 +37,21 @@ COMMON_FLAGS = ["-std=c11", "-ffp-contract=off", "-fopenmp", "-Wall", "-Wextra",
 RENAMED = ["-Dfbn_level2_bytes=real_level2_bytes", "-Dfbn_last_level_bytes=real_last_level_bytes"]
 
 
+# As many threads as are asked for. Idle ones sleep: spinning, they would take the time of those that work.
+SETTINGS = {"OMP_NUM_THREADS": "8", "OMP_DYNAMIC": "false", "OMP_WAIT_POLICY": "passive"}
+
+
 def find_compiler(*names: str) -> str | None:
     """The first of these commands that exists."""
     return next((path for path in map(shutil.which, names) if path), None)
+
+
+def required(*names: str) -> str:
+    """The first of these commands that exists; the test is skipped where none does."""
+    path = find_compiler(*names)
+    if path is None:
+        pytest.skip(f"not installed: {' or '.join(names)}")
+    return path
 
 
 def without_randomization() -> list[str]:
@@ -77,14 +91,14 @@ def build_core_test(compiler: str, folder: Path, *, machine: str = MACHINE, opti
                     kernels: Path | None = None) -> Path:
     """Compile the core and its test program into `folder`; `options` go to every file and to the link.
 
-    only: see sources(). kernels: a folder of an earlier build, whose kernels are taken as they are.
+    only: see sources(). kernels: a folder of an earlier build, whose kernels are taken as they are; those of a wheel too.
     """
     folder.mkdir(parents=True, exist_ok=True)
 
     def compile_one(item: tuple[Path, list[str]]) -> Path:
         source, flags = item
         if kernels is not None and source.name.startswith("kernels_"):
-            return kernels / f"csrc-{source.stem}.o"
+            return next(kernels.glob(f"**/*{source.stem}.o"))
         target = folder / f"{source.parent.name}-{source.stem}.o"  # both folders have an operations.c
         command = [compiler, *COMMON_FLAGS, *options, *flags, f"-I{CSRC}", "-c", str(source), "-o", str(target)]
         run(command, timeout=1200)  # kernels under a sanitizer on a busy machine
