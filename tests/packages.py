@@ -35,7 +35,7 @@ builds = [
 
 def run(command, cwd, **environment):
     """Standard output; everything that was printed is in the error where the command failed."""
-    foreign = ("FASTBN_", "PYTHONPATH")
+    foreign = ("FASTBN_", "PYTHONPATH", "PIP_QUIET")  # pip would say less than -v asks for
     base = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     done = subprocess.run([str(part) for part in command], cwd=cwd, env={**base, **environment}, timeout=TIME_LIMIT,
                           stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

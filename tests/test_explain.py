@@ -125,8 +125,10 @@ def test_same_seed_same_page_and_another_seed_other_numbers(names):
     first, other = explained.page(names=names), explained.page(1, names)
     script = (f"import explained\n"
               f"print(explained.blanked(explained.page(names={names!r})), end='')")
+    # Other tests of this process may have started Dask, which sets OMP_NUM_THREADS=1 for its children.
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8", "OMP_NUM_THREADS": str(fastbn.get_num_threads())}
     again = subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parent, capture_output=True, text=True,
-                           encoding="utf-8", env={**os.environ, "PYTHONIOENCODING": "utf-8"}, timeout=300)
+                           encoding="utf-8", env=environment, timeout=300)
     assert again.returncode == 0, again.stderr
     assert again.stdout == explained.blanked(first)
     ours, theirs = (explained.numbers(explained.parse(html)) for html in (first, other))
