@@ -157,7 +157,7 @@ class Bounds:
     # ---- gradients ----
 
     def dz(self, dy, dz):
-        """What the derivative at a rounded z, and its own rounding, do to dy * act'(z)."""
+        """What the derivative at a rounded z, and its own rounding, do to dy * act'(z); Inf where z's parts overflow."""
         if self.name is None:
             return np.zeros_like(dz)
         size, error = np.abs(dy), self.z() + self.data.tiny
@@ -168,6 +168,7 @@ class Bounds:
             found = found + size * (4 * self.wide.u + 8 * EPS64)
         for place, jump in jumps.items():
             found = found + np.where(np.abs(self.layer.z - place) <= error, size * jump, 0)
+        found = np.where(self.through() >= type_of(self.arithmetic).largest, np.inf, found)  # the computed z may be NaN
         return found if self.layer.missing is None else np.where(self.layer.missing, 0, found)
 
     def sums(self, dz, error):
