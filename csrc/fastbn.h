@@ -51,7 +51,7 @@
  * Versions: FASTBN_ABI_VERSION is that of this header, fastbn_abi_version() that of the library; they have to be equal.
  * The number changes with the members of a struct, a constant or the arguments of a function, not with new functions.
  * Zero a struct before you fill it in: 0 in a member that you do not name, now or in a later version, means nothing.
- * fastbn_version() is the release, "0.1.0"; "unversioned" where the build did not tell. Names begin with fastbn_ or
+ * fastbn_version() is the release, "0.2.0"; "unversioned" where the build did not tell. Names begin with fastbn_ or
  * FASTBN_; fbn_ is the library's own.
  */
 #ifndef FASTBN_H

@@ -1,5 +1,7 @@
 """The command line: ``python -m fastbn`` prints the configuration, ``python -m fastbn COMMAND`` runs a command.
 
+``fastbn`` is the same.
+
 A command is a module with ``HELP`` (one line), ``add_arguments(parser)`` and ``run(arguments)``, which returns the exit
 status. It is imported whenever the command line is used, so what is slow to import, or may be missing, belongs into its
 ``run``. To add a command, add a line to `COMMANDS`.
@@ -14,6 +16,7 @@ import os
 import signal
 import sys
 import threading
+from pathlib import Path
 
 import fastbn
 
@@ -43,7 +46,7 @@ def _error_line(message):
 def build_parser():
     """The parser of the whole command line; every command leaves its ``run`` in ``arguments.run``."""
     parser = _Parser(
-        prog="python -m fastbn",
+        prog="fastbn" if Path(sys.argv[0]).stem == "fastbn" else "python -m fastbn",
         description="Batch normalization for NumPy arrays. Without a command: print the configuration.",
         allow_abbrev=False,
     )

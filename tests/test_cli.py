@@ -1,4 +1,5 @@
 """The command line: the configuration, --version, --help, and errors in one line with exit status 2."""
+import importlib.metadata
 import subprocess
 import sys
 
@@ -134,3 +135,8 @@ def test_a_reader_that_goes_away(tmp_path):
         complaints = process.stderr.read()
     assert complaints == ""
     assert process.returncode == 1
+
+
+def test_the_command_fastbn_is_the_same():
+    script, = importlib.metadata.distribution("fastbn").entry_points.select(group="console_scripts", name="fastbn")
+    assert script.load() is _cli.main
