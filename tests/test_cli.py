@@ -2,6 +2,8 @@
 import importlib.metadata
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +11,7 @@ import fastbn
 from fastbn import _cli
 from fastbn.demo import command
 
+PYPROJECT = Path(__file__).resolve().parents[1] / "pyproject.toml"
 HIDE_PACKAGE = "import sys; sys.modules[{name!r}] = None; from fastbn._cli import main; sys.exit(main(['demo']))"
 
 
@@ -138,5 +141,5 @@ def test_a_reader_that_goes_away(tmp_path):
 
 
 def test_the_command_fastbn_is_the_same():
-    script, = importlib.metadata.distribution("fastbn").entry_points.select(group="console_scripts", name="fastbn")
-    assert script.load() is _cli.main
+    scripts = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]["scripts"]
+    assert importlib.metadata.EntryPoint("fastbn", scripts["fastbn"], "console_scripts").load() is _cli.main
