@@ -129,8 +129,22 @@ def copy_public_header():
         shutil.copyfile(source, target)
 
 
-def project_version():
-    return tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+def project():
+    return tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def readme_elsewhere(text, repository):
+    """README.md as a package index shows it, where no file lies beside it: links and pictures lead to the repository.
+
+    Without a repository links become their words, and pictures are left out.
+    """
+    def moved(found):
+        picture, words, path = found.groups()
+        if repository:
+            return f"{picture}[{words}]({repository}/{'raw' if picture else 'blob'}/main/{path})"
+        return "" if picture else words
+
+    return re.sub(r"(!?)\[([^\]]*)\]\((?!https?:|#)([^)]+)\)", moved, text)
 
 
 def c_string(text):
@@ -383,7 +397,7 @@ def core_extension():
     import numpy  # here, so that nothing but a build needs it
 
     macros = [
-        ("FASTBN_VERSION", c_string(project_version())),
+        ("FASTBN_VERSION", c_string(project()["version"])),
         ("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION"),
         ("NPY_TARGET_VERSION", "NPY_1_25_API_VERSION"),  # that of NumPy 1.26, the oldest supported
     ]
@@ -403,6 +417,9 @@ if __name__ == "__main__":
     one_mac_architecture()
     copy_public_header()
     setup(
+        long_description=readme_elsewhere(Path("README.md").read_text(encoding="utf-8"),
+                                          project().get("urls", {}).get("Repository")),
+        long_description_content_type="text/markdown",
         ext_modules=[core_extension()],
         cmdclass={"build_ext": BuildExt},
         options={"bdist_wheel": {"py_limited_api": "cp311"}} if LIMITED_API else {},

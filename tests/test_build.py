@@ -145,6 +145,16 @@ def test_wheel_metadata(wheel):
     assert set(metadata.get_all("Provides-Extra")) == extras | adapters
     assert (metadata["Version"], metadata["Requires-Python"]) == (VERSION, ">=3.11")
     assert metadata["License-Expression"] == "BSD-3-Clause"
+    assert metadata.get_payload().startswith("# fastbn") and "](fastbn/" not in metadata.get_payload()
+
+
+def test_the_readme_of_a_package_index_has_no_relative_links():
+    text = "[a](b.md#c) ![d](.github/e.png) [f](https://g.org) [h](#i)"
+    elsewhere = setup_module().readme_elsewhere
+    assert elsewhere(text, None) == "a  [f](https://g.org) [h](#i)"
+    assert elsewhere(text, "https://x.org/y") == ("[a](https://x.org/y/blob/main/b.md#c) "
+                                                  "![d](https://x.org/y/raw/main/.github/e.png) "
+                                                  "[f](https://g.org) [h](#i)")
 
 
 def test_installed_wheel_works_from_another_folder(smoke):
