@@ -222,6 +222,19 @@ def test_bits_are_equal_for_all_threads_and_instruction_sets(rng, small_work_thr
 # --- Special features -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+def test_means_of_doubles_of_which_most_are_missing(rng, weighted):
+    """What is missing has up to 500 times the weight of what is there."""
+    x = rng.normal(-1e6, 1, (600, 20))
+    x[rng.random(x.shape) < np.linspace(0.5, 0.99, 20)] = np.nan
+    weights = np.where(np.arange(600) % 3, 1e-2, 5) if weighted else np.ones(600)
+    x[::3] = np.nan if weighted else x[::3]
+    saved = fastbn.batch_norm_training(x, nan_policy="omit", **({"weights": weights} if weighted else {}))[1]
+    wide, w = x.astype(np.longdouble), np.where(np.isnan(x), 0, weights[:, None]).astype(np.longdouble)
+    mean = np.nansum(wide * w, axis=0) / w.sum(axis=0)
+    assert (np.abs(saved.mean - mean) <= 4 * np.spacing(1e6)).all()
+
+
 def test_statistics_do_not_depend_on_the_mean(rng):
     for shape, axis in ((4000, 5), 1), ((40, 5, 10, 10), 1):
         x = (rng.normal(size=shape) + 1e6).astype(np.float32)

@@ -18,7 +18,8 @@ from .._engine.moments import merged
 
 _ROUNDS = 4
 _ENTRIES = 1 << 19  # of a block
-_MOST = 1e3         # times the weight that is there, what is missing may have
+_MOST = 1e3         # times the weight that is there, what is missing may have: the mean's rounding grows by it,
+_MOST_DOUBLES = 4.0 # which data of doubles would show
 _SPREAD = 1e8       # times the least weight, the largest may be
 _FIRST = 8, 8       # rows and columns of it in which an entry that counts is looked for first
 
@@ -75,7 +76,7 @@ def _present_in_block(x, weights, threads):
     if weights is None or wide.max() < _SPREAD * wide.min(where=wide > 0, initial=np.inf):
         p = _entry_of_each(x, counts)
         mean, M2 = _by_filling(x, there, p, weights, weight, missing, threads)
-        lost = missing > _MOST * weight
+        lost = missing > (_MOST_DOUBLES if x.dtype == np.float64 else _MOST) * weight
     else:
         mean, M2 = np.zeros((2, x.shape[1]))
         lost = True
