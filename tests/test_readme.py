@@ -12,7 +12,8 @@ import pytest
 import fastbn
 
 README = Path(__file__).resolve().parents[1] / "README.md"
-DOCUMENTS = [README, *sorted((README.parent / "fastbn").glob("*/README.md"))]
+DOCUMENTS = [path for path in (README, *sorted((README.parent / "fastbn").glob("*/README.md")))
+             if "```python" in path.read_text(encoding="utf-8")]
 
 
 def blocks(document):
