@@ -11,7 +11,8 @@ import fastbn
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = Path(fastbn.__file__).parent
-ROOMS = {"demo", "explain", "sklearn", "distributed", "standardize", "interop", "folding.py", "_cli.py", "__main__.py"}
+ROOMS = {"demo", "examples", "explain", "sklearn", "distributed", "standardize", "interop", "folding.py", "_cli.py",
+         "__main__.py"}
 
 pytestmark = pytest.mark.skipif(not (ROOT / "pyproject.toml").exists(), reason="this is no checkout")
 
