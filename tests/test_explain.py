@@ -87,7 +87,7 @@ def test_every_section_has_text_and_pictures_and_every_picture_its_words_and_its
     for section in root.iter("section"):
         assert list(section.iter("p"))
     for figure in root.iter("figure"):
-        svg = figure.find("svg")
+        svg = figure.find("div/svg")
         title, description = (svg.find(tag) for tag in ("title", "desc"))
         assert svg.get("role") == "img"
         assert svg.get("aria-labelledby") == f"{title.get('id')} {description.get('id')}"
@@ -106,7 +106,7 @@ def test_the_code_under_a_picture_makes_that_picture(names):
         if "measured" in figure.get("class", ""):
             assert values["figure"].axes
             continue
-        again = to_svg(values["figure"], f"f{number}", f"Figure {number}", figure.find("svg/desc").text)
+        again = to_svg(values["figure"], f"f{number}", f"Figure {number}", figure.find("div/svg/desc").text)
         assert again in explained.page(names=names)
 
 

@@ -119,6 +119,8 @@ def draw_errors(errors):
         if quantity in bounds:
             panel.plot(RATIOS, bounds[quantity], color=INK, linewidth=1.2, linestyle=(0, (2, 2)), label="fastbn's promise")
         panel.set(xscale="log", yscale="log", ylabel=label)
+        panel.xaxis.set_major_formatter("{x:g}")
+        panel.yaxis.set_major_formatter("{x:g}")
         panel.minorticks_off()
     axes[-1].set_xlabel("mean / standard deviation of the data")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)

@@ -65,7 +65,8 @@ plain = activations.record(seed={settings.seed})
 normed = activations.record(fastbn.BatchNorm, seed={settings.seed})
 """
     bands = recordings + "figure = activations.draw_bands(plain, normed)"
-    spread = recordings + """spreads = [[fastbn.moments(x).var() ** 0.5 for x in one.values] for one in (plain, normed)]
+    spread = recordings + """spreads = [[fastbn.moments(x).var() ** 0.5 for x in one.values]
+           for one in (plain, normed)]
 figure = activations.draw_spreads(plain.steps, *spreads)"""
     values, spread_values = run_code(bands), run_code(spread)
     shown = {name: values[name] for name in NAMES}
@@ -112,6 +113,7 @@ def draw_spreads(steps, plain, normed):
         levels = np.percentile(spread, (5, 50, 95), axis=1)
         _draw_band(axes, steps, levels, COLOURS[name], linestyle=dashes, label=NAMES[name])
     axes.set(yscale="log", xlim=(0, steps[-1]), xlabel="training step", ylabel="standard deviation over images")
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.legend(loc="lower right")
     return figure
 

@@ -23,6 +23,7 @@ TRIED_STEPS = 1000  # just under and just over the largest stable rate
 MOST_DOUBLINGS = 50  # 2^50 steps
 PANEL_SHAPE = 2.2  # width by height, of the loss surfaces
 LINES, LINE_FACTOR = 12, 1.8  # lines of equal loss, and from each to the next
+MILDER = (1, 5)  # times the standardized features: scales of which the zigzag can be seen
 
 
 def invented_target(x, seed=0):
@@ -137,11 +138,11 @@ def loss_after(problem, share, steps=TRIED_STEPS):
 
 
 @styled
-def draw_surfaces(before, after):
+def draw_surfaces(before, milder, after):
     """The loss by the two weights, as lines of equal loss, and on it the first steps of descent at the best rate of each."""
-    figure, panels = new_figure(2, 1, height=7.2)
+    figure, panels = new_figure(3, 1, height=10.6)
     figure.get_layout_engine().set(h_pad=0.1)
-    for axes, problem, equal in zip(panels, (before, after), (False, True)):
+    for axes, problem, equal in zip(panels, (before, milder, after), (False, True, True)):
         path = descend(problem, best_rate(problem)[0], SHOWN_STEPS)
         across, upright = _ranges(np.concatenate([path, problem.best[None]]), equal)
         _contours(axes, problem, across, upright)
@@ -149,12 +150,11 @@ def draw_surfaces(before, after):
         axes.plot(*path[0], linestyle="none", marker="s", color=INK, markersize=6, label="start")
         axes.plot(*problem.best, linestyle="none", marker="*", color=GREEN, markeredgecolor=INK, markersize=13,
                   label="smallest loss")
-        axes.set(xlim=across, ylim=upright)
-    panels[0].set(title="before: a narrow valley", xlabel="weight of the rating",
-                  ylabel="weight of the income, times 10,000")
+        axes.set(xlim=across, ylim=upright, xlabel="weight of the rating", ylabel="weight of the income")
+    panels[0].set(title="before: a narrow valley", ylabel="weight of the income, times 10,000")
     panels[0].yaxis.set_major_formatter(lambda value, _: f"{1e4 * value:.1f}".replace("-", "\N{MINUS SIGN}"))
-    panels[1].set(title="after standardizing: a bowl", xlabel="weight of the standardized rating",
-                  ylabel="weight of the standardized income", aspect="equal")
+    panels[1].set(title=f"scales that differ {MILDER[1]} times: a zigzag", aspect="equal")
+    panels[2].set(title="after standardizing: a bowl", aspect="equal")
     panels[0].legend(loc="upper right", ncols=3, frameon=True, facecolor=GROUND, edgecolor="none", framealpha=0.85)
     return figure
 
@@ -186,6 +186,7 @@ def draw_losses(before, after):
     axes.axhline(100 * TARGET, color=FAINT, linewidth=1)
     axes.set(xscale="log", yscale="log", xlabel="steps of gradient descent", ylim=(20 * TARGET, 200),
              ylabel="loss above the smallest (%)")
+    axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.yaxis.set_major_formatter("{x:g}")
     axes.legend(loc="lower center")
     return figure
@@ -218,20 +219,26 @@ x = standardizing.two_features(seed={seed})
 t = descent.invented_target(x, seed={seed})
 y, _ = fastbn.batch_norm_training(x)
 before, after = descent.Problem.of(x, t), descent.Problem.of(y, t)
-figure = descent.draw_surfaces(before, after)"""
+milder = descent.Problem.of(y * descent.MILDER, t)
+figure = descent.draw_surfaces(before, milder, after)"""
     values = run_code(code)
-    before, after = values["before"], values["after"]
+    before, milder, after = (values[name] for name in ("before", "milder", "after"))
     ends = [descend(problem, best_rate(problem)[0], SHOWN_STEPS)[-1] for problem in (before, after)]
     return Picture(
         code=code, values=values,
         caption=f"Lines of equal loss (above the smallest, it grows by {LINE_FACTOR} times from each to the next), "
                 f"and the path of the first {SHOWN_STEPS} steps, each at its own best learning rate. In the upper "
                 f"panel the axis across spans {_large(_stretch(values['figure']))} times what the upright one spans: "
-                "with one scale for both, as below, the valley would be too narrow to be seen.",
-        alt="Two contour plots. Before, the path jumps up and down between the walls of the valley and stays near a "
-            f"rating's weight of {ends[0][0]:.2g}, while the smallest loss is at {before.best[0]:.2f}. After, the "
-            f"lines are ellipses {after.condition**0.5:.1f} times as long as wide, and the path ends at ({ends[1][0]:.2f}, "
-            f"{ends[1][1]:.2f}), the smallest loss being at ({after.best[0]:.2f}, {after.best[1]:.2f}).")
+                "with one scale for both, as below, the valley would be too narrow to be seen, and all that the path "
+                "shows is the jump from wall to wall. The middle panel has the standardized features, the income "
+                f"multiplied by {MILDER[1]}: there the path can be seen to go from wall to wall while it creeps along "
+                "the floor.",
+        alt="Three contour plots. Before, the path jumps up and down between the walls of the valley and stays near a "
+            f"rating's weight of {ends[0][0]:.2g}, while the smallest loss is at {before.best[0]:.2f}. In the middle, "
+            f"where the valley is {milder.condition**0.5:.1f} times as long as wide, the path is a zigzag along it. "
+            f"After, the lines are ellipses {after.condition**0.5:.1f} times as long as wide, and the path ends at "
+            f"({ends[1][0]:.2f}, {ends[1][1]:.2f}), the smallest loss being at ({after.best[0]:.2f}, "
+            f"{after.best[1]:.2f}).")
 
 
 def _stretch(figure):

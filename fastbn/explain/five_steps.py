@@ -67,11 +67,13 @@ def make(settings):
     forward = f"""import fastbn
 from fastbn.explain import five_steps
 
-bn, x, dy, labels = five_steps.mini_batch(seed={settings.seed})  # step 1: x; bn is a layer early in training
-moments, before = fastbn.moments(x), bn.state_dict()   # step 2
-normalized = fastbn.batch_norm_inference(x, moments.mean, moments.var(), eps=bn.eps)  # step 3, alone
-y = bn(x)                                              # all the steps: y is step 4, bn.running_mean and so on step 5
-figure = five_steps.draw_forward(labels, x, moments, normalized, y, before, bn.state_dict())"""
+bn, x, dy, labels = five_steps.mini_batch(seed={settings.seed})  # step 1: x, of a layer
+moments, before = fastbn.moments(x), bn.state_dict()               # step 2
+normalized = fastbn.batch_norm_inference(                          # step 3, alone
+    x, moments.mean, moments.var(), eps=bn.eps)
+y = bn(x)     # all the steps: y is step 4, bn.running_mean and so on step 5
+figure = five_steps.draw_forward(
+    labels, x, moments, normalized, y, before, bn.state_dict())"""
     backward = f"""import fastbn
 from fastbn.explain import five_steps
 

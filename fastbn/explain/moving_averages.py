@@ -129,6 +129,7 @@ def draw_lags(lags, batch_noise):
         axes.plot(np.arange(1, len(values) + 1), values, color=colour, linestyle=dashes, label=name(momentum))
     axes.axhline(batch_noise, color=INK, linewidth=1, linestyle=(0, (2, 2)), label="a single batch")
     axes.set(yscale="log", xlabel="training step", ylabel="distance from the exact mean\n(standard deviations)")
+    axes.yaxis.set_major_formatter("{x:g}")
     figure.legend(loc="outside upper center", ncols=2)
     return figure
 

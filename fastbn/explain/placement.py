@@ -111,10 +111,11 @@ def make(settings):
     count, epochs = (QUICK_SEEDS, QUICK_EPOCHS) if settings.quick else (SEEDS, EPOCHS)
     first = settings.seed * count % (LARGEST_SEED - count)  # pages of other seeds have other runs
     seeds = f"range({first}, {first + count})"
-    trained = f"""from fastbn.demo.training import VARIANTS  # fastbn.BatchNorm nowhere, before or after the activations
+    trained = f"""from fastbn.demo.training import VARIANTS  # BatchNorm nowhere, before, after
 from fastbn.explain import placement
 
-runs = [placement.train(variant, seeds={seeds}, epochs={epochs}) for variant in VARIANTS]
+runs = [placement.train(variant, seeds={seeds}, epochs={epochs})
+        for variant in VARIANTS]
 """
     curves, finals = trained + "figure = placement.draw_curves(runs)", trained + "figure = placement.draw_final(runs)"
     values, final_values = run_code(curves), run_code(finals)
@@ -144,6 +145,7 @@ def draw_curves(runs):
             axes.fill_between(epochs, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.22, linewidth=0)
             axes.plot(epochs, values.mean(axis=0), color=colour, linestyle=dashes, label=one.variant.name)
     loss.set(yscale="log", ylabel="training loss (cross-entropy, nats)")
+    loss.yaxis.set_major_formatter("{x:g}")
     accuracy.set(xlabel="epoch", xlim=(0, epochs[-1]), ylabel="test accuracy (%)", ylim=(0, 102))
     accuracy.legend(loc="lower right", title="batch norm")
     return figure

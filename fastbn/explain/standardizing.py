@@ -126,7 +126,7 @@ import fastbn
 from fastbn.explain import standardizing
 
 x = standardizing.two_features(seed={seed})
-y, saved = fastbn.batch_norm_training(x)       # the statistics of x itself, in the same call
+y, saved = fastbn.batch_norm_training(x)  # x's own statistics, in the same call
 figure = standardizing.draw_histograms(x, y)"""
     return Picture(
         code=code, values=run_code(code),
