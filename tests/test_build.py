@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import sys
 import sysconfig
 import tarfile
@@ -183,6 +184,33 @@ def test_installed_header_stands_alone(smoke, tmp_path, language):
 def test_the_wheel_serves_every_later_python(wheel, smoke):
     assert wheel.name.startswith(f"fastbn-{VERSION}-cp311-abi3-")
     assert smoke["abi3"]
+
+
+def later_pythons():
+    """{minor: interpreter} of the later releases on the PATH, and beside the running one as pyenv has them."""
+    found = {}
+    for minor in range(sys.version_info[1] + 1, 20):
+        beside = sorted(Path(sys.base_prefix).parent.glob(f"3.{minor}.*/bin/python3.{minor}"))
+        for path in [shutil.which(f"python3.{minor}"), *beside]:
+            if path and subprocess.run([path, "-c", ""], capture_output=True).returncode == 0:  # pyenv's shims may not run
+                found.setdefault(minor, path)
+    return found
+
+
+@pytest.mark.parametrize("minor", sorted(later_pythons()) or [None])
+def test_the_wheel_without_a_compiler_on_other_pythons(wheel, smoke, tmp_path, minor):
+    if minor is None:
+        pytest.skip("no later Python is on this machine")
+    (tmp_path / "no compiler").mkdir()
+    run([later_pythons()[minor], "-m", "venv", tmp_path / "venv"], tmp_path)
+    python, path = tmp_path / "venv/bin/python", {"PATH": str(tmp_path / "no compiler")}
+    try:
+        run([python, "-m", "pip", "install", "--only-binary", ":all:", "numpy"], tmp_path, **path)
+    except AssertionError:
+        pytest.skip(f"no NumPy can be had for Python 3.{minor}")
+    run([python, "-m", "pip", "install", "--no-index", "--no-deps", wheel], tmp_path, **path)
+    report = json.loads(run([python, "-I", "-c", SMOKE], tmp_path, OMP_NUM_THREADS="2", **path))
+    assert report["abi3"] and report["version"] == VERSION
 
 
 def test_without_openmp_the_same_bits_come_from_one_thread(sdist, smoke, tmp_path):
