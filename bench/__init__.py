@@ -17,5 +17,6 @@ report.py    tables
 charts.py    PNG and SVG
 frameworks/  what a framework gains by fastbn, a run of its own: `python -m bench.frameworks`
 busy/        what default threads cost beside other programs, a run of its own: `python -m bench.busy`
-readme.py    the README's table, from a run: `python -m bench.readme FOLDER`
+compare.py   two runs, cell by cell: `python -m bench.compare BEFORE AFTER`
+readme.py    the documents' tables and picture, from a run: `python -m bench.readme FOLDER`
 """

@@ -26,9 +26,11 @@ from bench.verdict import best_output, peers_of
 STYLES = {"fastbn": ("#000000", "o"), "torch": ("#D55E00", "s"), "onednn": ("#009E73", "^"),
           "onnxruntime": ("#0072B2", "D"), "numpy": ("#CC79A7", "v"), "sklearn": ("#E69F00", "P")}
 OTHER_STYLE = ("#56B4E9", "X")
+FRONT_STYLES = [("training", "#0072B2", "o"), ("backward", "#D55E00", "s"), ("inference", "#009E73", "^")]
 LIMIT_COLOUR, LINE_COLOUR, GRID_COLOUR = "#C4C4C4", "#444444", "#DDDDDD"
 LAYOUT_NAMES = {"first": "channels-first", "last": "channels-last", "table": "tables"}
 SHAPES_AT_MOST = 40
+LEAST_POINTS = 4  # of a chart: fewer say less than the table does
 
 
 def draw(folder, cells, machine):
@@ -37,15 +39,44 @@ def draw(folder, cells, machine):
     grid = [cell for cell in cells if not cell["sweep"] and cell["operation"] != "call"]
     fused = [cell for cell in grid if cell["operation"] in FUSED]
     grid = [cell for cell in grid if cell["operation"] not in FUSED]
-    figures = {"speedup": speedup(grid, title), "speedup-fused": speedup(fused, title),
-               "speedup-shapes": speedup_shapes(grid, title)}
+    figures = {"speedup": _enough(grid) and speedup(grid, title), "speedup-fused": _enough(fused) and speedup(fused, title),
+               "speedup-shapes": _enough(grid) and speedup_shapes(grid, title)}
     for layout, name in LAYOUT_NAMES.items():
         size = [c for c in cells if c["sweep"] == "size" and c["layout"] == layout]
         features = [c for c in cells if c["sweep"] == "features" and c["layout"] == layout]
-        figures[f"speed-{name}"] = over_size(size, f"{title}, {name}, 64 features", machine["caches"], speed=True)
-        figures[f"cost-size-{name}"] = over_size(size, f"{title}, {name}, 64 features", machine["caches"], speed=False)
-        figures[f"cost-features-{name}"] = over_features(features, f"{title}, {name}")
-    return [_save(folder, name, figure) for name, figure in figures.items() if figure is not None]
+        words, caches = f"{title}, {name}, 64 features", machine["caches"]
+        figures[f"speed-{name}"] = _enough(size) and over_size(size, words, caches, speed=True)
+        figures[f"cost-size-{name}"] = _enough(size) and over_size(size, words, caches, speed=False)
+        figures[f"cost-features-{name}"] = _enough(features) and over_features(features, f"{title}, {name}")
+    return [_save(folder, name, figure) for name, figure in figures.items() if figure]
+
+
+def _enough(cells):
+    return len(cells) >= LEAST_POINTS
+
+
+def draw_front(path, ratios, title):
+    """The picture of README.md: how many times fastbn's time the fastest peer takes, by row and operation.
+
+    ratios: {(shape, layout): {(operation, threads): ratio or None}}, of one thread alone where there is more.
+    """
+    figure = Figure(figsize=(9, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    for place, (operation, colour, marker) in enumerate(FRONT_STYLES):
+        rows = [(row, found.get((operation, 1))) for row, found in enumerate(ratios.values())]
+        known = [(ratio, row + 0.2 * (place - 1)) for row, ratio in rows if ratio]
+        axes.scatter(*zip(*known), color=colour, marker=marker, label=operation, zorder=3) if known else None
+    axes.axvline(1, color=LINE_COLOUR, linewidth=1)
+    axes.set(xscale="log", title=f"Time of the fastest other library / fastbn's ({title}, one thread)",
+             xlabel="times fastbn's time: to the right of 1 fastbn is faster", ylim=(len(ratios) - 0.5, -0.5))
+    axes.xaxis.set_major_locator(FixedLocator([0.5, 1, 2, 5, 10, 20, 50]))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_yticks(range(len(ratios)), [f"{' x '.join(map(str, shape))}, {LAYOUT_NAMES[layout]}" for shape, layout in ratios])
+    axes.grid(color=GRID_COLOUR, linewidth=0.8)
+    axes.legend(loc="lower right", frameon=True)
+    FigureCanvasAgg(figure)
+    figure.savefig(path, dpi=100, facecolor="white")
 
 
 def _save(folder, name, figure):

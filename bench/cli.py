@@ -15,7 +15,7 @@ from bench.cases import ALIGNMENTS, DTYPES, FUSED, HALVES, LAYOUTS, OPERATIONS
 from bench.cell import MEASUREMENTS
 from bench.grid import SWEEPS, Wanted
 from bench.machine import memory_bytes
-from bench.peers import BASELINE, CONTENDERS, load
+from bench.peers import BASELINE, CONTENDERS, add_own, load
 from bench.store import StoreError
 from bench.timing import LEAST_ROUNDS
 
@@ -75,6 +75,13 @@ def _bytes(text):
     return int(_quantity(text, units, "size; write bytes, or 512MiB, or 1.5GiB"))
 
 
+def _own_peer(place):
+    try:
+        return add_own(place)
+    except ValueError as error:
+        raise UsageError(f"--peer {error}") from None
+
+
 def make_parser():
     peers = tuple(name for name in CONTENDERS if name != BASELINE)
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__,
@@ -97,6 +104,8 @@ def make_parser():
                       help="of numpy (as it allocates), 64 (whole cache lines); default: both, with --quick numpy")
     what.add_argument("--threads", type=_threads, default=("1", "all"), metavar="1,all")
     what.add_argument("--peers", type=_words(peers), default=peers, metavar="A,B", help=f"of {', '.join(peers)}")
+    what.add_argument("--peer", action="append", default=[], metavar="module:Class",
+                      help="a class of your own beside them, as bench/README.md shows; may be given several times")
     what.add_argument("--sweeps", action=argparse.BooleanOptionalAction, default=True,
                       help="growing sizes and growing C, for the charts")
     what.add_argument("--only", choices=("grid", "sweeps"), help="one of the two")
@@ -186,7 +195,7 @@ def main(argv=None):
         from bench.run import run
         load([BASELINE])
         plan = _plan(args, argv, begin)  # before the peers: importing them takes seconds
-        return run(plan, *load([BASELINE, *args.peers]))
+        return run(plan, *load([BASELINE, *args.peers, *map(_own_peer, args.peer)]))
     except ModuleNotFoundError as error:
         if error.name != "rich":
             raise

@@ -109,6 +109,17 @@ def print_head(console, machine):
                          + (f" ({caches})" if caches else "") + f"; Python {machine['python']}, {versions}"))
 
 
+def print_headline(console, verdicts):
+    """One line, of the grid, or of the sweeps where there is no grid."""
+    verdict = next((found for found in verdicts.values() if found["comparisons"]), None)
+    if verdict is None:
+        console.print("No peer was measured, so that nothing is compared.")
+        return
+    won = verdict["comparisons"] - verdict["under_1"]
+    console.print(f"fastbn is the fastest in {won} of {verdict['comparisons']} comparisons; the fastest peer takes "
+                  f"{verdict['geometric_mean']:.2f} times its time (geometric mean).")
+
+
 def print_verdict(console, name, verdict):
     """The verdict on the grid or on the sweeps."""
     if verdict["comparisons"]:

@@ -15,6 +15,7 @@ from bench.limit import Limit, LimitError
 from bench.peers import BASELINE
 from bench.verdict import judge
 
+INTERRUPTED = "Interrupted"
 SWEEPS_SHARE = 1 / 3  # of the time, as long as there is also a grid to measure
 
 
@@ -50,12 +51,13 @@ def run(plan, contenders, missing):
         runs.append({"date": datetime.now().strftime("%Y-%m-%d"), "arguments": plan.arguments, "seconds": plan.seconds,
                      "budget": plan.budget, "machine": described})
         kept.add("run", runs[-1])
-        interrupted = _measure(plan, missing_jobs, contenders, limit, kept, cells)
+        ended_by = _measure(plan, missing_jobs, contenders, limit, kept, cells)
         document = make_document(runs, cells, len(jobs))
         kept.write_document(document)
     _print_end(console, plan, document)
-    if interrupted:
-        console.print(f"Stopped after {len(cells)} of {len(jobs)} cells. --resume --out {plan.folder} goes on.")
+    if ended_by:
+        console.print(f"{ended_by}: {len(cells)} of {len(jobs)} cells; --resume --out {plan.folder} goes on.", soft_wrap=True)
+    if ended_by == INTERRUPTED:
         return 130
     return int(any(failed["contender"] == BASELINE for cell in cells for failed in cell["failed"]))
 
@@ -109,7 +111,7 @@ def _progress():
 
 
 def _measure(plan, jobs, contenders, limit, kept, cells):
-    """Appends to cells and to what is kept. Whether Ctrl-C ended it."""
+    """Appends to cells and to what is kept. Returns what ended it before its time, or None."""
     queues = {"grid": (make_groups([job for job in jobs if not job.sweep]), 1 - SWEEPS_SHARE),
               "sweeps": (make_groups([job for job in jobs if job.sweep]), SWEEPS_SHARE)}
     used = dict.fromkeys(queues, 0.0)
@@ -120,7 +122,7 @@ def _measure(plan, jobs, contenders, limit, kept, cells):
                 started, data = perf_counter(), _group_data(group)
                 for job in group:
                     if plan.budget is not None and perf_counter() - plan.begin > plan.budget:
-                        return False
+                        return f"{plan.budget:g} s are over"
                     progress.update(task, description=f"{job.case}, {report.threads_text(job.threads)}")
                     cells.append(measure_cell(job, contenders, limit, data.for_operation(job.case.operation),
                                               plan.seconds, plan.least_rounds, plan.measurements))
@@ -129,8 +131,8 @@ def _measure(plan, jobs, contenders, limit, kept, cells):
                 del data  # before the next group's
                 used[name] += perf_counter() - started
     except KeyboardInterrupt:
-        return True
-    return False
+        return INTERRUPTED
+    return None
 
 
 def _group_data(group):
@@ -153,12 +155,14 @@ def make_document(runs, cells, wanted):
 
 def _print_end(console, plan, document):
     cells = document["cells"]
+    report.print_headline(console, document["verdict"])
     if report.rows_of(cells) <= report.ROWS_ON_TERMINAL or plan.tables:
         report.print_tables(console, cells)
     for name, verdict in document["verdict"].items():
         report.print_verdict(console, name, verdict)
     with open(plan.folder / "tables.txt", "w", encoding="utf-8") as file:
         report.print_head(report.console_for(file), document["machine"])
+        report.print_headline(report.console_for(file), document["verdict"])
         report.print_tables(report.console_for(file), cells)
         for name, verdict in document["verdict"].items():
             report.print_verdict(report.console_for(file), name, verdict)

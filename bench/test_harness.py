@@ -3,6 +3,7 @@ import json
 import re
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from xml.etree import ElementTree
 
@@ -12,14 +13,14 @@ import pytest
 pytest.importorskip("rich", reason="rich is not installed: the extra 'bench' has it")
 
 from bench import cell as cell_module  # noqa: E402
-from bench import cli, grid, readme, report, store, timing  # noqa: E402
+from bench import cli, compare, grid, readme, report, store, timing  # noqa: E402
 from bench import run as run_module  # noqa: E402
 from bench.cases import (  # noqa: E402
     DTYPES, FUSED, HALVES, Case, allocate, check, make_data, reference, sample_features)
 from bench.cell import measure_cell  # noqa: E402
 from bench.grid import Job, Wanted, make_groups, make_jobs  # noqa: E402
 from bench.limit import Limit, LimitError  # noqa: E402
-from bench.peers import load  # noqa: E402
+from bench.peers import CONTENDERS, load  # noqa: E402
 from bench.run import make_document  # noqa: E402
 from bench.timing import Entry, measure, ratio  # noqa: E402
 from bench.verdict import fastest_peer, judge, regime  # noqa: E402
@@ -671,7 +672,7 @@ def test_charts_are_made_of_every_kind(drawn):
 
 def test_charts_of_what_is_fused_and_of_half_types(tmp_path):
     charts = pytest.importorskip("bench.charts", reason="matplotlib is not installed", exc_type=ImportError)
-    names = {path.stem for path in charts.draw(tmp_path, cells_with_own_calls(), MACHINE)}
+    names = {path.stem for path in charts.draw(tmp_path, 2 * cells_with_own_calls(), MACHINE)}
     assert names == {"speedup", "speedup-fused"}
     fused = charts.speedup([cell for cell in cells_with_own_calls() if cell["operation"] in FUSED], "title")
     assert [axes.get_title().split(",")[0] for axes in fused.axes] == ["inference_add_relu", "training_relu"]
@@ -813,21 +814,101 @@ def test_flags_become_what_is_wanted():
     assert parse(["--budget", "1.5h"]).budget == 5400 and parse(["--max-bytes", "1.5GiB"]).max_bytes == 3 * 2**29
 
 
-def test_readme_section(tmp_path, capsys):
+def test_readme_sections_and_picture(tmp_path, capsys):
     runs = [{"machine": MACHINE, "date": "2026-01-02", "arguments": "--grid small"}]
     with store.Store(tmp_path) as kept:
         kept.write_document(make_document(runs, some_cells(), 2))
-    path = tmp_path / "README.md"
-    path.write_text(f"before\n{readme.BEGIN}\nold\n{readme.END}\nafter\n", encoding="utf-8")
-    assert readme.main([str(tmp_path), "--readme", str(path)]) == 0
-    text = path.read_text(encoding="utf-8")
-    assert text.startswith(f"before\n{readme.BEGIN}\nMeasured on 2026-01-02 on Some processor")
-    assert text.endswith("\nafter\n")
-    assert "old" not in text and "`python -m bench --grid small`, against numpy 2.0.0, torch 2.5.0" in text
+    (tmp_path / "bench").mkdir()
+    paths = {"whole": tmp_path / "bench" / "README.md", "short": tmp_path / "README.md"}
+    for kind, path in paths.items():
+        first, last = readme.MARKS[kind]
+        path.write_text(f"before\n{first}\nold\n{last}\nafter\n", encoding="utf-8")
+    assert readme.main([str(tmp_path), "--root", str(tmp_path)]) == 0
+    whole, short = (path.read_text(encoding="utf-8") for path in paths.values())
+    assert whole.startswith(f"before\n{readme.MARKS['whole'][0]}\nMeasured on 2026-01-02 on Some processor")
+    assert whole.endswith("\nafter\n") and short.endswith("\nafter\n")
+    assert "old" not in whole and "`python -m bench --grid small`, against numpy 2.0.0, torch 2.5.0" in whole
     # Time and share into an array; torch is ahead with a fresh output. The other cell is not of NumPy's alignment.
-    assert "| 32 x 512 x 7 x 7 | channels-last | 100 (0.80; torch 0.5) |  |  |" in text and "64 x 1024" not in text
-    assert "- training, 32x512x7x7, last, 1 thread, fresh output: 0.50 (torch)" in text
-    path.write_text("no marks", encoding="utf-8")
+    assert "| 32 x 512 x 7 x 7 | channels-last | 100 (0.80; torch 0.5) |  |  |" in whole and "64 x 1024" not in whole
+    assert "- training, 32x512x7x7, last, 1 thread, fresh output: 0.50 (torch)" in whole
+    assert "| 32x512x7x7 last | 100 (0.5) |" in short and max(map(len, short.splitlines())) <= 110
+    assert (tmp_path / ".github" / "speed.png").stat().st_size < 60_000
+
+
+def test_readme_sections_without_marks(tmp_path, capsys):
+    runs = [{"machine": MACHINE, "date": "2026-01-02", "arguments": "--grid small"}]
+    with store.Store(tmp_path) as kept:
+        kept.write_document(make_document(runs, some_cells(), 2))
+    (tmp_path / "bench").mkdir()
+    for path in (tmp_path / "bench" / "README.md", tmp_path / "README.md"):
+        path.write_text("no marks", encoding="utf-8")
     with pytest.raises(SystemExit):
-        readme.main([str(tmp_path), "--readme", str(path)])
-    assert f"no line {readme.BEGIN}" in capsys.readouterr().err and path.read_text(encoding="utf-8") == "no marks"
+        readme.main([str(tmp_path), "--root", str(tmp_path)])
+    assert f"no line {readme.MARKS['whole'][0]}" in capsys.readouterr().err
+    assert (tmp_path / "README.md").read_text(encoding="utf-8") == "no marks" and not (tmp_path / ".github").exists()
+
+
+# Peers of one's own, two runs, the end of a run
+
+def test_the_peer_of_the_document_is_measured(tmp_path, monkeypatch):
+    document = (Path(__file__).parent / "README.md").read_text(encoding="utf-8")
+    (tmp_path / "mine.py").write_text(re.search(r"^```python\n(.*?)^```$", document, re.M | re.S)[1], encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("bench.peers.CONTENDERS", dict(CONTENDERS))
+    flags = "--peer mine:Mine --peers numpy --shapes 64x64 --layouts table --operations inference --threads 1 --seconds 0.01"
+    assert cli.main([*flags.split(), "--no-charts", "--out", str(tmp_path / "run")]) == 0
+    cells = store.read_document(tmp_path / "run")["cells"]
+    entries = [entry for cell in cells for entry in cell["entries"] if entry["contender"] == "mine"]
+    assert entries and all(entry["output"] == "out=" and entry["error"] < 1e-5 for entry in entries)
+
+
+@pytest.mark.parametrize("place, reason", [("nowhere:X", "cannot be imported"), ("json:X", "cannot be imported"),
+                                           ("json", "cannot be imported"), ("json:JSONDecoder", "lacks name")])
+def test_a_peer_that_is_none(tmp_path, capsys, place, reason):
+    with pytest.raises(SystemExit):
+        cli.main(["--peer", place, "--quick", "--out", str(tmp_path)])
+    error = capsys.readouterr().err
+    assert f"--peer {place!r}" in error and reason in error
+
+
+def test_a_run_cut_short_says_how_to_go_on(tmp_path, capsys):
+    flags = "--quick --only grid --peers numpy --threads 1 --budget 0.001s --no-charts"
+    assert cli.main([*flags.split(), "--out", str(tmp_path / "run")]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"0\.001 s are over: 0 of \d+ cells; --resume --out .* goes on", printed)
+
+
+def test_the_first_line_of_the_verdict(capsys):
+    document = make_document([{"machine": MACHINE, "date": "2026-01-02", "arguments": ""}], some_cells(), 2)
+    report.print_headline(report.console_for(), document["verdict"])
+    assert re.match(r"fastbn is the fastest in \d+ of \d+ comparisons; ", capsys.readouterr().out)
+
+
+def test_no_chart_of_a_few_points(tmp_path):
+    charts = pytest.importorskip("bench.charts", reason="matplotlib is not installed", exc_type=ImportError)
+    assert charts.draw(tmp_path, some_cells(), MACHINE) == []
+
+
+def run_with(folder, factor):
+    cells = some_cells()
+    for cell in cells:
+        for entry in cell["entries"]:
+            entry["seconds"] *= factor
+    with store.Store(folder) as kept:
+        kept.write_document(make_document([{"machine": MACHINE, "date": "2026-01-02", "arguments": ""}], cells, 2))
+
+
+def test_two_runs_are_compared(tmp_path, capsys):
+    run_with(tmp_path / "a", 1)
+    run_with(tmp_path / "b", 0.5)
+    assert compare.main([str(tmp_path / "a"), str(tmp_path / "b" / "run.json")]) == 0
+    printed = capsys.readouterr().out
+    assert "takes 0.500 times the time of" in printed and "most gained:\n  0.50" in printed
+    with pytest.raises(SystemExit):
+        compare.main([str(tmp_path / "a"), str(tmp_path / "nothing")])
+    assert "does not exist" in capsys.readouterr().err
+
+
+def test_runs_without_a_common_cell(tmp_path):
+    with pytest.raises(store.StoreError, match="no undisturbed cell in common"):
+        compare.print_comparison(report.console_for(), ("a", "b"), {}, {})

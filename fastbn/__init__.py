@@ -35,5 +35,18 @@ __all__ = ["BatchNorm", "Drift", "Moments", "batch_norm_backward", "batch_norm_d
 
 
 def get_include():
-    """The folder that holds fastbn.h, for the include path of a C compiler."""
+    """Tell the folder that holds fastbn.h, for the include path of a C compiler.
+
+    Returns
+    -------
+    str
+        An absolute path.
+
+    Examples
+    --------
+    >>> import os
+    >>> import fastbn
+    >>> os.path.exists(os.path.join(fastbn.get_include(), "fastbn.h"))
+    True
+    """
     return _os.path.join(_os.path.dirname(_os.path.abspath(__file__)), "include")

@@ -11,33 +11,64 @@ _came_from = {}  # for each setting that is not the default: the variable or cal
 
 
 def set_num_threads(num_threads):
-    """Lets every call from now on use at most `num_threads` threads; None takes the limit away.
+    """Let every call from now on use at most so many threads.
 
+    Parameters
+    ----------
+    num_threads : int or None
+        The limit; None takes it away.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For what is no positive int.
+
+    Notes
+    -----
     This can only lower the number, never raise it. The number is otherwise OpenMP's maximum (OMP_NUM_THREADS,
-    threadpoolctl); where OMP_NUM_THREADS is not set, it is also at most the processors that the calling thread may run on
-    and a container's quota. FASTBN_NUM_THREADS sets the limit that a process starts with. Raises TypeError, ValueError.
+    threadpoolctl). Where OMP_NUM_THREADS is not set, it is also at most the processors that the calling thread may
+    run on and a container's quota. FASTBN_NUM_THREADS sets the limit that a process starts with.
     """
     _core.set_num_threads(checks.threads(num_threads))
     _came_from["threads"] = (num_threads, f"set_num_threads({num_threads})")
 
 
 def get_num_threads():
-    """The threads that a call may use now: 1 without OpenMP, and in a forked child until `rearm_threads` is called.
+    """Tell the threads that a call may use now.
 
+    Returns
+    -------
+    int
+        1 without OpenMP, and in a forked child until `rearm_threads` is called.
+
+    Notes
+    -----
     A call uses fewer where it is short, while other calls of this process are under way, while the process backs off
-    (`set_backoff`), where waking sleeping threads costs more than they gain, and where the system has no thread to give.
+    (`set_backoff`), where waking sleeping threads costs more than they gain, and where the system has no thread to
+    give.
     """
     return _core.get_num_threads()
 
 
 def set_backoff(on):
-    """Switches backing off on or off: calls take fewer threads for up to a second after threads have lost more time by
-    waiting for each other than they gained.
+    """Switch backing off on or off.
 
-    That happens on a machine that is busy with other programs: a call ends with its last thread, and the system may take
-    one off its processor for milliseconds. Teams are halved, down to one thread, and grow again afterwards; results do
-    not change. on: bool. On by default; FASTBN_BACKOFF=0 switches it off when a process starts.
-    `get_config()["backoffs"]` tells how often it happened. Raises TypeError.
+    Parameters
+    ----------
+    on : bool
+        It is on by default; FASTBN_BACKOFF=0 switches it off when a process starts.
+
+    Raises
+    ------
+    TypeError
+        For what is no bool.
+
+    Notes
+    -----
+    Backing off means that calls take fewer threads for up to a second after threads have lost more time by waiting
+    for each other than they gained. That happens on a machine that is busy with other programs: a call ends with its
+    last thread, and the system may take one off its processor for milliseconds. Teams are halved, down to one thread,
+    and grow again afterwards; results do not change. ``get_config()["backoffs"]`` tells how often it happened.
     """
     if not isinstance(on, (bool, np.bool_)):
         raise TypeError(f"on is {on!r}, expected True or False")
@@ -46,35 +77,66 @@ def set_backoff(on):
 
 
 def get_backoff():
-    """Whether backing off is on, a bool; see set_backoff."""
+    """Tell whether backing off is on.
+
+    Returns
+    -------
+    bool
+        See set_backoff.
+    """
     return _core.get_backoff()
 
 
 def rearm_threads():
-    """In a forked child: use threads again.
+    """Use threads again in a forked child.
 
-    After a fork fastbn computes on one thread, since the parent's OpenMP threads do not exist in the child and waiting
-    for them would hang. Raises RuntimeError where fastbn itself had used threads before the fork. It cannot know whether
-    another library that shares its OpenMP pool had: call this where that is certain not to be so.
+    Raises
+    ------
+    RuntimeError
+        Where fastbn itself had used threads before the fork.
+
+    Notes
+    -----
+    After a fork fastbn computes on one thread, since the parent's OpenMP threads do not exist in the child and
+    waiting for them would hang. It cannot know whether another library that shares its OpenMP pool had used threads:
+    call this where that is certain not to be so.
     """
     _core.rearm_threads()
 
 
 def set_output_cache(nbytes):
-    """Keeps at most `nbytes` bytes of the memory of freed results for the next ones; None: 512 MiB, 0: none.
+    """Limit the memory of freed results that is kept for the next ones.
 
-    An array of more than 32 MiB that a call returned, once nothing refers to it, would go back to the system, which clears its
-    pages before it hands them out again: that costs two to three times the computation. Such memory is kept instead, the
-    longest unused goes first, and the system may take it whenever it runs short. FASTBN_OUTPUT_CACHE sets the bytes that a
-    process starts with, also as 64M or 2G. Linux only; elsewhere, and where NumPy was given another allocator, nothing is kept.
-    Raises TypeError, ValueError.
+    Parameters
+    ----------
+    nbytes : int or None
+        The most bytes; None: 512 MiB, 0: none.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For what is no int of at least 0.
+
+    Notes
+    -----
+    An array of more than 32 MiB that a call returned, once nothing refers to it, would go back to the system, which
+    clears its pages before it hands them out again: that costs two to three times the computation. Such memory is
+    kept instead, the longest unused goes first, and the system may take it whenever it runs short.
+    FASTBN_OUTPUT_CACHE sets the bytes that a process starts with, also as 64M or 2G. It works on Linux; elsewhere,
+    and where NumPy was given another allocator, nothing is kept.
     """
     _core.set_output_cache(_OUTPUT_CACHE if nbytes is None else checks.byte_count(nbytes, "nbytes"))
     _came_from["output cache"] = f"set_output_cache({nbytes})"
 
 
 def get_output_cache():
-    """The bytes that may be kept, see set_output_cache; 0 on systems where nothing is."""
+    """Tell the bytes that may be kept, see set_output_cache.
+
+    Returns
+    -------
+    int
+        0 on systems where nothing is kept.
+    """
     return _core.get_output_cache()
 
 
@@ -112,7 +174,19 @@ def _threads_came_from():
 
 
 def get_config():
-    """The configuration as a dict: strings, ints, bools and lists of strings; None where unknown."""
+    """Tell the configuration.
+
+    Returns
+    -------
+    dict
+        Strings, ints, bools and lists of strings; None where unknown.
+
+    Examples
+    --------
+    >>> import fastbn
+    >>> "openmp" in fastbn.get_config()
+    True
+    """
     names = _core.isa_names()
     return {
         "version": _core.version(),
@@ -142,7 +216,13 @@ def _size(nbytes):
 
 
 def show_config(file=None):
-    """Prints the configuration, one line for each item, to `file` (standard output by default)."""
+    """Print the configuration, one line for each item.
+
+    Parameters
+    ----------
+    file : file object, optional
+        Where it is printed; standard output by default.
+    """
     config = get_config()
     caches = ", ".join(f"L{level} {_size(n)}" for level, n in enumerate(config["cache_bytes"], 1))
     rows = [

@@ -9,26 +9,57 @@ from .convert._arrays import as_array
 
 
 def fold_linear(weight, bias, bn, *, bn_first=False, activation=None):
-    """The weight and bias of one linear layer that does what the layer and the batch norm beside it do in inference.
+    """Fold a batch norm into the linear layer beside it, for inference.
 
-    weight: (out, in), as PyTorch has it: y = weight @ x + bias. (Of Keras and Flax, with kernels (in, out), pass
-        kernel.T.)
-    bias: (out,), or None for none. Both float16, float32 or float64 arrays, or what becomes one: a torch Parameter,
-        say.
-    bn: the BatchNorm, with running statistics; gamma or beta may be absent. It has `out` features, with bn_first `in`.
-    bn_first: False: x -> linear -> bn. True: x -> bn -> linear.
-    activation: what becomes of that of a layer with activation=, which no weights can hold. None: the layer is refused.
+    Parameters
+    ----------
+    weight : array of float16, float32 or float64, shape (out, in)
+        As PyTorch has it: y = weight @ x + bias. Pass kernel.T of Keras and Flax, with kernels (in, out). What
+        becomes an array will do too, such as a torch Parameter.
+    bias : array of shape (out,), or None
+        None stands for none.
+    bn : BatchNorm
+        With running statistics; gamma or beta may be absent. It has `out` features, with bn_first `in`.
+    bn_first : bool, default False
+        False: x -> linear -> bn. True: x -> bn -> linear.
+    activation : {None, "separate"}, optional
+        What becomes of that of a layer with activation=, which no weights can hold. None: the layer is refused.
         "separate": it is left out of the result, for the caller to apply after the folded layer; not with bn_first,
         where it stands between the two.
 
-    With scale, shift = bn.as_affine():
+    Returns
+    -------
+    weight, bias : array
+        New arrays, computed in double, of the weight's dtype (of PyTorch's half types: float32).
+
+    Raises
+    ------
+    TypeError, ValueError
+        For shapes, an activation, or a result too large for the dtype.
+    RuntimeError
+        Where the layer has no running statistics.
+
+    Notes
+    -----
+    With scale, shift = bn.as_affine(),
+
         after:   weight' = scale[:, None] * weight      bias' = scale * bias + shift
         before:  weight' = weight * scale[None, :]      bias' = bias + weight @ shift
-    Returns (weight', bias'): new arrays, computed in double, of the weight's dtype (of PyTorch's half types: float32).
-    Raises TypeError, ValueError (shapes; an activation; a result too large for the dtype), RuntimeError (no running
-    statistics).
-    Source: Jacob et al. 2018 (arXiv:1712.05877), section 3.2; PyTorch's torch/nn/utils/fusion.py,
-        fuse_linear_bn_weights.
+
+    References
+    ----------
+    Jacob et al. 2018 (arXiv:1712.05877), section 3.2; PyTorch's torch/nn/utils/fusion.py, fuse_linear_bn_weights.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastbn
+    >>> bn = fastbn.BatchNorm(2, eps=1e-12)
+    >>> bn.gamma[:] = 3
+    >>> weight, bias = fastbn.fold_linear(np.eye(2, dtype=np.float32), None, bn)
+    >>> weight
+    array([[3., 0.],
+           [0., 3.]], dtype=float32)
     """
     _check_layer(bn, activation, bn_first)
     weight = _weight(weight)
@@ -40,31 +71,70 @@ def fold_linear(weight, bias, bn, *, bn_first=False, activation=None):
 
 def fold_conv(weight, bias, bn, *, bn_first=False, transposed=False, groups=1, padding=None, padding_mode="zeros",
               activation=None):
-    """The weight and bias of one convolution that does what it and the batch norm beside it do in inference.
+    """Fold a batch norm into the convolution beside it, for inference.
 
-    weight: (out, in / groups, *kernel), as PyTorch has it, with 1, 2, 3 or more kernel axes; depthwise: groups = in.
-        transposed: (in, out / groups, *kernel). Of Keras and Flax, whose kernels are (*kernel, in / groups, out), pass
-        np.moveaxis(kernel, (-1, -2), (0, 1)); of Keras's depthwise (*kernel, in, m), first kernel.reshape(*kernel, 1, -1).
-    bias: (out,), or None for none. Both float16, float32 or float64 arrays, or what becomes one, as a torch Parameter.
-    bn: the BatchNorm, with running statistics; gamma or beta may be absent. It has `out` features, with bn_first `in`.
-    bn_first: False: x -> convolution -> bn. True: x -> bn -> convolution.
-    padding, padding_mode: the convolution's, as in PyTorch (a number, one an axis, 'valid' or 'same'; 'zeros',
-        'reflect', 'replicate' or 'circular'). With bn_first padding must be given; otherwise it makes no difference.
-    activation: as for fold_linear.
+    Parameters
+    ----------
+    weight : array of float16, float32 or float64, shape ``(out, in / groups, *kernel)``
+        As PyTorch has it, with 1, 2, 3 or more kernel axes; depthwise: groups = in. With transposed ``(in, out /
+        groups, *kernel)``. Pass np.moveaxis(kernel, (-1, -2), (0, 1)) of Keras and Flax, whose kernels are
+        ``(*kernel, in / groups, out)``; of depthwise ones of Keras, ``(*kernel, in, m)``, first
+        ``kernel.reshape(*kernel, 1, -1)``.
+    bias : array of shape (out,), or None
+        None stands for none.
+    bn : BatchNorm
+        With running statistics; gamma or beta may be absent. It has `out` features, with bn_first `in`.
+    bn_first : bool, default False
+        False: x -> convolution -> bn. True: x -> bn -> convolution.
+    transposed : bool, default False
+        Whether the convolution is a transposed one.
+    groups : int, default 1
+        The convolution's groups.
+    padding : int, tuple or str, optional
+        The convolution's, as in PyTorch: a number, one an axis, "valid" or "same". With bn_first it must be given;
+        otherwise it makes no difference.
+    padding_mode : {"zeros", "reflect", "replicate", "circular"}, default "zeros"
+        The convolution's, as in PyTorch.
+    activation : {None, "separate"}, optional
+        As for fold_linear.
 
-    With scale, shift = bn.as_affine(), o an output, i an input feature of o's group:
+    Returns
+    -------
+    weight, bias : array
+        New arrays, computed in double, of the weight's dtype (of PyTorch's half types: float32).
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a batch norm that cannot be folded, shapes, an activation, or a result too large for the dtype.
+    RuntimeError
+        Where the layer has no running statistics.
+
+    Notes
+    -----
+    With scale, shift = bn.as_affine(), o an output, i an input feature of o's group,
+
         after:   weight'[o, i] = scale[o] * weight[o, i]      bias'[o] = scale[o] * bias[o] + shift[o]
         before:  weight'[o, i] = weight[o, i] * scale[i]
                  bias'[o] = bias[o] + the sum of weight[o, i] * shift[i] over i and the kernel's entries
-    Stride and dilation make no difference. Returns (weight', bias'): new arrays, computed in double, of the weight's
-    dtype (of PyTorch's half types: float32).
 
-    A batch norm before a convolution that pads with zeros is refused: the zeros come after the shift, so entries at the
-    border lack it, and no one bias suits them and the inner ones. So is one before a transposed convolution, which sums
-    other entries of its kernel at the border and between its strides. Where shift is 0 both are exact and allowed.
-    Raises TypeError, ValueError (these; shapes; an activation; a result too large for the dtype), RuntimeError (no running
-    statistics).
-    Source: Jacob et al. 2018 (arXiv:1712.05877), section 3.2; PyTorch's torch/nn/utils/fusion.py, fuse_conv_bn_weights.
+    Stride and dilation make no difference. A batch norm before a convolution that pads with zeros is refused: the
+    zeros come after the shift, so entries at the border lack it, and no one bias suits them and the inner ones. So is
+    one before a transposed convolution, which sums other entries of its kernel at the border and between its strides.
+    Where shift is 0 both are exact and allowed.
+
+    References
+    ----------
+    Jacob et al. 2018 (arXiv:1712.05877), section 3.2; PyTorch's torch/nn/utils/fusion.py, fuse_conv_bn_weights.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastbn
+    >>> kernel = np.ones((4, 3, 3, 3), np.float32)
+    >>> weight, bias = fastbn.fold_conv(kernel, None, fastbn.BatchNorm(4))
+    >>> weight.shape, bias.shape
+    ((4, 3, 3, 3), (4,))
     """
     _check_layer(bn, activation, bn_first)
     weight = _weight(weight)

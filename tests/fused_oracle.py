@@ -35,7 +35,7 @@ def parts_of(activation):
 
 
 def statistics(x, w, axes):
-    """(sum of the weights w, mean, biased variance) over the axes. Of nothing: 0, 0, NaN.
+    """(sum of the weights w, mean, biased variance) over the axes. Nothing has 0, 0, NaN.
 
     Entries of weight 0 leave no trace. The mean of what is left is taken once more: mean / std = 1e6 costs no digits.
     """

@@ -53,7 +53,7 @@ def from_rows(rows, shape, axis):
 
 
 def statistics(x, axis=1):
-    """Count, mean and biased variance of each feature. Of nothing: 0, 0 and NaN."""
+    """Count, mean and biased variance of each feature. Nothing has 0, 0 and NaN."""
     rows = as_rows(x, axis)
     count, features = rows.shape
     if count == 0:

@@ -104,8 +104,8 @@ def fresh_environment(home, wheel):
     return python, Path(paths["purelib"])
 
 
-def lines_in_readme(language):
-    """The lines of the README's blocks in a language."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def lines_in_guide(language):
+    """The lines of the user guide's blocks in a language."""
+    text = (ROOT / "fastbn" / "GUIDE.md").read_text(encoding="utf-8")
     blocks = re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     return [line.strip() for block in blocks for line in block.splitlines() if line.strip()]

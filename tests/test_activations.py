@@ -41,7 +41,7 @@ def test_the_stubs_name_every_activation():
 # ---- accuracy ----
 
 def float32_grid(seed=0, of_each_exponent=1000):
-    """Of every exponent and sign the first and last values and random ones between; the middle more densely."""
+    """The first and last values of every exponent and sign, and random ones between; the middle more densely."""
     rng = np.random.default_rng(seed)
     exponents = np.arange(255, dtype=np.uint32)[:, None] << np.uint32(23)
     mantissas = rng.integers(0, 1 << 23, (255, of_each_exponent), dtype=np.uint32)
@@ -137,7 +137,7 @@ def test_float64_tails_end_in_subnormals(name):
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("name", NAMES)
 def test_nan_and_infinities(name, dtype):
-    """Of a value and its gradient: NaN where z is, the limit where z is infinite."""
+    """The limits of a value and its gradient: NaN where z is, the limit where z is infinite."""
     z, slope = np.array([np.nan, -np.nan, np.inf, -np.inf], dtype), slope_of(name, dtype)
     y = _core.activate(z, name, slope)
     dz = _core.activate_gradient(z, np.full(4, 2, dtype), name, slope)

@@ -303,7 +303,7 @@ def test_the_folder_of_objects(monkeypatch, tmp_path):
 
 
 # What the kernel objects may contain. x86: vfmadd132ps, vfnmsub231sd, ...; aarch64: fmla, fmls, fmadd, fnmsub, ...
-# Of packed vfmsub only a * 1 - b is used (diff in csrc/vec), which has the bits of a - b: tests/test_identity.py.
+# Packed vfmsub is only used for a * 1 - b (diff in csrc/vec), which has the bits of a - b: tests/test_identity.py.
 FUSED = re.compile(r"\b(vf(n?madd|nmsub|maddsub|msubadd)\w*|vfmsub\d+s[sd]|fml[as]\w*|fn?m(add|sub))\b")
 WRITES_FLOATING_POINT_STATE = re.compile(r"\bv?ldmxcsr\b|\bfldcw\b|\bmsr\s+fpcr")
 # What the disassembly of an instruction set's kernels has to show, and what it must not. Mnemonics with v are AVX's.

@@ -125,5 +125,5 @@ def test_another_package_is_built_and_works(clean, tmp_path):
 
 
 def test_the_readme_shows_this_package():
-    source, shown = (USER / "tables.pyx").read_text(encoding="utf-8"), packages.lines_in_readme("cython")
+    source, shown = (USER / "tables.pyx").read_text(encoding="utf-8"), packages.lines_in_guide("cython")
     assert len(shown) > 5 and [line for line in shown if line not in source and not line.startswith("from fastbn")] == []

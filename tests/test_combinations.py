@@ -204,7 +204,9 @@ def test_needs(rng, options, kind):
 @pytest.mark.parametrize("options", OPTIONS[1:4], ids=str)
 @pytest.mark.parametrize("kind", [None, "lengths"])
 def test_gradients_against_central_differences(rng, options, kind):
-    """Of y alone: with renorm r and d are constants, which the differences are not; so there only of beta and the residual."""
+    """The gradients of y alone. With renorm r and d are constants, which the differences do not keep: there only those of
+    beta and the residual.
+    """
     case = Case(rng, activation="gelu", residual=True, kind=kind, options=options, shape=(7, 2, 3))
     inputs = [case.x, case.gamma, case.beta, case.residual]
 

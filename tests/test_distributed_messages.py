@@ -19,7 +19,7 @@ X = np.random.default_rng(1).normal(size=(6, C, 4)).astype(np.float32)
 
 @pytest.mark.parametrize("settings", [{}, {"renorm": (2, 1)}, {"nan_policy": "omit"}], ids=str)
 def test_whichever_rank_has_which_batch(rng, settings):
-    """Of equal sizes and of different ones, one of them empty; three records are the least whose order shows."""
+    """Batches of equal sizes and of different ones, one of them empty; three records are the least whose order shows."""
     split, order = [4, 0, 3, 5], rng.permutation(4)
     x, dy = draw(rng, ratio=1e3)
     if settings.get("nan_policy"):

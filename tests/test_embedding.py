@@ -96,9 +96,9 @@ def test_only_its_own_names(library):
     assert not [name for name in names if name.startswith("fastbn_") and f" {name}(" not in header.replace("*", " ")]
 
 
-def test_the_readme_shows_this_program():
+def test_the_guide_shows_this_program():
     source = (packages.ROOT / "tests/c/embed.c").read_text(encoding="utf-8")
-    shown, text = packages.lines_in_readme("c"), (packages.ROOT / "README.md").read_text(encoding="utf-8")
+    shown, text = packages.lines_in_guide("c"), (packages.ROOT / "fastbn" / "GUIDE.md").read_text(encoding="utf-8")
     assert len(shown) > 5 and [line for line in shown if line not in source] == []
     for command in re.findall(r"^ \*     (\S.*)$", source.partition("*/")[0], re.MULTILINE):
         assert command in text

@@ -33,7 +33,7 @@ schemes = pytest.mark.parametrize("scheme", ["light", "dark"])
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
-    """Of the whole page."""
+    """The address of the whole page."""
     path = tmp_path_factory.mktemp("page") / "report.html"
     path.write_text(explained.whole_page(), encoding="utf-8")
     return path.as_uri()

@@ -198,7 +198,7 @@ class Child(np.ndarray):
     pass
 
 
-# Of data and of parameters: none of them can be used as it is.
+# Types of data and of parameters: none of them can be used as it is.
 KINDS = {
     "list": lambda x: x.tolist(), "integers": lambda x: x.astype(np.int32), "half": lambda x: x.astype(np.float16),
     "long double": lambda x: x.astype(np.longdouble), "big-endian": lambda x: x.astype(x.dtype.newbyteorder(">")),

@@ -77,7 +77,7 @@ def data(rng):
 
 
 def assert_same(got, expected):
-    """Of arrays, tuples of them, and None."""
+    """What arrays, tuples of them, and None become."""
     if isinstance(expected, tuple):
         assert len(got) == len(expected)
         for one, other in zip(got, expected, strict=True):

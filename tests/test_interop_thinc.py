@@ -90,7 +90,7 @@ def test_steps_are_those_of_the_layer(rng, shape, ddof):
 
 @pytest.mark.parametrize("is_train", [False, True])
 def test_gradients_are_those_of_differences(rng, is_train):
-    """Of sum(y * weights), in float64, with respect to x, gamma and beta."""
+    """The gradients of sum(y * weights), in float64, with respect to x, gamma and beta."""
     model = initialized(rng)
     x, weights = rng.normal(3, 2, (6, 5)), rng.normal(size=(6, 5))
     parameters = {name: model.get_param(name).astype(np.float64) for name in ("gamma", "beta")}

@@ -306,7 +306,7 @@ def test_no_copies(dtype, layout):
 
 
 def test_the_exchange_reads_where_the_tensor_lies():
-    """Of a slice that begins in the middle of its storage, say."""
+    """Such as a slice that begins in the middle of its storage."""
     whole = torch.randn(6, 5)
     y, _ = eager._exchange.training(whole[2:], None, None, None, None, 1e-5, 0.1, 1, None)
     assert np.array_equal(y, fastbn.batch_norm_training(whole[2:].numpy())[0])

@@ -1,4 +1,4 @@
-"""The documents' Python examples run, those of a document in their order in one session, as a reader would type them."""
+"""The documents: every Python example runs by itself, links lead somewhere, and README keeps its size."""
 import ast
 import re
 import sys
@@ -6,14 +6,14 @@ import warnings
 from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-import fastbn
-
-README = Path(__file__).resolve().parents[1] / "README.md"
-DOCUMENTS = [path for path in (README, *sorted((README.parent / "fastbn").glob("*/README.md")))
-             if "```python" in path.read_text(encoding="utf-8")]
+ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
+PACKAGE = ROOT / "fastbn"
+ALL = [README, PACKAGE / "GUIDE.md", *sorted(PACKAGE.glob("*/README.md")),
+       *(ROOT / name / "README.md" for name in ("bench", "csrc", "tests"))]
+LONGEST, WIDEST = 200, 110  # lines of README, and columns
 
 
 def blocks(document):
@@ -21,24 +21,6 @@ def blocks(document):
     text = document.read_text(encoding="utf-8")
     for found in re.finditer(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
         yield text[:found.start()].count("\n") + 2, found[1]
-
-
-def readers_own(rng):
-    """What the text leaves to the reader: arrays for 64 channels."""
-    def array(*shape):
-        return rng.normal(size=shape).astype(np.float32)
-    shape = (32, 64, 56, 56)
-    return {"gamma": array(64), "beta": array(64), "mean": array(64), "var": array(64)**2, "dy": array(*shape),
-            "ddx": array(*shape), "ddgamma": array(64), "ddbeta": array(64),
-            "batches": [array(8, 64, 4, 4) for _ in range(3)],
-            "image": array(2, 3), "kernel": array(64, 4, 3, 3), "weight": array(64, 8), "bias": array(64)}
-
-
-def write_model(path, rng):
-    """A .safetensors file with the batch norm that an example reads."""
-    from safetensors.numpy import save_file
-    names = ("weight", "bias", "running_mean", "running_var")
-    save_file({f"layer1.0.bn1.{name}": rng.random(64).astype(np.float32) for name in names}, path)
 
 
 def write_classifier(path):
@@ -54,7 +36,7 @@ def write_classifier(path):
 
 
 # By a word of an example, the package that it needs beside those that it imports.
-OPTIONAL = {"ml_dtypes": "ml_dtypes", "safetensors": "safetensors", "fastbn.sklearn": "sklearn"}
+OPTIONAL = {"safetensors": "safetensors", "fastbn.sklearn": "sklearn"}
 
 
 def packages_of(code):
@@ -66,46 +48,63 @@ def packages_of(code):
 
 
 def cannot_run(code):
-    """Whether a package is missing, or Keras was imported with another backend by another test."""
+    """Why: a package that is missing, or Keras imported with another backend by another test."""
     needed = {*packages_of(code), *(package for word, package in OPTIONAL.items() if word in code)}
+    missing = sorted(package for package in needed if find_spec(package) is None)
     keras = sys.modules.get("keras")
-    return any(find_spec(package) is None for package in needed) or (
-        "keras" in needed and keras is not None and keras.backend.backend() != "numpy")
+    if "keras" in needed and keras is not None and keras.backend.backend() != "numpy":
+        return "another backend of Keras is in use"
+    return f"not installed: {', '.join(missing)}" if missing else None
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(README.parent).as_posix())
-def test_examples_run(tmp_path, monkeypatch, rng, document):
+EXAMPLES = [pytest.param(document, line, code, id=f"{document.relative_to(ROOT).as_posix()}:{line}")
+            for document in ALL if document.parent.name != "bench" for line, code in blocks(document)]
+
+
+@pytest.mark.parametrize("document, line, code", EXAMPLES)
+def test_an_example_runs_by_itself(tmp_path, monkeypatch, document, line, code):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("KERAS_BACKEND", "numpy")
-    if find_spec("safetensors"):
-        write_model(tmp_path / "resnet.safetensors", rng)
-    if find_spec("onnx"):
+    if cannot_run(code):
+        pytest.skip(cannot_run(code))
+    if "classifier.onnx" in code:
         write_classifier(tmp_path / "classifier.onnx")
-    session, places = readers_own(rng), {}
-    for line, code in blocks(document):
-        if cannot_run(code):
-            session["bn"] = fastbn.BatchNorm(64)  # what the example would have left
-            continue
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            exec(compile("\n" * (line - 1) + code, str(document), "exec"), session)
-        if "out=shortcut" in code:
-            places = {name: session[name] for name in ("y", "shortcut", "dx", "dy")}
-    if document == README:
-        assert places["y"] is places["shortcut"] and places["dx"] is places["dy"]
-    assert len(list(blocks(document))) > 5
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        exec(compile("\n" * (line - 1) + code, str(document), "exec"), {"__name__": "example"})
+
+
+def anchors(document):
+    """The names that a document's headings have as link targets."""
+    headings = re.findall(r"^#+ (.*)$", document.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", ALL, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(document):
+    text = re.sub(r"```.*?```", "", document.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for target in re.findall(r"\]\((?!https?:)([^)]+)\)", text):
+        path, _, anchor = target.partition("#")
+        leads_to = (document.parent / path).resolve() if path else document
+        assert leads_to.exists(), target
+        assert not anchor or anchor in anchors(leads_to), target
+
+
+def test_readme_keeps_its_size():
+    lines = README.read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= LONGEST
+    assert not [line for line in lines if len(line) > WIDEST]
 
 
 def test_every_folder_of_the_source_is_named():
     text = README.read_text(encoding="utf-8")
     table = text[text.index("## Reading the source"):text.index("## Development")]
-    package = README.parent / "fastbn"
-    names = [path.name for path in package.iterdir() if path.is_dir() and list(path.glob("*.p*"))]
+    names = [path.name for path in PACKAGE.iterdir() if path.name[:2] != "__" and list(path.glob("*.p*"))]
     assert not [name for name in names if f"{name}/`" not in table]
 
 
 @pytest.mark.parametrize("room", ["_engine", "_training", "_data", "_api", "_layer"])
 def test_a_folder_lists_its_files(room):
-    folder = README.parent / "fastbn" / room
+    folder = PACKAGE / room
     listed = re.findall(r"\b(\w+\.py)\b", ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8"))))
     assert sorted(set(listed)) == sorted(path.name for path in folder.glob("*.py") if path.name != "__init__.py")

@@ -14,6 +14,10 @@ All get the same arrays, and for "out=" data.empty(). What a user would prepare 
 prepared in work(); for "fresh", the expression makes its output as a user of that library would get it. Where a library
 has several functions for an operation, the fastest is taken, on the data in their own shape.
 """
+import importlib
+import os
+import sys
+
 from bench.peers.fastbn_ import Fastbn
 from bench.peers.numpy_ import NumPy
 from bench.peers.onednn import OneDNN
@@ -22,10 +26,33 @@ from bench.peers.sklearn_ import ScikitLearn
 from bench.peers.torch_ import Torch
 from bench.peers.work import Work
 
-__all__ = ["BASELINE", "CONTENDERS", "Work", "load", "variants"]
+__all__ = ["BASELINE", "CONTENDERS", "Work", "add_own", "load", "variants"]
 
 CONTENDERS = {contender.name: contender for contender in (Fastbn, NumPy, Torch, OneDNN, OnnxRuntime, ScikitLearn)}
 BASELINE = Fastbn.name
+
+
+def add_own(place):
+    """Takes module:Class, found from the working folder, among the contenders; returns its name.
+
+    Raises ValueError where there is no such class, or where it lacks what a contender has.
+    """
+    module_name, _, class_name = place.partition(":")
+    sys.path.insert(0, os.getcwd())
+    try:
+        contender = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"{place!r} cannot be imported ({error}): write module:Class, the module lying in the working "
+                         "folder or installed") from error
+    finally:
+        del sys.path[0]
+    lacking = [part for part in ("name", "version", "session", "can", "work", "arrays") if not hasattr(contender, part)]
+    if lacking:
+        raise ValueError(f"{place!r} lacks {', '.join(lacking)}: see bench/peers/__init__.py for what a contender has")
+    if contender.name in CONTENDERS:
+        raise ValueError(f"{place!r} has the name {contender.name!r}, which is taken: give it another one")
+    CONTENDERS[contender.name] = contender
+    return contender.name
 
 
 def load(names):

@@ -12,35 +12,84 @@ _OF_STATISTICS = ("dmean", "dvar")
 
 
 def batch_norm_backward(dy, saved, *, out=None, needs=RESULTS, num_threads=None, like=None):
-    """Gradients of a loss with respect to x, gamma and beta, from its gradient dy with respect to y.
+    """Compute the gradients of a loss with respect to x, gamma and beta, from that with respect to y.
 
-    With N entries of each feature:
+    Parameters
+    ----------
+    dy : array of x's shape
+        The gradient with respect to y; it is converted to x's dtype.
+    saved : object
+        What the forward call returned. Until then keep unchanged what is read: x; the residual; for relu and
+        leaky_relu with a residual not that, but y.
+    out : array of x's shape and dtype, optional
+        Where dx is written; it may be dy.
+    needs : tuple of str, default ("dx", "dgamma", "dbeta")
+        Which of "dx", "dgamma", "dbeta", "dmean", "dvar" to compute, and "dresidual" where there was a residual; the
+        others are None. The default has "dresidual" too where there was a residual.
+    num_threads : int, optional
+        The most threads; it can only lower the settings.
+    like : array or module, optional
+        What kind of arrays to return, as for batch_norm_inference.
+
+    Returns
+    -------
+    dx : array of x's shape and dtype
+        It is `out` where that was given.
+    dgamma, dbeta : array of shape (C,)
+        They have gamma's dtype, or x's where gamma was None (float32 where that is a half type).
+    dmean, dvar : array of shape (C,)
+        Where needs names one of them alone: the gradients of given statistics.
+    dresidual : array of x's shape and dtype
+        The last one, where there was a residual.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a dy of another shape, unknown names in needs, dmean or dvar of batch statistics, an `out` that does not
+        fit.
+    RuntimeError
+        Where x was overwritten by the forward call and cannot be recovered.
+
+    See Also
+    --------
+    batch_norm_double_backward : The gradient of this.
+
+    Notes
+    -----
+    With N entries of each feature,
+
         dbeta  = sum(dy)
         dgamma = sum(dy * (x - mean)) * rstd
         dx     = gamma * rstd * (dy - dbeta / N - (x - mean) * rstd * dgamma / N)
-    and where the statistics were constants (saved by batch_norm_inference) dx = gamma * rstd * dy. There mean and var have
-    gradients of their own, as their places in y = (x - mean) * (var + eps)^(-1/2) * gamma + beta give them:
+
+    and where the statistics were constants (saved by batch_norm_inference) dx = gamma * rstd * dy. There mean and var
+    have gradients of their own, as their places in y = (x - mean) * (var + eps)^(-1/2) * gamma + beta give them:
+
         dmean = -gamma * rstd * dbeta
         dvar  = -gamma * rstd^2 / 2 * dgamma
-    With an activation dy * act'(z) takes the place of dy, z = bn(x) + residual being computed again; it is the residual's
-    gradient too. With weights w of the sum W:
-        dx     = gamma * rstd * (dy - w / W * dbeta - w / W * (x - mean) * rstd * dgamma)
+
+    With an activation dy * act'(z) takes the place of dy, z = bn(x) + residual being computed again; it is the
+    residual's gradient too. With weights w of the sum W,
+
+        dx = gamma * rstd * (dy - w / W * dbeta - w / W * (x - mean) * rstd * dgamma)
+
     where an entry whose w and dy are 0 leaves no trace in the sums.
 
-    dy: array of x's shape; converted to x's dtype.
-    saved: what the forward call returned.
-    out: array for dx, of x's shape and dtype; it may be dy. It is returned as dx.
-    needs: which of "dx", "dgamma", "dbeta", "dmean", "dvar" to compute, and "dresidual" where there was a residual; the others are
-    None. Without it the first three, and the last.
-    num_threads: at most so many threads. like: of what kind the gradients are, as for batch_norm_inference.
+    References
+    ----------
+    Ioffe and Szegedy 2015 (arXiv:1502.03167), section 3.
 
-    Returns (dx, dgamma, dbeta), or where needs names dmean or dvar (dx, dgamma, dbeta, dmean, dvar), and after these dresidual
-    where there was a residual: dx and dresidual have x's dtype; the others, of shape (C,), that of gamma, or x's where gamma
-    was None (float32 where that is a half type). Until then keep unchanged what is read: x; the residual; for relu and
-    leaky_relu with a residual not that, but y.
-    Raises TypeError, ValueError (a dy of another shape, unknown names in needs, dmean or dvar of batch statistics,
-    out), RuntimeError (x was overwritten by the forward call and cannot be recovered).
-    Source: Ioffe and Szegedy 2015, section 3.
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastbn
+    >>> x = np.array([[1.0], [2.0], [3.0]])
+    >>> y, saved = fastbn.batch_norm_training(x, np.array([2.0]), np.array([0.5]))
+    >>> dx, dgamma, dbeta = fastbn.batch_norm_backward(np.ones_like(x), saved)
+    >>> dbeta
+    array([3.])
+    >>> bool(abs(dx).max() < 1e-12)    # a shift of all entries changes nothing
+    True
     """
     if needs is RESULTS and like is None:
         result = _core.plain_backward(dy, saved, out, num_threads)

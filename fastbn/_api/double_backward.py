@@ -12,38 +12,82 @@ _LEAST = 1e-12
 
 
 def batch_norm_double_backward(ddx, ddgamma, ddbeta, dy, saved, *, needs=_RESULTS, num_threads=None, like=None):
-    """Gradients of a loss with respect to dy, x and gamma, where it depends on what batch_norm_backward(dy, saved) gives.
+    """Compute the gradients of a loss that depends on what batch_norm_backward gives.
 
-    ddx, ddgamma, ddbeta are the loss's gradients with respect to dx, dgamma and dbeta. With N entries of each feature,
-    h = (x - mean) * rstd and, of each feature,
+    Parameters
+    ----------
+    ddx : array of x's shape, or None
+        The loss's gradient with respect to dx, converted to x's dtype. None stands for zeros.
+    ddgamma, ddbeta : array of shape (C,), or None
+        Those with respect to dgamma and dbeta. None stands for zeros.
+    dy : array of x's shape
+        As given to batch_norm_backward.
+    saved : object
+        As given to batch_norm_backward.
+    needs : tuple of str, default ("ddy", "dx", "dgamma")
+        Which of these to compute; the others are None.
+    num_threads : int, optional
+        The most threads; it can only lower the settings.
+    like : array or module, optional
+        What kind of arrays to return, as for batch_norm_inference.
+
+    Returns
+    -------
+    ddy, dx : array of x's shape and dtype
+        The gradients with respect to dy and x, new arrays.
+    dgamma : array of shape (C,)
+        The gradient with respect to gamma, in gamma's dtype, or x's where gamma was None.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For shapes that do not fit, unknown names in needs, and a forward call with more to it (activation, residual,
+        weights, ghost batches).
+    RuntimeError
+        Where x is needed and was overwritten by the forward call: unlike batch_norm_backward, this cannot start from
+        y.
+
+    Notes
+    -----
+    With N entries of each feature, h = (x - mean) * rstd and, for each feature,
+
         S = N * (mean(ddx * dy) - mean(ddx) * mean(dy) - mean(ddx * h) * mean(dy * h))
         b = ddgamma - gamma * rstd * mean(ddx * h)
         c = -gamma * rstd * mean(dy * h)
+
     the loss is that of  gamma * rstd * S + sum(ddgamma * dgamma) + sum(ddbeta * dbeta)  and
+
         ddy    = gamma * rstd * (ddx - mean(ddx)) + b * h + ddbeta
         dx     = rstd * (b * (dy - mean(dy)) + c * (ddx - mean(ddx))
                          - (b * mean(dy * h) + c * mean(ddx * h) + gamma * rstd * S / N) * h)
         dgamma = rstd * S
-    which follow from d rstd / dx = -rstd^2 * h / N and, for any a, d sum(a * h) / dx = rstd * (a - mean(a) - h * mean(a * h)).
-    There is no division by gamma, which may be 0. Where the statistics were constants (saved by batch_norm_inference),
+
+    which follow from d rstd / dx = -rstd^2 * h / N and, for any a, d sum(a * h) / dx = rstd * (a - mean(a) - h *
+    mean(a * h)). There is no division by gamma, which may be 0. Where the statistics were constants (saved by
+    batch_norm_inference),
+
         ddy = gamma * rstd * ddx + ddgamma * h + ddbeta,   dx = ddgamma * rstd * dy,   dgamma = rstd * sum(ddx * dy)
-    The gradient with respect to beta is 0: beta is in none of the formulas.
 
-    Half types are copied to float32 and computed in it, and ddy and dx are rounded.
+    The gradient with respect to beta is 0: beta is in none of the formulas. Half types are copied to float32 and
+    computed in it, and ddy and dx are rounded.
 
-    ddx: array of x's shape, converted to x's dtype; ddgamma, ddbeta: of shape (C,). None stands for zeros.
-    dy, saved: as given to batch_norm_backward.
-    needs: which of "ddy", "dx", "dgamma" to compute; the others are None.
-    num_threads: at most so many threads. like: of what kind the gradients are, as for batch_norm_inference.
+    The layer has no method for it. It lets go of x in backward, and to keep x until a double backward that hardly
+    ever comes would cost each training step its memory: take the functions.
 
-    Returns (ddy, dx, dgamma): ddy and dx are new arrays of x's shape and dtype; dgamma, of shape (C,), has the dtype of gamma, or
-    x's where gamma was None.
-    Raises TypeError, ValueError (shapes, unknown names in needs, a forward call with more to it), RuntimeError (x is needed and
-    was overwritten by the forward call: unlike batch_norm_backward, this cannot start from y).
+    References
+    ----------
+    The derivative of the formulas of Ioffe and Szegedy 2015 (arXiv:1502.03167), section 3.
 
-    The layer has no method for it: it lets go of x in backward, and to keep x until a double backward that hardly ever comes would
-    cost each training step its memory. Take the functions.
-    Source: the derivative of the formulas of Ioffe and Szegedy 2015 (arXiv:1502.03167), section 3.
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastbn
+    >>> x = np.random.default_rng(0).normal(size=(8, 3))
+    >>> y, saved = fastbn.batch_norm_training(x)
+    >>> dx, _, _ = fastbn.batch_norm_backward(np.cos(y), saved)
+    >>> ddy, dx2, dgamma = fastbn.batch_norm_double_backward(2 * dx, None, None, np.cos(y), saved)
+    >>> ddy.shape, dx2.shape, dgamma.shape
+    ((8, 3), (8, 3), (3,))
     """
     if like is not None:
         given = {"ddx": ddx, "ddgamma": ddgamma, "ddbeta": ddbeta, "dy": dy, "saved": saved}

@@ -13,31 +13,74 @@ from .._engine.run import normalize_by_given, prepare
 
 def batch_norm_inference(x, mean, var, gamma=None, beta=None, *, eps=1e-5, axis=1, activation=None, residual=None,
                          out=None, num_threads=None, return_saved=False, like=None):
-    """Normalizes x with given statistics: y = act((x - mean) / sqrt(var + eps) * gamma + beta + residual).
+    """Normalize x with given statistics.
 
-    x: array with a feature axis, at least 2 dimensions, float32, float64, float16 or bfloat16 (as of ml_dtypes); half types
-        are computed as float32 and y rounded to nearest even. Arrays of other libraries on the CPU that have __dlpack__
-        (PyTorch's, JAX's) are taken without a copy, here as in every argument; lists and what has __array__ are converted.
-    mean, var: statistics of shape (C,), float32 or float64, for example the moving averages; var is used as it is.
-    gamma, beta: scale and shift of shape (C,); None stands for ones and for zeros.
-    eps: added to the variance; above 0.
-    axis: the feature axis, or a tuple of them (then C is the product of their sizes, in ascending order of the axes).
-    activation: act, in the same pass: None, "relu", "silu", "gelu" (exact), "gelu_tanh" or another that
-        fastbn.h lists (see get_include), in lower case; ("leaky_relu", slope) and ("elu", alpha) set the parameter, which
-        is 0.01 and 1 otherwise.
-    residual: array of x's shape, converted to x's dtype; None stands for 0.
-    out: array of x's shape and dtype to write to; it may be x or residual. It is returned. It may be another library's
-        with NumPy 2.1 or later.
-    num_threads: at most so many threads; it can only lower the settings.
-    return_saved: also return what batch_norm_backward needs, with the statistics as constants.
-    like: what kind of arrays to return: None: NumPy's; an array of another library, or that library: its kind, made by its
-        from_dlpack, which shares memory where it can. What was written to `out` is returned as `out`.
+    Parameters
+    ----------
+    x : array of float32, float64, float16 or bfloat16
+        It has a feature axis and at least 2 dimensions. Half types (bfloat16 is that of ml_dtypes) are computed as
+        float32, and y is rounded to nearest even. Arrays of other libraries on the CPU that have ``__dlpack__``
+        (PyTorch's, JAX's) are taken without a copy, here as in every argument; lists and what has ``__array__`` are
+        converted.
+    mean, var : array of float32 or float64, shape (C,)
+        The statistics, for example the moving averages; var is used as it is.
+    gamma, beta : array of float32 or float64, shape (C,), optional
+        Scale and shift; None stands for ones and for zeros.
+    eps : float, default 1e-5
+        It is added to the variance; above 0.
+    axis : int or tuple of int, default 1
+        The feature axis, or several: then C is the product of their sizes, in ascending order of the axes.
+    activation : str or tuple, optional
+        act, applied in the same pass: "relu", "silu", "gelu" (exact), "gelu_tanh" or another that fastbn.h lists, in
+        lower case. ("leaky_relu", slope) and ("elu", alpha) set the parameter, which is 0.01 and 1 otherwise.
+    residual : array of x's shape, optional
+        It is converted to x's dtype and added before the activation; None stands for 0.
+    out : array of x's shape and dtype, optional
+        Where y is written; it may be x or residual. Another library's array takes NumPy 2.1 or later.
+    num_threads : int, optional
+        The most threads; it can only lower the settings.
+    return_saved : bool, default False
+        Also return what batch_norm_backward needs, the statistics being constants.
+    like : array or module, optional
+        What kind of arrays to return. None: NumPy's. An array of another library, or that library: its kind, made by
+        its from_dlpack, which shares memory where it can. What was written to `out` is returned as `out`.
 
-    Returns y, of x's shape and dtype; with return_saved (y, saved).
-    Raises TypeError (integers, masked arrays, matrices, like), ValueError (shapes, eps, axis, activation, out; arrays on a
-    GPU or that require a gradient; overlapping memory: with return_saved, out may be the residual only where backward can do
-    without it, see batch_norm_backward).
-    Source: Ioffe and Szegedy 2015, algorithm 2; of the activations: csrc/fastbn.h.
+    Returns
+    -------
+    y : array of x's shape and dtype
+        It is `out` where that was given.
+    saved : object
+        What batch_norm_backward takes; with return_saved alone.
+
+    Raises
+    ------
+    TypeError
+        For integers, masked arrays, matrices, and a `like` that is none.
+    ValueError
+        For shapes, eps, axis, activation or out that do not fit; for arrays on a GPU or that require a gradient; for
+        overlapping memory. With return_saved, out may be the residual only where backward can do without it.
+
+    See Also
+    --------
+    batch_norm_training : Normalize with the statistics of the batch.
+    BatchNorm : The layer.
+
+    Notes
+    -----
+    For each feature, y = act((x - mean) / sqrt(var + eps) * gamma + beta + residual).
+
+    References
+    ----------
+    Ioffe and Szegedy 2015 (arXiv:1502.03167), algorithm 2. The activations' sources stand in csrc/fastbn.h.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastbn
+    >>> x = np.array([[1.0, 10.0], [3.0, 30.0]])
+    >>> fastbn.batch_norm_inference(x, [2.0, 20.0], [1.0, 100.0], eps=1e-12)
+    array([[-1., -1.],
+           [ 1.,  1.]])
     """
     if return_saved is False and like is None:
         act = None if activation is None else fusion.alone(activations.parse(activation))

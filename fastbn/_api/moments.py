@@ -8,19 +8,47 @@ from .._training.omit import moments_by
 
 
 def moments(x, *, axis=1, mask=None, weights=None, lengths=None, nan_policy="propagate", num_threads=None):
-    """The statistics of each feature of x, in a form that can be merged: count, mean, sum of squared deviations.
+    """Compute the statistics of each feature of x, in a form that can be merged.
 
-    x, axis, num_threads: as for batch_norm_inference. mask, weights, lengths: as for batch_norm_training; the count is then
-    the sum of the weights, and `squares` that of their squares.
-    nan_policy: "propagate": a feature with NaN has NaN for statistics. "omit": NaN entries are missing; the count is an
-        array of shape (C,) then, each feature having its own.
+    Parameters
+    ----------
+    x : array of float32, float64, float16 or bfloat16
+        As for batch_norm_inference.
+    axis : int or tuple of int, default 1
+        The feature axis, or several.
+    mask, weights, lengths : array, optional
+        As for batch_norm_training; the count is then the sum of the weights, and `squares` that of their squares.
+    nan_policy : {"propagate", "omit"}, default "propagate"
+        "propagate": a feature with NaN has NaN for statistics. "omit": NaN entries are missing; the count is an array
+        of shape (C,) then, each feature having its own.
+    num_threads : int, optional
+        The most threads; it can only lower the settings.
 
-    Returns a Moments. Its mean is within 1 float32 ulp of max(|mean|, std), its variance within 1e-6 (relative), for mean / std
-    up to 1e6. The moments of nothing have count 0, mean 0 and variance NaN.
-    Raises TypeError, ValueError.
+    Returns
+    -------
+    Moments
+        Count, mean and sum of squared deviations. Those of nothing have count 0, mean 0 and variance NaN.
 
+    Raises
+    ------
+    TypeError, ValueError
+        As batch_norm_training does.
+
+    Notes
+    -----
+    The mean is within 1 float32 ulp of max(|mean|, std), the variance within 1e-6 (relative), for mean / std up to
+    1e6; csrc/fastbn.h names the one exception.
+
+    Examples
+    --------
     The statistics of a whole data set, batch by batch:
-        total = sum(fastbn.moments(x) for x in batches)
+
+    >>> import numpy as np
+    >>> import fastbn
+    >>> batches = np.arange(12.0).reshape(3, 2, 2)
+    >>> total = sum(fastbn.moments(batch) for batch in batches)
+    >>> total.count, total.mean
+    (6, array([5., 6.]))
     """
     omits = nan_policies.check(nan_policy, ("propagate", "omit")) == "omit"
     if not omits and mask is None and weights is None and lengths is None:

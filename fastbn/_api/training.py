@@ -12,45 +12,108 @@ from .._training import variants
 def batch_norm_training(x, gamma=None, beta=None, *, eps=1e-5, axis=1, activation=None, residual=None, mask=None,
                         weights=None, lengths=None, out=None, num_threads=None, ghost_batch_size=None, renorm=None,
                         running_mean=None, running_var=None, nan_policy="propagate", like=None):
-    """Normalizes x with its own statistics: y = act((x - mean) * rstd * gamma + beta + residual), rstd = 1 / sqrt(var + eps).
+    """Normalize x with its own statistics.
 
-    mean and var (biased) are taken of each feature over all other axes. The arguments are those of batch_norm_inference, and
-    mask: bool array of x's shape without the feature axes, or of the first of these axes, with 1 for any size: (N,) is a
-        value for each sample, (N, T) for each step of each sample. Where it is False an entry does
-    not count in the statistics, and whatever it is (NaN, Inf) leaves no trace in them. Every entry is normalized.
-    weights: numbers of at least 0, of that shape too: mean = sum(w * x) / sum(w), var = sum(w * (x - mean)^2) / sum(w).
-        Only their ratios matter.
-    lengths: integers of shape (batch,): of sequence i the first lengths[i] steps count; steps are the axis after the batch axis,
-    the feature axis apart. mask, weights and lengths multiply.
-    With out=x the input is gone; batch_norm_backward then recovers what it needs from y (keep that unchanged until then), to y's
-    rounding divided by gamma, where the activation is None or leaky_relu of a slope above 0, without residual; elsewhere, and
-    where a gamma is 0, it raises RuntimeError.
+    Parameters
+    ----------
+    x : array of float32, float64, float16 or bfloat16
+        As for batch_norm_inference.
+    gamma, beta : array of float32 or float64, shape (C,), optional
+        Scale and shift; None stands for ones and for zeros.
+    eps : float, default 1e-5
+        It is added to the variance; above 0.
+    axis : int or tuple of int, default 1
+        The feature axis, or several.
+    activation : str or tuple, optional
+        As for batch_norm_inference.
+    residual : array of x's shape, optional
+        It is added before the activation.
+    mask : array of bool, optional
+        It has x's shape without the feature axes, or the first of these axes, with 1 for any size: (N,) is a value
+        for each sample, (N, T) for each step of each sample. Where it is False an entry does not count in the
+        statistics, and whatever it is (NaN, Inf) leaves no trace in them. Every entry is normalized.
+    weights : array of numbers of at least 0, optional
+        They have that shape too. Only their ratios matter.
+    lengths : array of int, shape (batch,), optional
+        The first lengths[i] steps of sequence i count; steps are the axis after the batch axis, the feature axis
+        apart. mask, weights and lengths multiply.
+    out : array of x's shape and dtype, optional
+        With out=x the input is gone. batch_norm_backward then recovers what it needs from y, to y's rounding divided
+        by gamma: keep y unchanged until then. It can do so where the activation is None or leaky_relu of a slope
+        above 0, without residual, and where no gamma is 0; elsewhere it raises RuntimeError.
+    num_threads : int, optional
+        The most threads; it can only lower the settings.
+    ghost_batch_size : int, optional
+        So many entries of axis 0, one after the other, share statistics; the last of these ghost batches may be
+        smaller (a lone entry of a table gives beta). saved.mean, saved.var, saved.rstd have shape (G, C) then, a row
+        for each. The gradients are those of the ghost batches, dgamma and dbeta summed over them.
+    renorm : tuple of float, optional
+        (rmax, dmax) of batch renormalization. x is read for its moments, then once more to write y. With ghost
+        batches each has its r and d.
+    running_mean, running_var : array of shape (C,), optional
+        The statistics that renormalization takes. Nothing updates them here; the layer does.
+    nan_policy : {"propagate", "raise", "omit"}, default "propagate"
+        "propagate": a feature with NaN or Inf becomes NaN. "raise": a ValueError names the features and how many they
+        have; an `out` other than x may have been written to by then, x never. "omit": NaN entries are missing values,
+        of each feature by itself: mean and var are those of the others, y is NaN where x is, and the gradients leave
+        them out.
+    like : array or module, optional
+        What kind of arrays to return, as for batch_norm_inference.
 
-    ghost_batch_size: so many entries of axis 0, one after the other, share statistics; the last of these ghost batches
-        may be smaller (a lone entry of a table gives beta). saved.mean, saved.var, saved.rstd have shape (G, C) then, a
-        row for each. The gradients are those of the ghost batches,
-        dgamma and dbeta summed over them.
-    renorm: (rmax, dmax), batch renormalization, with std = sqrt(var + eps) and running_mean, running_var of shape (C,):
-            y = ((x - mean) * rstd * r + d) * gamma + beta
-            r = clip(std / running_std, 1 / rmax, rmax)      d = clip((mean - running_mean) / running_std, -dmax, dmax)
-        r and d are constants in the gradient. x is read for its moments, then once more to write y. With ghost batches
-        each has its r and d. Nothing updates running_mean and running_var here; the layer does.
-    nan_policy: "propagate": a feature with NaN or Inf becomes NaN. "raise": a ValueError that names the features and
-        how many they have; an `out` other than x may have been written to by then, x never. In the good case that costs no
-        pass over x; with out=x statistics and y are two calls of the core, as for renorm. "omit": NaN entries are missing
-        values, of each feature by itself: mean and var are those of the others (of none: 0 and NaN), y is NaN where x
-        is, and the gradients leave them out: dy is not looked at there, dx is 0, and where W_f is the weight of feature
-        f's entries that are there, dx_i = gamma * rstd * (dy_i - w_i / W_f * (dbeta + (x_i - mean) * rstd * dgamma)).
-        Inf is not missing. Without NaN that costs no pass over x either; with some, statistics and y are computed twice
-        (the last bits of features without may then be others).
+    Returns
+    -------
+    y : array of x's shape and dtype
+        It is `out` where that was given.
+    saved : object
+        What batch_norm_backward takes. saved.mean, saved.var (biased) and saved.rstd are float64 arrays of shape
+        (C,); saved.moments is the batch's Moments, and ``saved.moments.step(running_mean, running_var)`` takes a step
+        of moving averages as the layer does.
 
-    Returns (y, saved): y of x's shape and dtype; saved.mean, saved.var, saved.rstd are float64 arrays of shape (C,), and
-    batch_norm_backward takes it. saved.moments is the batch's Moments; saved.moments.step(running_mean, running_var) takes
-    a step of moving averages as the layer does. Where no entry counts, mean is 0, var and rstd are NaN, y is beta where x
-    is finite, and of the gradients only dbeta is not 0.
-    Raises TypeError, ValueError as batch_norm_inference does, and of what is named above.
-    Source: Ioffe and Szegedy 2015, algorithm 1; ghost batches: Hoffer, Hubara and Soudry 2017 (arXiv:1705.08741);
-    renormalization: Ioffe 2017 (arXiv:1702.03275).
+    Raises
+    ------
+    TypeError, ValueError
+        As batch_norm_inference does, and for what is named above.
+
+    See Also
+    --------
+    batch_norm_backward : The gradients.
+
+    Notes
+    -----
+    With the mean and the biased variance of each feature over all other axes, sum(w * x) / sum(w) and sum(w * (x -
+    mean)^2) / sum(w) with weights w,
+
+        rstd = 1 / sqrt(var + eps),    y = act((x - mean) * rstd * gamma + beta + residual)
+
+    and with renormalization, where std = sqrt(var + eps) and r and d are constants in the gradient,
+
+        y = ((x - mean) * rstd * r + d) * gamma + beta
+        r = clip(std / running_std, 1 / rmax, rmax)      d = clip((mean - running_mean) / running_std, -dmax, dmax)
+
+    Where no entry counts, mean is 0, var and rstd are NaN, y is beta where x is finite, and dbeta alone of the
+    gradients is not 0.
+
+    With nan_policy "raise" the good case costs no pass over x; with out=x statistics and y are two calls of the core,
+    as for renorm. "omit" costs no pass over x where there is no NaN; with some, statistics and y are computed twice
+    (the last bits of features without may then be others). Inf is not missing. There dy is not looked at, dx is 0,
+    and where W_f is the weight of feature f's entries that are there, dx_i = gamma * rstd * (dy_i - w_i / W_f *
+    (dbeta + (x_i - mean) * rstd * dgamma)).
+
+    References
+    ----------
+    Ioffe and Szegedy 2015 (arXiv:1502.03167), algorithm 1; ghost batches: Hoffer, Hubara and Soudry 2017
+    (arXiv:1705.08741); renormalization: Ioffe 2017 (arXiv:1702.03275).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastbn
+    >>> y, saved = fastbn.batch_norm_training(np.array([[1.0, 10.0], [3.0, 30.0]]), eps=1e-12)
+    >>> y
+    array([[-1., -1.],
+           [ 1.,  1.]])
+    >>> saved.mean, saved.var
+    (array([ 2., 20.]), array([  1., 100.]))
     """
     varies = (ghost_batch_size is not None or renorm is not None or running_mean is not None or running_var is not None
               or nan_policy != "propagate")

@@ -14,27 +14,46 @@ from .progress import tracked
 
 
 def calibrate(self, batches, *, progress=False):
-    """Replaces the running statistics by the exact ones of a whole data set, in one pass over it. Returns the layer.
+    """Replace the running statistics by the exact ones of a whole data set, in one pass over it.
 
-    batches: an iterable of arrays as the layer takes them, of any sizes, which is gone through once and never held; or
-        the data's Moments, where they are known. The arrays are inputs of this layer: of the data after the layers
-        before it.
-    progress: True shows a bar on stderr, by the package rich (pip install 'fastbn[demo]').
+    Parameters
+    ----------
+    batches : iterable of arrays, or Moments
+        An iterable of arrays as the layer takes them, of any sizes, which is gone through once and never held; or the
+        data's Moments, where they are known. The arrays are inputs of this layer: of the data after the layers before
+        it.
+    progress : bool, default False
+        True shows a bar on stderr, by the package rich (pip install 'fastbn[demo]').
 
+    Returns
+    -------
+    BatchNorm
+        The layer.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Causes: no entries; not more than ddof of them; a batch that does not fit, by its number.
+    RuntimeError
+        Causes: no running statistics.
+    ImportError
+        Causes: progress without rich. And whatever the iterable raises. Then nothing has changed.
+
+    Notes
+    -----
     The batches' count, mean and M2 are merged (fastbn.Moments), so that
         running_mean = the mean of all entries        running_var = M2 / (N - ddof)
-    as if all N entries of a feature had been one batch, with the layer's ddof. A mean of the batches' own estimates, as
-    moving averages are, lacks the variance of their means and weighs a small batch as much as a large one.
+    as if all N entries of a feature had been one batch, with the layer's ddof. A mean of the batches' own estimates,
+    as moving averages are, lacks the variance of their means and weighs a small batch as much as a large one.
     num_batches_tracked becomes the number of batches, 1 for a Moments, so that an average with momentum=None goes on
     from there. The mode and the switches make no difference; nan_policy "skip" leaves batches with NaN or Inf out,
     "raise" refuses them, "omit" leaves NaN entries out. Masks and weights come in by the moments:
         bn.calibrate(sum(fastbn.moments(x, mask=mask) for x, mask in batches))
 
-    Raises TypeError, ValueError (no entries; not more than ddof of them; a batch that does not fit, by its number),
-    RuntimeError (no running statistics), ImportError (progress without rich), and whatever the iterable raises. Then
-    nothing has changed.
-    Source: Ioffe and Szegedy 2015 (arXiv:1502.03167), algorithm 2, step 10, with exact moments in place of averages;
-    merging: Chan, Golub and LeVeque 1979.
+    References
+    ----------
+    Ioffe and Szegedy 2015 (arXiv:1502.03167), algorithm 2, step 10, with exact moments in place of averages; merging:
+    Chan, Golub and LeVeque 1979.
     """
     if not self._tracks:
         raise RuntimeError("this layer has no running statistics: it was made with track_running_stats=False")

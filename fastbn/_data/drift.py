@@ -3,33 +3,64 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .._engine.moments import Moments
+from .._engine.moments import Moments, short
 from .calibration import layer_moments
 
 
 class Drift(NamedTuple):
-    """What BatchNorm.drift returns: float64 arrays of shape (C,)."""
+    """What BatchNorm.drift returns: float64 arrays of shape (C,).
+
+    Parameters
+    ----------
+    mean_shift : array of float64, shape (C,)
+        (mean - running_mean) / running_std; 0: no shift.
+    std_ratio : array of float64, shape (C,)
+        std / running_std; 1: the same spread.
+    divergence : array of float64, shape (C,)
+        The symmetrized Kullback-Leibler divergence in nats; 0: the same.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastbn
+    >>> bn = fastbn.BatchNorm(1, eps=1e-12)
+    >>> drift = bn.drift(np.array([[-2.0], [2.0], [0.0]], np.float32))
+    >>> drift.mean_shift, drift.std_ratio
+    (array([0.]), array([2.]))
+    """
 
     mean_shift: np.ndarray
     std_ratio: np.ndarray
     divergence: np.ndarray
 
+    def __repr__(self):
+        return f"Drift({', '.join(f'{name}={short(value)}' for name, value in self._asdict().items())})"
+
 
 def drift(self, x):
-    """How far the statistics of x lie from the running ones, feature by feature. Changes nothing.
+    """Tell how far the statistics of x lie from the running ones, feature by feature. Nothing changes.
 
-    x: an array as the layer takes it, or Moments of C features (batch_moments, say, those of many batches, or
+    Parameters
+    ----------
+    x : array or Moments
+        An array as the layer takes it, or Moments of C features (batch_moments, say, those of many batches, or
         fastbn.moments(x, mask=mask)). With nan_policy "omit" NaN entries are missing.
 
-    Returns a named tuple of float64 arrays of shape (C,). With std = sqrt(var + eps), var with the layer's ddof:
-        mean_shift  d = (mean - running_mean) / running_std       0: no shift
-        std_ratio   r = std / running_std                         1: the same spread
-        divergence  J = ((r - 1/r)^2 + d^2 (1 + 1/r^2)) / 2       0: the same; in nats
-    J is the symmetrized Kullback-Leibler divergence KL(p, q) + KL(q, p) of the two normal distributions. It grows with
-    either difference; a mean off by one standard deviation alone, or a spread by a factor of 1.93, gives 1.
-    NaN where a feature has a NaN or Inf, or, with counts by feature, not more than ddof entries.
-    Raises TypeError, ValueError (shapes; not more than ddof entries), RuntimeError (no running statistics).
-    Source: Kullback and Leibler, "On Information and Sufficiency", 1951, for the divergence of normal distributions.
+    Returns
+    -------
+    Drift
+        A named tuple of float64 arrays of shape (C,): mean_shift, std_ratio, divergence.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Causes: shapes; not more than ddof entries.
+    RuntimeError
+        Causes: no running statistics.
+
+    References
+    ----------
+    Kullback and Leibler, "On Information and Sufficiency", 1951, for the divergence of normal distributions.
     """
     if not self._tracks:
         raise RuntimeError("this layer has no running statistics: it was made with track_running_stats=False")

@@ -10,22 +10,47 @@ _MARGIN = 1e-6  # by which an effective count has to exceed ddof, since sums of 
 
 
 class Moments:
-    """Statistics of some entries of C features, which can be merged with those of others.
+    """Statistics of some entries of C features, which can be merged with those of others by + and sum.
 
-    count: entries of each feature, an int; of weighted ones the sum of their weights. An array of shape (C,), of int64
-        or float64, where features have counts of their own (nan_policy="omit"); so has what they are merged to.
-    mean, M2: float64 arrays of shape (C,): the mean, and the sum of w * (x - mean)^2, where an entry without weights has
-        the weight w = 1.
-    squares: the sum of the squared weights, like count; None: count, as for weights of 0 and 1. Weights count by their
+    Parameters
+    ----------
+    count : int, float or array of shape (C,)
+        The entries of each feature; of weighted ones the sum of their weights. An array of int64 or float64 where
+        features have counts of their own (nan_policy="omit"); so has what they are merged to.
+    mean : array of float64, shape (C,)
+        The mean.
+    M2 : array of float64, shape (C,)
+        The sum of w * (x - mean)^2, where an entry without weights has the weight w = 1.
+    squares : int, float or array of shape (C,), optional
+        The sum of the squared weights, like count; None: count, as for weights of 0 and 1. Weights count by their
         ratios: count^2 / squares is the number of equal weights that tell as much (Kish's effective sample size), and
         takes the place of the number of entries in unbiased variances.
 
+    Raises
+    ------
+    TypeError, ValueError
+        For arrays that do not go together.
+
+    Notes
+    -----
     The moments of two sets of entries give those of their union, as if all had been seen at once:
+
         delta = mean_b - mean_a
         mean  = mean_a + delta * n_b / n
         M2    = M2_a + M2_b + delta^2 * n_a * n_b / n
-    Sources: Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances", 1979;
-    Kish, "Survey Sampling", 1965, section 11.7.
+
+    References
+    ----------
+    Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances", 1979; Kish,
+    "Survey Sampling", 1965, section 11.7.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastbn
+    >>> a, b = fastbn.moments(np.array([[1.0], [2.0]])), fastbn.moments(np.array([[6.0]]))
+    >>> (a + b).mean, (a + b).var()
+    (array([3.]), array([4.66666667]))
     """
 
     __slots__ = ("count", "squares", "mean", "_M2", "_batch")
@@ -41,7 +66,18 @@ class Moments:
 
     @classmethod
     def of_arrays(cls, count, mean, M2, squares=None):
-        """Without checks, and without copies of the arrays."""
+        """Make Moments without checks, and without copies of the arrays.
+
+        Parameters
+        ----------
+        count, mean, M2, squares : int, float or array
+            As for the class.
+
+        Returns
+        -------
+        Moments
+            A new object.
+        """
         self = cls.__new__(cls)
         self.count, self.mean, self._M2, self.squares = count, mean, M2, count if squares is None else squares
         self._batch = None
@@ -49,13 +85,27 @@ class Moments:
 
     @classmethod
     def of_variance(cls, count, mean, var, squares=None):
-        """From a batch's biased variance as the core gives it, M2 * (1 / count): biased_var gives it back, every bit."""
+        """Make Moments from a batch's biased variance.
+
+        Parameters
+        ----------
+        count, mean, squares : int, float or array
+            As for the class.
+        var : array of float64, shape (C,)
+            As the core gives it, M2 * (1 / count): biased_var gives it back, every bit.
+
+        Returns
+        -------
+        Moments
+            A new object.
+        """
         self = cls.of_arrays(count, mean.copy(), None, squares)
         self._batch = var.copy(), count
         return self
 
     @property
     def M2(self):
+        """The sum of the squared deviations from the mean, an array of float64 of shape (C,)."""
         if self._M2 is None:
             self._M2 = _undone(*self._batch)
         return self._M2
@@ -71,8 +121,17 @@ class Moments:
         self._M2, self._batch = values["M2"], values.get("batch")
 
     def check(self, num_features=None):
-        """Raises ValueError where the attributes, which anyone may have set, do not go together, or are of another number
-        of features than is expected.
+        """Check that the attributes, which anyone may have set, go together.
+
+        Parameters
+        ----------
+        num_features : int, optional
+            How many features are expected.
+
+        Raises
+        ------
+        ValueError
+            Where they do not, or are of another number of features.
         """
         shape, M2 = np.shape(self.mean), self._batch[0] if self._M2 is None else self._M2  # the variance has shape and sign
         if len(shape) != 1 or np.shape(M2) != shape:
@@ -86,7 +145,13 @@ class Moments:
             raise ValueError(f"moments has {shape[0]} features, expected {num_features}")
 
     def biased_var(self):
-        """The biased variance, with the bits that a training forward call normalizes by."""
+        """Compute the biased variance, with the bits that a training forward call normalizes by.
+
+        Returns
+        -------
+        array of float64, shape (C,)
+            The variance.
+        """
         return self._biased_var().copy()
 
     def _biased_var(self):
@@ -96,15 +161,35 @@ class Moments:
             return np.where(np.greater(self.count, 0), self.M2 * np.divide(1.0, self.count), np.nan)
 
     def var(self, ddof=0):
-        """The variance M2 / (count - ddof * squares / count), shape (C,), float64: without weights M2 / (count - ddof).
+        """Compute the variance.
 
-        NaN where the effective count, count^2 / squares, is not above ddof, or nothing counts.
+        Parameters
+        ----------
+        ddof : {0, 1}, default 0
+            0: the biased variance, 1: the unbiased one.
+
+        Returns
+        -------
+        array of float64, shape (C,)
+            M2 / (count - ddof * squares / count): without weights M2 / (count - ddof). NaN where the effective count,
+            count^2 / squares, is not above ddof, or nothing counts.
         """
         with np.errstate(all="ignore"):
             return np.broadcast_to(np.divide(self.M2, self.freedom(ddof)), self.mean.shape).copy()
 
     def freedom(self, ddof):
-        """What M2 is divided by in var(ddof), like count; NaN where nothing is known of that."""
+        """Tell what M2 is divided by in var(ddof).
+
+        Parameters
+        ----------
+        ddof : {0, 1}
+            As for var.
+
+        Returns
+        -------
+        float or array of shape (C,)
+            Like count; NaN where nothing is known of that.
+        """
         count, margin = self.count, ddof + _MARGIN if ddof else 0.0
         if not isinstance(count, np.ndarray) and not isinstance(self.squares, np.ndarray):  # np.ndim takes too long
             share = self.squares / count if count > 0 else np.inf
@@ -114,16 +199,34 @@ class Moments:
             return np.where(count > margin * share, count - ddof * share, np.nan)
 
     def step(self, running_mean, running_var, *, momentum=0.9, ddof=1):
-        """One step of moving averages, in place, as a layer takes it, bit for bit:
+        """Take one step of moving averages, in place, as a layer does, bit for bit.
+
+        Parameters
+        ----------
+        running_mean, running_var : array of float32 or float64, shape (C,)
+            The moving averages; half types are stepped in float32.
+        momentum : float, default 0.9
+            The weight that the OLD average keeps.
+        ddof : {0, 1}, default 1
+            1, the unbiased variance, or 0, the biased one.
+
+        Returns
+        -------
+        bool
+            Whether there was a feature whose var(ddof) is known; others stay as they are.
+
+        Raises
+        ------
+        ValueError
+            For shapes, and arrays that cannot be written to; then nothing has changed.
+        TypeError
+            For what are no arrays; then nothing has changed.
+
+        Notes
+        -----
 
             running_mean = momentum * running_mean + (1 - momentum) * mean
             running_var  = momentum * running_var  + (1 - momentum) * var(ddof)
-
-        running_mean, running_var: arrays of shape (C,), float32 or float64; half types are stepped in float32.
-        momentum: the weight that the OLD average keeps. ddof: 1, the unbiased variance, or 0, the biased one.
-
-        Features of which var(ddof) is not known stay as they are. Returns whether there was any other.
-        Raises ValueError (shapes, read-only arrays), TypeError (no arrays); then nothing has changed.
         """
         momentum, ddof = checks.momentum(momentum), checks.ddof(ddof)
         self._check_target(running_mean, "running_mean")
@@ -155,7 +258,23 @@ class Moments:
             raise ValueError(f"{name} {seen}, expected an array of shape {self.mean.shape} that can be written to")
 
     def merge(self, other):
-        """The moments of the entries of both, a new object. Raises TypeError, ValueError (another number of features)."""
+        """Merge with the moments of other entries; + is the same.
+
+        Parameters
+        ----------
+        other : Moments
+            Of as many features.
+
+        Returns
+        -------
+        Moments
+            A new object: the moments of the entries of both.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For what is no Moments, or has another number of features.
+        """
         if not isinstance(other, Moments):
             raise TypeError(f"other is a {type(other).__name__}, expected Moments")
         self.check()
@@ -166,7 +285,18 @@ class Moments:
 
     @staticmethod
     def merge_all(parts):
-        """The moments of all the entries of several Moments: neighbours are merged, then theirs."""
+        """Merge several at once.
+
+        Parameters
+        ----------
+        parts : iterable of Moments
+            Of as many features each.
+
+        Returns
+        -------
+        Moments
+            The moments of all their entries: neighbours are merged, then theirs.
+        """
         for part in parts:
             part.check(parts[0].mean.size)
         counts = np.stack([np.broadcast_to(np.asarray(part.count, float), part.mean.shape) for part in parts])
@@ -194,8 +324,15 @@ class Moments:
     __hash__ = None
 
     def __repr__(self):
-        weighted = "" if np.array_equal(self.squares, self.count) else f", squares={self.squares!r}"
-        return f"Moments(count={self.count!r}, mean={self.mean!r}, M2={self.M2!r}{weighted})"
+        weighted = "" if np.array_equal(self.squares, self.count) else f", squares={short(self.squares)}"
+        return f"Moments(count={short(self.count)}, mean={short(self.mean)}, M2={short(self.M2)}{weighted})"
+
+
+def short(value):
+    """The repr of a number; that of an array in a line, without its middle where it is long."""
+    if not isinstance(value, np.ndarray):
+        return repr(value)
+    return f"array({np.array2string(value, separator=', ', threshold=6, edgeitems=2)})"
 
 
 def _is_plain(a):

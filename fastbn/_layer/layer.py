@@ -1,6 +1,7 @@
 """BatchNorm, the layer: gamma, beta, and the moving averages."""
 import copy
 import functools
+import inspect
 import os
 
 import numpy as np
@@ -20,45 +21,115 @@ from .running import Running
 _SLOTS = ("training", "num_batches_tracked", "dgamma", "dbeta", "_momentum", "_ddof")
 
 
+class _CallSignature:
+    """What inspect and help show for a layer's call: that of forward. A class has that of its constructor."""
+
+    def __get__(self, layer, owner):
+        return None if layer is None else inspect.signature(layer.forward)
+
+
 class BatchNorm(Running, Conversions):
     """Batch normalization over a feature axis, with learned scale and shift.
 
-    Training: y = (x - mean) / sqrt(var + eps) * gamma + beta with the mean and the biased variance of each feature over the
-    batch, and
+    Parameters
+    ----------
+    num_features : int
+        C, the size of the feature axis.
+    axis : int or tuple of int, default 1
+        The feature axis: 1 for (N, C) and channels-first data, -1 for channels-last; or a tuple of axes.
+    eps : float, default 1e-5
+        It is added to the variance; above 0.
+    momentum : float or None, default 0.9
+        The weight that the OLD average keeps, as in ONNX, Keras and Flax; 0.9 is PyTorch's default 0.1. None: the
+        average of all batches so far, each with the same weight.
+    ddof : {0, 1}, default 1
+        1: the running variance takes the unbiased variance, as in PyTorch; 0: the biased one, as in Keras and Flax.
+    center, scale : bool, default True
+        Whether there is a beta, a gamma.
+    track_running_stats : bool, default True
+        False: no moving averages; inference uses the statistics of its batch too.
+    activation : str or tuple, optional
+        act, applied to y in the same pass, and in backward: a name or (name, parameter), see batch_norm_inference.
+    dtype : dtype, default numpy.float32
+        float32 or float64, of the parameters and the moving averages. The data may be of either, or float16 or
+        bfloat16.
+    ghost_batch_size : int, optional
+        How many entries of axis 0 share statistics in training, as in batch_norm_training.
+    renorm : tuple of float, optional
+        (rmax, dmax) of batch renormalization, as in batch_norm_training. It takes the running statistics as they are
+        before the batch's step, of which there is one, from the whole batch's moments.
+    nan_policy : {"propagate", "raise", "omit", "skip"}, default "propagate"
+        What becomes of a batch with NaN or Inf, where its statistics are taken. "propagate": its features become NaN,
+        and the moving averages with them; where dtype does not hold a variance, that becomes Inf (and y in inference
+        beta). "skip": the moving averages and their counter stay as they are. "raise": a ValueError names the
+        features, and nothing of the layer has changed (an `out` other than x may have been written to; x never).
+        Statistics that dtype does not hold count as Inf for these two. "omit": NaN entries are missing, by feature,
+        and a feature takes a step by its own count, of more than 1, or none (num_batches_tracked counts for all of
+        them).
+
+    Attributes
+    ----------
+    gamma, beta : array of shape (C,), or None
+        The scale and the shift.
+    running_mean, running_var : array of shape (C,), or None
+        The moving averages.
+    num_batches_tracked : int or None
+        How many batches they have seen.
+    dgamma, dbeta : array of shape (C,), or None
+        The gradients that the last backward call set.
+    training : bool
+        The mode; a layer starts in training mode.
+    num_features : int
+        C.
+    dtype : dtype
+        Of the parameters and the moving averages.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For arguments out of range. Running variances that are negative or NaN are refused wherever they are given.
+
+    Warns
+    -----
+    UserWarning
+        Where momentum < 0.5, since PyTorch's momentum means the opposite, and where given values are not finite.
+
+    See Also
+    --------
+    batch_norm_training : The function that training calls.
+
+    Notes
+    -----
+    Training computes y = (x - mean) / sqrt(var + eps) * gamma + beta, with the mean and the biased variance of each
+    feature over the batch, and
+
         running_mean = momentum * running_mean + (1 - momentum) * mean
         running_var  = momentum * running_var  + (1 - momentum) * var * N / (N - ddof)
-    with the number of entries N, or of weighted ones the effective number sum(w)^2 / sum(w^2). A batch of N <= ddof takes no
-    step. Inference (after eval()): the same formula with running_mean and running_var.
 
-    num_features: C, the size of the feature axis.
-    axis: the feature axis: 1 for (N, C) and channels-first data, -1 for channels-last; or a tuple of axes.
-    eps: added to the variance; above 0.
-    momentum: the weight that the OLD average keeps, as in ONNX, Keras and Flax. The default 0.9 is PyTorch's default 0.1. None: the
-        average of all batches so far, each with the same weight.
-    ddof: 1: the running variance takes the unbiased variance, as in PyTorch; 0: the biased one, as in Keras and Flax.
-    center, scale: whether there is a beta, a gamma.
-    track_running_stats: False: no moving averages; inference uses the statistics of its batch too.
-    activation: act, applied to y in the same pass, and in backward: a name or (name, parameter), see batch_norm_inference.
-    dtype: float32 or float64, of the parameters and the moving averages. The data may be of either, or float16 or bfloat16.
-    ghost_batch_size, renorm: how training uses its statistics, as in fastbn.batch_norm_training; renorm takes the
-        running statistics as they are before the batch's step, of which there is one, from the whole batch's moments.
-    nan_policy: of a batch with NaN or Inf, where its statistics are taken. "propagate": its features become NaN, and
-        the moving averages with them; where dtype does not hold a variance, that becomes Inf (and y in inference beta).
-        "skip": the moving averages and their counter stay as they are; "raise": a ValueError that names the features, and
-        nothing of the layer has changed (an `out` other than x may have been written to; x never). Statistics that dtype
-        does not hold count as Inf for these two. "omit": NaN entries are missing, by feature, as in fastbn.batch_norm_training, and a
-        feature takes a step by its own count, of more than 1, or none (num_batches_tracked counts for all of them).
+    with the number of entries N, or of weighted ones the effective number sum(w)^2 / sum(w^2). A batch of N <= ddof
+    takes no step. Inference, after eval(), is the same formula with running_mean and running_var.
 
-    Attributes: gamma, beta, running_mean, running_var (arrays of shape (C,), or None), num_batches_tracked, dgamma, dbeta (set by
-    backward), training, num_features, dtype, and settings that may be changed: eps, momentum, axis, ddof,
-    ghost_batch_size, renorm, nan_policy. A layer starts in training mode. Freezing is three switches, attributes:
-    use_batch_stats, update_running_stats, parameter_gradients.
+    The settings eps, momentum, axis, ddof, ghost_batch_size, renorm and nan_policy may be changed between calls.
+    Freezing is three switches: use_batch_stats, update_running_stats, parameter_gradients. A layer in inference mode
+    may be called from many threads at once. from_torch, from_keras, from_flax, from_onnx and from_chainer make a
+    layer from another framework's, to_torch and so on go back; from_file makes one from a saved file.
 
-    A layer in inference mode may be called from many threads at once. BatchNorm.from_torch, from_keras, from_flax, from_onnx,
-    from_chainer make a layer from another framework's, to_torch and so on go back; from_file makes one from a saved file.
-    Running variances that are negative or NaN are refused wherever they are given, and other values that are not finite warn.
-    Raises TypeError, ValueError for arguments out of range; warns where momentum < 0.5, since PyTorch's momentum means the opposite.
-    Source: Ioffe and Szegedy 2015 (arXiv:1502.03167).
+    References
+    ----------
+    Ioffe and Szegedy 2015 (arXiv:1502.03167).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastbn
+    >>> bn = fastbn.BatchNorm(2)
+    >>> x = np.array([[1.0, 10.0], [3.0, 30.0]], np.float32)
+    >>> y = bn(x)
+    >>> np.round(y, 3)
+    array([[-1., -1.],
+           [ 1.,  1.]], dtype=float32)
+    >>> np.round(bn.running_mean, 3)
+    array([0.2, 2. ], dtype=float32)
     """
 
     def __init__(self, num_features, *, axis=1, eps=1e-5, momentum=0.9, ddof=1, center=True, scale=True,
@@ -81,10 +152,25 @@ class BatchNorm(Running, Conversions):
         self.activation = activation
         self.ghost_batch_size, self.renorm, self.nan_policy = ghost_batch_size, renorm, nan_policy
 
-    def parameters(self):
-        """[(name, value, gradient), ...] for gamma and beta, those that the layer has; gradient is None before backward.
+    __signature__ = _CallSignature()
 
-        Empty where parameter_gradients is False.
+    def __dir__(self):
+        return [name for name in super().__dir__() if not name.startswith("__pyx")]
+
+    def parameters(self):
+        """List gamma and beta with their gradients.
+
+        Returns
+        -------
+        list of tuple
+            (name, value, gradient) for each of the two that the layer has; gradient is None before backward. Empty
+            where parameter_gradients is False.
+
+        Examples
+        --------
+        >>> import fastbn
+        >>> [name for name, value, gradient in fastbn.BatchNorm(2).parameters()]
+        ['gamma', 'beta']
         """
         if not self._parameter_gradients:
             return []
@@ -92,15 +178,34 @@ class BatchNorm(Running, Conversions):
         return [triple for triple in triples if triple[1] is not None]
 
     def train(self, mode=True):
-        """Training mode, or with mode=False inference mode. Returns the layer."""
+        """Switch to training mode.
+
+        Parameters
+        ----------
+        mode : bool, default True
+            False: inference mode.
+
+        Returns
+        -------
+        BatchNorm
+            The layer.
+        """
         self.training = bool(mode)
         self._set_keeps_input(False)
         return self
 
     def eval(self, *, backward=False):
-        """Inference mode. Returns the layer.
+        """Switch to inference mode.
 
-        backward=True: forward calls keep what backward needs, the statistics being constants.
+        Parameters
+        ----------
+        backward : bool, default False
+            True: forward calls keep what backward needs, the statistics being constants.
+
+        Returns
+        -------
+        BatchNorm
+            The layer.
         """
         self.train(False)
         self._set_keeps_input(bool(backward))
@@ -109,16 +214,34 @@ class BatchNorm(Running, Conversions):
     # ---- forward and backward ----
 
     def forward(self, x, *, residual=None, mask=None, weights=None, lengths=None, out=None, update=True, like=None):
-        """Normalizes x: y = act(bn(x) + residual); in training mode also updates the moving averages. bn(x) is the same.
+        """Normalize x; in training mode also update the moving averages. bn(x) is the same.
 
-        x: float32, float64, float16 or bfloat16 array with C entries on the layer's axis, at least 2 dimensions.
-        residual: array of x's shape. mask, weights, lengths: how much the entries count in the batch's statistics, see
-        batch_norm_training; where the running statistics normalize they only matter for an update. out: array of x's shape and
-        dtype to write to, which may be x. update=False: leaves the moving averages alone, once. like: what kind of array y
-        is; arrays of other libraries are taken too, see batch_norm_inference. Returns y, of x's shape and dtype.
-        An empty batch changes nothing. With one value per feature, training gives y = beta, leaves the moving averages
-        alone (with ddof=0 it moves them, towards the variance 0) and warns once.
-        Raises TypeError, ValueError.
+        Parameters
+        ----------
+        x : array of float32, float64, float16 or bfloat16
+            It has C entries on the layer's axis, and at least 2 dimensions. Arrays of other libraries are taken too.
+        residual : array of x's shape, optional
+            It is added before the activation: y = act(bn(x) + residual).
+        mask, weights, lengths : array, optional
+            How much the entries count in the batch's statistics, see batch_norm_training. Where the running
+            statistics normalize they only matter for an update.
+        out : array of x's shape and dtype, optional
+            Where y is written; it may be x.
+        update : bool, default True
+            False: leaves the moving averages alone, once.
+        like : array or module, optional
+            What kind of array y is, see batch_norm_inference.
+
+        Returns
+        -------
+        array of x's shape and dtype
+            y. An empty batch changes nothing. With one value per feature, training gives y = beta, leaves the moving
+            averages alone (with ddof=0 it moves them, towards the variance 0) and warns once.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As batch_norm_training does.
         """
         more = {"residual": residual, "mask": mask, "weights": weights, "lengths": lengths}
         plain = update is True and mask is None and weights is None and lengths is None and like is None
@@ -192,12 +315,33 @@ class BatchNorm(Running, Conversions):
                     raise ValueError(f"out and {name} overlap: pass memory of its own")
 
     def backward(self, dy, *, out=None, like=None):
-        """The gradient dx of the last forward call; sets dgamma and dbeta (overwrites them).
+        """Compute the gradient of the last forward call; set dgamma and dbeta.
 
-        dy: array of y's shape. out: array for dx, which may be dy. Lets go of the forward call's input: one backward for
-        each forward. Where that had a residual: (dx, dresidual). like: what kind of arrays they are, see
-        batch_norm_inference; dgamma and dbeta are NumPy's. Formulas: fastbn.batch_norm_backward.
-        Raises RuntimeError (no forward call to go back through), TypeError, ValueError.
+        Parameters
+        ----------
+        dy : array of y's shape
+            The gradient with respect to y.
+        out : array of x's shape and dtype, optional
+            Where dx is written; it may be dy.
+        like : array or module, optional
+            What kind of arrays the results are, see batch_norm_inference; dgamma and dbeta are NumPy's.
+
+        Returns
+        -------
+        dx : array of x's shape and dtype
+            The gradient with respect to x. Where the forward call had a residual: (dx, dresidual).
+
+        Raises
+        ------
+        RuntimeError
+            Where there is no forward call to go back through: there is one backward for each forward.
+        TypeError, ValueError
+            As batch_norm_backward does.
+
+        Notes
+        -----
+        The formulas stand at batch_norm_backward. dgamma and dbeta are overwritten. The layer lets go of the forward
+        call's input.
         """
         dx = self._backward(dy, out) if like is None else None
         if dx is not None:
@@ -222,19 +366,42 @@ class BatchNorm(Running, Conversions):
     # ---- folding ----
 
     def as_affine(self):
-        """(scale, shift), float64 arrays of shape (C,), with which inference is y = x * scale + shift.
+        """Give the scale and shift with which inference is y = x * scale + shift.
 
+        Returns
+        -------
+        scale, shift : array of float64, shape (C,)
+            New arrays, which later training does not change.
+
+        Raises
+        ------
+        RuntimeError
+            Where there are no running statistics, or use_batch_stats is True.
+
+        Notes
+        -----
         A layer's activation is not in them: with one, y = act(x * scale + shift).
 
             scale = gamma / sqrt(running_var + eps)      shift = beta - running_mean * scale
-        computed in double as gamma * (1 / sqrt(...)), with gamma = 1 and beta = 0 where absent. They are the numbers of
-        inference itself, which with hi = running_mean in the data's type computes
+
+        are computed in double as gamma * (1 / sqrt(...)), with gamma = 1 and beta = 0 where absent. They are the
+        numbers of inference itself, which with hi = running_mean in the data's type computes
+
             (x - hi) * scale + (beta - (running_mean - hi) * scale)
-        where scale and the bracket are rounded to that type. So the two differ by rounding alone; but where |mean| / std is
-        large, x * scale + shift cancels and loses as many digits, unless it is computed in double.
-        New arrays, which later training does not change. Raises RuntimeError (no running statistics, or
-        use_batch_stats=True).
-        Source: Ioffe and Szegedy 2015 (arXiv:1502.03167), algorithm 2, step 11.
+
+        where scale and the bracket are rounded to that type. So the two differ by rounding alone. But where |mean| /
+        std is large, x * scale + shift cancels and loses as many digits, unless it is computed in double.
+
+        References
+        ----------
+        Ioffe and Szegedy 2015 (arXiv:1502.03167), algorithm 2, step 11.
+
+        Examples
+        --------
+        >>> import fastbn
+        >>> scale, shift = fastbn.BatchNorm(2, eps=1e-12).as_affine()
+        >>> scale
+        array([1., 1.])
         """
         if not self._tracks:
             raise RuntimeError("this layer has no running statistics: it was made with track_running_stats=False, so its "
@@ -252,36 +419,100 @@ class BatchNorm(Running, Conversions):
     # ---- state ----
 
     def state_dict(self):
-        """Copies of gamma, beta, running_mean, running_var and num_batches_tracked, those that the layer has, by name."""
+        """Copy the layer's arrays.
+
+        Returns
+        -------
+        dict of str to array
+            gamma, beta, running_mean, running_var and num_batches_tracked, those that the layer has.
+        """
         return layer_state.copies(self)
 
     def load_state_dict(self, state):
-        """Fills the layer from a dict as state_dict gives, and returns it.
+        """Fill the layer from a dict as state_dict gives.
 
-        Raises TypeError, ValueError and changes nothing where it does not fit.
+        Parameters
+        ----------
+        state : dict of str to array
+            The arrays.
+
+        Returns
+        -------
+        BatchNorm
+            The layer.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Where it does not fit; then nothing has changed.
         """
         layer_state.fill(self, state)
         return self
 
     def save(self, path):
-        """Writes state_dict() and the settings to a .npz file, as plain arrays, without pickle. Raises OSError."""
+        """Write the arrays and the settings to a file.
+
+        Parameters
+        ----------
+        path : str or path
+            The name of a .npz file of plain arrays, without pickle. It appears when it is complete.
+
+        Raises
+        ------
+        OSError
+            Where it cannot be written.
+        """
         layer_state.save(self, os.fspath(path))
 
     def load(self, path, *, settings="check"):
-        """Fills the layer from a file that save wrote, and returns it.
+        """Fill the layer from a file that save wrote.
 
-        settings: "check": a file that was saved with another eps, axis or activation is refused, and other differences
-        (momentum, ddof, switches) warn; "ignore": the arrays alone matter, as in files that were written without settings.
-        Raises OSError, ValueError (corrupt, or of another layer); then nothing has changed.
+        Parameters
+        ----------
+        path : str or path
+            The file.
+        settings : {"check", "ignore"}, default "check"
+            "check": a file that was saved with another eps, axis or activation is refused, and other differences
+            (momentum, ddof, switches) warn. "ignore": the arrays alone matter, as in files that were written without
+            settings.
+
+        Returns
+        -------
+        BatchNorm
+            The layer.
+
+        Raises
+        ------
+        OSError
+            Where it cannot be read; then nothing has changed.
+        ValueError
+            Where it is corrupt, or of another layer; then nothing has changed.
         """
         layer_state.load(self, os.fspath(path), settings)
         return self
 
     @classmethod
     def from_file(cls, path, *, training=True):
-        """A layer as a file that save wrote tells it, settings and all. training: its mode; False for inference.
+        """Make a layer as a file that save wrote tells it, settings and all.
 
-        Raises OSError, ValueError (corrupt, or written without settings).
+        Parameters
+        ----------
+        path : str or path
+            The file.
+        training : bool, default True
+            The layer's mode; False for inference.
+
+        Returns
+        -------
+        BatchNorm
+            A new layer.
+
+        Raises
+        ------
+        OSError
+            Where the file cannot be read.
+        ValueError
+            Where it is corrupt, or was written without settings.
         """
         return layer_state.made(cls, os.fspath(path), training)
 

@@ -17,10 +17,41 @@ class Running(Freezing):
 
     __slots__ = ()
 
-    gamma = property(lambda self: self._get_gamma(), lambda self, value: self._assign("gamma", value, self._scale))
-    beta = property(lambda self: self._get_beta(), lambda self, value: self._assign("beta", value, self._center))
-    running_mean = property(lambda self: self._get_mean(), lambda self, value: self._assign("mean", value, self._tracks))
-    running_var = property(lambda self: self._get_var(), lambda self, value: self._assign("var", value, self._tracks))
+    @property
+    def gamma(self):
+        """The scale, an array of shape (C,), or None where scale=False."""
+        return self._get_gamma()
+
+    @gamma.setter
+    def gamma(self, value):
+        self._assign("gamma", value, self._scale)
+
+    @property
+    def beta(self):
+        """The shift, an array of shape (C,), or None where center=False."""
+        return self._get_beta()
+
+    @beta.setter
+    def beta(self, value):
+        self._assign("beta", value, self._center)
+
+    @property
+    def running_mean(self):
+        """The moving average of the mean, an array of shape (C,), or None."""
+        return self._get_mean()
+
+    @running_mean.setter
+    def running_mean(self, value):
+        self._assign("mean", value, self._tracks)
+
+    @property
+    def running_var(self):
+        """The moving average of the variance, an array of shape (C,), or None."""
+        return self._get_var()
+
+    @running_var.setter
+    def running_var(self, value):
+        self._assign("var", value, self._tracks)
 
     def _assign(self, name, value, exists):
         if not exists:
@@ -31,7 +62,7 @@ class Running(Freezing):
     # ---- moving averages ----
 
     def reset_running_stats(self):
-        """Sets the moving averages back to mean 0 and variance 1, and the batch counter to 0."""
+        """Set the moving averages back to mean 0 and variance 1, and the batch counter to 0."""
         if self._tracks:
             refuse_read_only(self, ("mean", "var"))
             self.running_mean[:] = 0
@@ -54,13 +85,25 @@ class Running(Freezing):
     calibrate, drift = calibrate, drift
 
     def update(self, moments):
-        """One step of the moving averages with a batch's statistics, as a training forward call takes it, bit for bit.
+        """Take one step of the moving averages with a batch's statistics, as a training forward call does, bit for bit.
 
-        moments: a Moments of C features: batch_moments after bn(x, update=False), say, or fastbn.moments(x). With
-        momentum, ddof and the counter as in forward; where the variance is not known nothing changes, as there. So that a batch
-        whose forward call runs twice (recomputation, "checkpointing") is counted once, pass update=False both times and
-        call this once. nan_policy holds here too. To replace the running statistics see calibrate.
-        Raises TypeError, ValueError (another number of features), RuntimeError (no running statistics).
+        Parameters
+        ----------
+        moments : Moments
+            Of C features: batch_moments after bn(x, update=False), say, or fastbn.moments(x).
+
+        Raises
+        ------
+        TypeError, ValueError
+            For another number of features.
+        RuntimeError
+            Where there are no running statistics.
+
+        Notes
+        -----
+        momentum, ddof, nan_policy and the counter hold as in forward; where the variance is not known nothing
+        changes, as there. A batch whose forward call runs twice (recomputation, "checkpointing") is counted once with
+        update=False both times and one call of this. calibrate replaces the running statistics.
         """
         self._check_moments(moments)
         self._refuse_step()

@@ -15,6 +15,7 @@ class Settings(_core.LayerBase):
 
     @property
     def axis(self):
+        """The feature axis, an int, or a tuple of several."""
         return self._axis
 
     @axis.setter
@@ -37,6 +38,7 @@ class Settings(_core.LayerBase):
 
     @property
     def eps(self):
+        """What is added to the variance, a float above 0."""
         return self._get_eps()
 
     @eps.setter
@@ -45,6 +47,7 @@ class Settings(_core.LayerBase):
 
     @property
     def momentum(self):
+        """The weight that the old average keeps, a float from 0 to 1, or None: all batches alike."""
         return self._momentum
 
     @momentum.setter
@@ -57,6 +60,7 @@ class Settings(_core.LayerBase):
 
     @property
     def ddof(self):
+        """1: the moving variance takes the unbiased variance; 0: the biased one."""
         return self._ddof
 
     @ddof.setter

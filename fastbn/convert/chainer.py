@@ -10,24 +10,42 @@ _DEFAULTS = {"axis": 1, "eps": 2e-5, "momentum": 0.9, "ddof": 1}
 
 
 def from_chainer(cls, source, *, prefix="", **settings):
-    """A layer with the state of a Chainer batch norm.
+    """Make a layer with the state of a Chainer batch norm.
 
-    source: a chainer.links.BatchNormalization; or a dict of arrays {"gamma", "beta", "avg_mean", "avg_var", "N"},
-        gamma, beta and N where it has them, as chainer.serializers.save_npz writes (pass what np.load gives).
-    prefix: the link's path in a dict of a whole network: "conv/bn".
-    settings: keyword arguments of BatchNorm, where another value than the one found is wanted, and training, the layer's
-        mode (False: ready for inference). A link
-        brings its own eps, decay and axis; a dict has none, and Chainer's defaults stand (eps 2e-5, decay 0.9, axis 1).
+    Parameters
+    ----------
+    source : link or dict of arrays
+        A chainer.links.BatchNormalization; or a dict of arrays {"gamma", "beta", "avg_mean", "avg_var", "N"}, gamma,
+        beta and N where it has them, as chainer.serializers.save_npz writes (pass what np.load gives).
+    prefix : str, default ''
+        The link's path in a dict of a whole network: "conv/bn".
+    **settings : dict
+        Keyword arguments of BatchNorm, where another value than the one found is wanted, and training, the layer's
+        mode (False: ready for inference). A link brings its own eps, decay and axis; a dict has none, and Chainer's
+        defaults stand (eps 2e-5, decay 0.9, axis 1).
 
+    Returns
+    -------
+    BatchNorm
+        A new layer.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Causes: not initialized, entries missing or misshapen.
+
+    Notes
+    -----
     What is translated: decay, the weight of the old average, is momentum; eps is the same; ddof=1: avg_var takes the
-    unbiased variance, m / (m - 1) times the biased one. A link's axis names the axes to sum over, fastbn's the others;
-    arrays of several feature axes become flat. N, the batches seen in fine-tuning, is num_batches_tracked: fine-tuning
-    is momentum=None. Exact, for inference and further training (but for rounding; and for one value a feature, which
-    Chainer puts into its averages). The layer starts in training mode.
+    unbiased variance, m / (m - 1) times the biased one. A link's axis names the axes to sum over, fastbn's the
+    others; arrays of several feature axes become flat. N, the batches seen in fine-tuning, is num_batches_tracked:
+    fine-tuning is momentum=None. Exact, for inference and further training (but for rounding; and for one value a
+    feature, which Chainer puts into its averages). The layer starts in training mode.
 
-    Raises TypeError, ValueError (not initialized, entries missing or misshapen).
-    Source: Chainer, chainer/links/normalization/batch_normalization.py; for avg_var `adjust` in
-        chainer/functions/normalization/batch_normalization.py (GeneralBatchNormalizationImpl.forward).
+    References
+    ----------
+    Chainer, chainer/links/normalization/batch_normalization.py; for avg_var `adjust` in
+    chainer/functions/normalization/batch_normalization.py (GeneralBatchNormalizationImpl.forward).
     """
     if is_a(source, *_LINK):
         if prefix:
@@ -73,22 +91,40 @@ def _of_dict(source, prefix):
 
 
 def to_chainer(self, target=None, *, prefix=""):
-    """This layer's state in Chainer's names and meaning.
+    """Give this layer's state in Chainer's names and meaning.
 
-    target: None: returns a dict of arrays {"gamma", "beta", "avg_mean", "avg_var", "N"}, those that the layer has. It
-        holds no settings: make the link with decay=bn.momentum, eps=bn.eps.
-        A chainer.links.BatchNormalization: fills it, sets its N, decay and eps, and returns it; its axis stays. Where
-        it has a gamma or beta and this layer none, they become 1 and 0.
-    prefix: the link's path in a dict of a whole network: "conv/bn".
+    Parameters
+    ----------
+    target : link, optional
+        None: returns a dict of arrays {"gamma", "beta", "avg_mean", "avg_var", "N"}, those that the layer has. It
+        holds no settings: make the link with decay=bn.momentum, eps=bn.eps. A chainer.links.BatchNormalization: fills
+        it, sets its N, decay and eps, and returns it; its axis stays. Where it has a gamma or beta and this layer
+        none, they become 1 and 0.
+    prefix : str, default ''
+        The link's path in a dict of a whole network: "conv/bn".
 
+    Returns
+    -------
+    dict or link
+        The dict where target is None, else the link.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Causes: shapes, switches, an activation; the target is as it was.
+    RuntimeError
+        Causes: no running statistics.
+
+    Notes
+    -----
     decay is momentum; where that is None, a cumulative average, N is num_batches_tracked, a link keeps its decay, and
     calls with finetune=True continue the average; else N is 0. Chainer always takes the unbiased variance, so a layer
-    with ddof=0 is converted exactly for inference, but its avg_var would grow on by N / (N - 1) larger batch variances
-    there. A layer in training mode with ghost batches or renormalization warns: Chainer's link has neither.
+    with ddof=0 is converted exactly for inference, but its avg_var would grow on by N / (N - 1) larger batch
+    variances there. A layer in training mode with ghost batches or renormalization warns: Chainer's link has neither.
 
-    Raises TypeError, ValueError (shapes, switches, an activation; the target is as it was), RuntimeError
-    (no running statistics).
-    Source: Chainer, chainer/links/normalization/batch_normalization.py.
+    References
+    ----------
+    Chainer, chainer/links/normalization/batch_normalization.py.
     """
     check_layer(self, "Chainer")
     seen = self.num_batches_tracked if self.momentum is None else 0

@@ -13,24 +13,43 @@ _DEFAULTS = {"axis": -1, "eps": 1e-5, "momentum": 0.99, "ddof": 0}
 
 
 def from_flax(cls, source, module=None, *, prefix="", **settings):
-    """A layer with the state of a Flax batch norm.
+    """Make a layer with the state of a Flax batch norm.
 
-    source: variables of linen, {"params": {"scale", "bias"}, "batch_stats": {"mean", "var"}}, also of a whole network,
+    Parameters
+    ----------
+    source : dict or nnx.BatchNorm
+        Variables of linen, {"params": {"scale", "bias"}, "batch_stats": {"mean", "var"}}, also of a whole network,
         with jax or NumPy arrays; or an nnx.BatchNorm; or the arrays alone, {"scale", "bias", "mean", "var"}, as
         nnx.state gives.
-    module: with variables, the linen.BatchNorm that they are of, for its axis, momentum and epsilon; without it Flax's
+    module : linen module, optional
+        With variables, the linen.BatchNorm that they are of, for its axis, momentum and epsilon; without it Flax's
         defaults stand (axis -1, momentum 0.99, epsilon 1e-5).
-    prefix: the layer's path in a network's variables: "BatchNorm_0", "encoder/BatchNorm_0".
-    settings: keyword arguments of BatchNorm, where another value than the one found is wanted, and training, the layer's
+    prefix : str, default ''
+        The layer's path in a network's variables: "BatchNorm_0", "encoder/BatchNorm_0".
+    **settings : dict
+        Keyword arguments of BatchNorm, where another value than the one found is wanted, and training, the layer's
         mode (False: ready for inference).
 
-    What is translated: momentum is the weight of the old average in both; epsilon is eps; ddof=0: var takes the biased
-    variance. Exact, for inference and further training, but for rounding (Flax's use_fast_variance=True, its default,
-    loses digits of the variance where |mean| / std is large). Flax counts no batches: 0. A module with
+    Returns
+    -------
+    BatchNorm
+        A new layer.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Causes: entries missing, misshapen.
+
+    Notes
+    -----
+    What is translated: momentum is the weight of the old average in both; epsilon is eps; ddof=0: var takes the
+    biased variance. Exact, for inference and further training, but for rounding (Flax's use_fast_variance=True, its
+    default, loses digits of the variance where |mean| / std is large). Flax counts no batches: 0. A module with
     use_running_average=True gives a layer in inference mode; otherwise it starts in training mode.
 
-    Raises TypeError, ValueError (entries missing, misshapen).
-    Source: Flax, flax/linen/normalization.py (class BatchNorm, function _compute_stats), flax/nnx/nn/normalization.py.
+    References
+    ----------
+    Flax, flax/linen/normalization.py (class BatchNorm, function _compute_stats), flax/nnx/nn/normalization.py.
     """
     if is_a(source, *_NNX):
         if prefix or module is not None:
@@ -84,22 +103,40 @@ def _paths(tree, path=""):
 
 
 def to_flax(self, target=None, *, prefix=""):
-    """This layer's state in Flax's names and meaning.
+    """Give this layer's state in Flax's names and meaning.
 
-    target: None: returns linen variables, {"params": {"scale", "bias"}, "batch_stats": {"mean", "var"}}, of NumPy
-        arrays of shape (C,), those that the layer has. They hold no settings: make the module with
-        momentum=bn.momentum, epsilon=bn.eps, axis=bn.axis, use_scale and use_bias.
-        An nnx.BatchNorm: fills it, sets its momentum and epsilon, and returns it; its axis and mode stay. Where it has
-        a scale or bias and this layer none, they become 1 and 0.
-    prefix: the layer's path in the network's variables: "encoder/BatchNorm_0".
+    Parameters
+    ----------
+    target : nnx.BatchNorm, optional
+        None: returns linen variables, {"params": {"scale", "bias"}, "batch_stats": {"mean", "var"}}, of NumPy arrays
+        of shape (C,), those that the layer has. They hold no settings: make the module with momentum=bn.momentum,
+        epsilon=bn.eps, axis=bn.axis, use_scale and use_bias. An nnx.BatchNorm: fills it, sets its momentum and
+        epsilon, and returns it; its axis and mode stay. Where it has a scale or bias and this layer none, they become
+        1 and 0.
+    prefix : str, default ''
+        The layer's path in the network's variables: "encoder/BatchNorm_0".
 
+    Returns
+    -------
+    dict or nnx.BatchNorm
+        The variables where target is None, else the module.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Causes: an nnx.BatchNorm where momentum is None; shapes, switches, an activation; the target is as it was.
+    RuntimeError
+        Causes: no running statistics.
+
+    Notes
+    -----
     momentum and eps are the same in both. Flax always takes the biased variance, so a layer with ddof=1 is converted
-    exactly for inference, but its var would grow on by batch variances smaller by (N - 1) / N there. A
-    layer in training mode with ghost batches or renormalization warns: Flax has neither.
+    exactly for inference, but its var would grow on by batch variances smaller by (N - 1) / N there. A layer in
+    training mode with ghost batches or renormalization warns: Flax has neither.
 
-    Raises TypeError, ValueError (an nnx.BatchNorm where momentum is None; shapes, switches, an activation; the target is
-    as it was), RuntimeError (no running statistics).
-    Source: Flax, flax/linen/normalization.py, flax/nnx/nn/normalization.py.
+    References
+    ----------
+    Flax, flax/linen/normalization.py, flax/nnx/nn/normalization.py.
     """
     check_layer(self, "Flax")
     if target is not None:

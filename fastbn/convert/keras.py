@@ -15,25 +15,43 @@ _RENORM_WEIGHTS = ("moving_stddev", "renorm_mean", "renorm_stddev")
 
 
 def from_keras(cls, source, config=None, **settings):
-    """A layer with the state of a Keras batch norm.
+    """Make a layer with the state of a Keras batch norm.
 
-    source: a built keras.layers.BatchNormalization; or its weights: the list that layer.get_weights() gives (gamma,
-        beta, moving_mean, moving_variance, the first two where it has them, with renorm also moving_stddev,
-        renorm_mean, renorm_stddev), or a dict of arrays with these names.
-    config: with weights, what layer.get_config() gives: axis, momentum, epsilon, center, scale, renorm; Keras's
-        defaults stand for what is missing (axis -1, momentum 0.99, epsilon 1e-3).
-    settings: keyword arguments of BatchNorm, where another value than the one found is wanted, and training, the layer's
+    Parameters
+    ----------
+    source : layer, list or dict of arrays
+        A built keras.layers.BatchNormalization; or its weights: the list that layer.get_weights() gives (gamma, beta,
+        moving_mean, moving_variance, the first two where it has them, with renorm also moving_stddev, renorm_mean,
+        renorm_stddev), or a dict of arrays with these names.
+    config : dict, optional
+        With weights, what layer.get_config() gives: axis, momentum, epsilon, center, scale, renorm; Keras's defaults
+        stand for what is missing (axis -1, momentum 0.99, epsilon 1e-3).
+    **settings : dict
+        Keyword arguments of BatchNorm, where another value than the one found is wanted, and training, the layer's
         mode (False: ready for inference).
 
-    What is translated: momentum is the weight of the old average in both; epsilon is eps; ddof=0: the moving variance
-    takes the biased variance. Exact, for inference and further training (but for rounding). Keras counts no batches: 0.
-    The layer starts in training mode. renorm=True gives renorm=(rmax, dmax), where renorm_clipping has rmin = 1 / rmax,
-    or neither. Its inference is exact; trained further, the layer takes r and d from the averages that inference has,
-    for which Keras keeps some of their own (the same where renorm_momentum is momentum; else this warns), and averages
-    variances where Keras then averages standard deviations.
+    Returns
+    -------
+    BatchNorm
+        A new layer.
 
-    Raises TypeError, ValueError (not built, weights missing or misshapen, another rmin).
-    Source: Keras, keras/src/layers/normalization/batch_normalization.py (methods build and call).
+    Raises
+    ------
+    TypeError, ValueError
+        Causes: not built, weights missing or misshapen, another rmin.
+
+    Notes
+    -----
+    What is translated: momentum is the weight of the old average in both; epsilon is eps; ddof=0: the moving variance
+    takes the biased variance. Exact, for inference and further training (but for rounding). Keras counts no batches:
+    0. The layer starts in training mode. renorm=True gives renorm=(rmax, dmax), where renorm_clipping has rmin = 1 /
+    rmax, or neither. Its inference is exact; trained further, the layer takes r and d from the averages that
+    inference has, for which Keras keeps some of their own (the same where renorm_momentum is momentum; else this
+    warns), and averages variances where Keras then averages standard deviations.
+
+    References
+    ----------
+    Keras, keras/src/layers/normalization/batch_normalization.py (methods build and call).
     """
     if _is_layer(source):
         config = _config_of(source, config)
@@ -105,25 +123,42 @@ def _of_weights(source, config):
 
 
 def to_keras(self, target=None):
-    """This layer's state in Keras's names and meaning.
+    """Give this layer's state in Keras's names and meaning.
 
-    target: None: returns (weights, config): the list of arrays for layer.set_weights(), and the dict {"axis",
-        "momentum", "epsilon", "center", "scale"}, with renorm also "renorm", "renorm_clipping", "renorm_momentum", to
-        make the layer with: keras.layers.BatchNormalization(**config).
-        A built keras.layers.BatchNormalization: fills it, sets its momentum and epsilon, and returns it; its axis
-        stays. Where it has a gamma or beta and this layer none, they become 1 and 0. (A train function that Keras has
-        already compiled keeps the momentum and epsilon that it was compiled with.)
+    Parameters
+    ----------
+    target : layer, optional
+        None: returns (weights, config): the list of arrays for layer.set_weights(), and the dict {"axis", "momentum",
+        "epsilon", "center", "scale"}, with renorm also "renorm", "renorm_clipping", "renorm_momentum", to make the
+        layer with: keras.layers.BatchNormalization(**config). A built keras.layers.BatchNormalization: fills it, sets
+        its momentum and epsilon, and returns it; its axis stays. Where it has a gamma or beta and this layer none,
+        they become 1 and 0. (A train function that Keras has already compiled keeps the momentum and epsilon that it
+        was compiled with.)
 
+    Returns
+    -------
+    tuple or layer
+        (weights, config) where target is None, else the layer.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Causes: momentum None; several axes; shapes, switches, an activation; the target is as it was.
+    RuntimeError
+        Causes: no running statistics.
+
+    Notes
+    -----
     momentum and eps are the same in both. renorm is renorm_clipping = {"rmax": rmax, "rmin": 1 / rmax, "dmax": dmax},
-    with the running statistics as its averages too; see from_keras for what differs in training. A target is not given
-    another renorm than it has: where this layer trains with it and the target without, or the other way round, and of
-    ghost batches, a layer in training mode warns. Keras always takes the biased variance, so a layer with ddof=1 is
-    converted exactly for inference, but its moving variance would grow on by batch variances smaller by (N - 1) / N
-    there.
+    with the running statistics as its averages too; see from_keras for what differs in training. A target is not
+    given another renorm than it has: where this layer trains with it and the target without, or the other way round,
+    and of ghost batches, a layer in training mode warns. Keras always takes the biased variance, so a layer with
+    ddof=1 is converted exactly for inference, but its moving variance would grow on by batch variances smaller by (N
+    - 1) / N there.
 
-    Raises TypeError, ValueError (momentum None; several axes; shapes, switches, an activation; the target is as it
-    was), RuntimeError (no running statistics).
-    Source: Keras, keras/src/layers/normalization/batch_normalization.py.
+    References
+    ----------
+    Keras, keras/src/layers/normalization/batch_normalization.py.
     """
     check_layer(self, "Keras", renorm=target is None or getattr(target, "renorm", False))
     momentum = require_momentum(self, "Keras")

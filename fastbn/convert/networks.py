@@ -8,15 +8,32 @@ _MEAN, _VAR = "running_mean", "running_var"
 
 
 def from_state_dict(state, **settings):
-    """The batch norms of a whole PyTorch network, as {prefix: BatchNorm}, in the order of the state.
+    """Make the batch norms of a whole PyTorch network.
 
-    state: a dict as state_dict() gives, of tensors or of arrays, or the path of a .safetensors file (package
+    Parameters
+    ----------
+    state : dict or path
+        A dict as state_dict() gives, of tensors or of arrays, or the path of a .safetensors file (package
         safetensors). What has a running_mean and a running_var is taken for a batch norm; prefix is its name there,
         "layer1.0.bn1".
-    settings: as for BatchNorm.from_torch, the same for all of them: training=False for inference, eps, activation.
+    **settings : dict
+        As for BatchNorm.from_torch, the same for all of them: training=False for inference, eps, activation.
 
+    Returns
+    -------
+    dict of str to BatchNorm
+        {prefix: BatchNorm}, in the order of the state.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Causes: no batch norm; damaged.
+    OSError, ImportError
+        Causes: safetensors is not installed.
+
+    Notes
+    -----
     Each layer is what BatchNorm.from_torch(state, prefix, **settings) gives.
-    Raises TypeError, ValueError (no batch norm; damaged), OSError, ImportError (safetensors is not installed).
     """
     if "prefix" in settings:
         raise TypeError("prefix is given, and all batch norms of state are taken: for one of them BatchNorm.from_torch(state, "

@@ -11,28 +11,47 @@ _OPSETS = {"spatial": range(7, 9), "training_mode": range(14, 1000), "epsilon": 
 
 
 def from_onnx(cls, node, initializers, *, opset=None, **settings):
-    """A layer with the state of an ONNX BatchNormalization node.
+    """Make a layer with the state of an ONNX BatchNormalization node.
 
-    node: its NodeProto; or a dict of its attributes (epsilon, momentum, and as the opset has them spatial,
+    Parameters
+    ----------
+    node : NodeProto or dict
+        Its NodeProto; or a dict of its attributes (epsilon, momentum, and as the opset has them spatial,
         training_mode).
-    initializers: where the node's inputs scale, B, mean and var are: the ModelProto, its GraphProto, an iterable of
+    initializers : ModelProto, GraphProto, iterable or dict
+        Where the node's inputs scale, B, mean and var are: the ModelProto, its GraphProto, an iterable of
         TensorProto, or a dict of TensorProto or arrays by the names of the node's inputs; with a dict as node, by
         "scale", "B", "mean", "var".
-    opset: the opset of the default domain, 7 or more; None: the model's where initializers is a ModelProto, else 15.
-    settings: keyword arguments of BatchNorm, where another value than the one found is wanted, and training, the layer's
+    opset : int, optional
+        The opset of the default domain, 7 or more; None: the model's where initializers is a ModelProto, else 15.
+    **settings : dict
+        Keyword arguments of BatchNorm, where another value than the one found is wanted, and training, the layer's
         mode (False: ready for inference).
 
-    What is translated: momentum is the weight of the old average in both, default 0.9; epsilon is eps, default 1e-5;
-    both are float32 in a node, and read as the shortest decimal that is that float32 (0.9, not 0.8999999761581421). The
-    feature axis is 1.
-    ddof=0: opsets 14 and later say that running_var takes the population variance; before, the standard left that open,
-    and who knows better passes ddof=1. spatial=0 (opsets 7 and 8: statistics for each activation) gives axis=(1, 2,
-    ...), as many as the inputs have axes. The layer is in training mode where the node is: training_mode=1 from opset
-    14 on, more than one output before; else in inference mode. Exact but for rounding. ONNX counts no batches: 0.
+    Returns
+    -------
+    BatchNorm
+        A new layer.
 
-    Raises TypeError, ValueError (another operator, opset below 7, attributes of another opset, inputs that are no
-    initializers, misshapen, damaged, stored in another file).
-    Source: ONNX, docs/Changelog.md, BatchNormalization-7, -9, -14 and -15.
+    Raises
+    ------
+    TypeError, ValueError
+        Causes: another operator, opset below 7, attributes of another opset, inputs that are no initializers,
+        misshapen, damaged, stored in another file.
+
+    Notes
+    -----
+    What is translated: momentum is the weight of the old average in both, default 0.9; epsilon is eps, default 1e-5;
+    both are float32 in a node, and read as the shortest decimal that is that float32 (0.9, not 0.8999999761581421).
+    The feature axis is 1. ddof=0: opsets 14 and later say that running_var takes the population variance; before, the
+    standard left that open, and who knows better passes ddof=1. spatial=0 (opsets 7 and 8: statistics for each
+    activation) gives axis=(1, 2, ...), as many as the inputs have axes. The layer is in training mode where the node
+    is: training_mode=1 from opset 14 on, more than one output before; else in inference mode. Exact but for rounding.
+    ONNX counts no batches: 0.
+
+    References
+    ----------
+    ONNX, docs/Changelog.md, BatchNormalization-7, -9, -14 and -15.
     """
     opset = _opset(initializers, opset)
     attributes, inputs, outputs = _parts(node)
@@ -129,23 +148,42 @@ def _array(tensor, role):
 
 
 def to_onnx(self, *, opset=15):
-    """(attributes, initializers) of a BatchNormalization node that does what this layer does.
+    """Give this layer's state in ONNX's names and meaning.
 
+    Parameters
+    ----------
+    opset : int, default 15
+        7 or more. Before 14 a node is in training mode where it has more than one output.
+
+    Returns
+    -------
+    attributes, initializers : dict
+        Of a BatchNormalization node that does what this layer does.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Causes: opset; an activation; an axis other than 1, since the operator has its features there; momentum None
+        in training mode.
+    RuntimeError
+        Causes: no running statistics.
+
+    Notes
+    -----
     attributes: {"epsilon", "momentum"}, from opset 14 on also "training_mode": the layer's mode; for
         onnx.helper.make_node("BatchNormalization", [x, scale, B, mean, var], outputs, **attributes).
     initializers: {"scale", "B", "mean", "var"}, new arrays of shape (C,), for onnx.numpy_helper.from_array, under the
         names that the node's inputs get. Where the layer has no gamma or beta they are 1 and 0, since the operator
         always has them.
-    opset: 7 or more. Before 14 a node is in training mode where it has more than one output.
 
-    momentum and eps are the same in both (a node rounds them to float32); where momentum is None, a cumulative average,
-    an inference node gets none, as it needs none. ONNX takes the biased variance, so a layer with ddof=1 is converted
-    exactly for inference, but its running variance would grow on by batch variances smaller by (N - 1) / N there.
-    A layer in training mode with ghost batches or renormalization warns: ONNX has neither.
+    momentum and eps are the same in both (a node rounds them to float32); where momentum is None, a cumulative
+    average, an inference node gets none, as it needs none. ONNX takes the biased variance, so a layer with ddof=1 is
+    converted exactly for inference, but its running variance would grow on by batch variances smaller by (N - 1) / N
+    there. A layer in training mode with ghost batches or renormalization warns: ONNX has neither.
 
-    Raises TypeError, ValueError (opset; an activation; an axis other than 1, since the operator has its features there;
-    momentum None in training mode), RuntimeError (no running statistics).
-    Source: ONNX, docs/Changelog.md, BatchNormalization-7, -9, -14 and -15.
+    References
+    ----------
+    ONNX, docs/Changelog.md, BatchNormalization-7, -9, -14 and -15.
     """
     check_layer(self, "ONNX")
     opset = _opset(None, opset)

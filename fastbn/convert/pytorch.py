@@ -15,25 +15,45 @@ _DEFAULTS = {"axis": 1, "eps": 1e-5, "momentum": 0.9, "ddof": 1}
 
 
 def from_torch(cls, source, prefix="", *, track_running_stats=True, **settings):
-    """A layer with the state of a PyTorch batch norm.
+    """Make a layer with the state of a PyTorch batch norm.
 
-    source: a torch.nn.BatchNorm1d, 2d, 3d or SyncBatchNorm; or a dict as state_dict() gives, of tensors or of arrays;
-        or the path of a .safetensors file (package safetensors). Any device; half types become float32.
-    prefix: the layer's name in a dict or file of a whole network: "layer1.0.bn1".
-    track_running_stats: False: without the running statistics. A dict or file without them, such as also a layer norm
-        gives, is taken only so; a module says itself what it is.
-    settings: keyword arguments of BatchNorm, where another value than the one found is wanted, and training, the layer's
-        mode (False: ready for inference). A
-        module brings its own eps and momentum; a dict or file has none, and PyTorch's defaults stand.
+    Parameters
+    ----------
+    source : module, dict or path
+        A torch.nn.BatchNorm1d, 2d, 3d or SyncBatchNorm; or a dict as state_dict() gives, of tensors or of arrays; or
+        the path of a .safetensors file (package safetensors). Any device; half types become float32.
+    prefix : str, default ''
+        The layer's name in a dict or file of a whole network: "layer1.0.bn1".
+    track_running_stats : bool, default True
+        False: without the running statistics. A dict or file without them, such as also a layer norm gives, is taken
+        only so; a module says itself what it is.
+    **settings : dict
+        Keyword arguments of BatchNorm, where another value than the one found is wanted, and training, the layer's
+        mode (False: ready for inference). A module brings its own eps and momentum; a dict or file has none, and
+        PyTorch's defaults stand.
 
+    Returns
+    -------
+    BatchNorm
+        A new layer.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Causes: entries missing, misshapen; a file that is damaged, or of types that NumPy lacks.
+    OSError, ImportError
+        Causes: safetensors is not installed.
+
+    Notes
+    -----
     What is translated: PyTorch's momentum is the weight of the NEW batch, momentum = 1 - theirs (0.1 -> 0.9); None is
-    the cumulative average in both. eps is the same, default 1e-5. ddof=1: its running_var takes the unbiased variance.
-    Exact, for inference and further training, but for rounding (and but for one value a feature, where PyTorch raises).
-    A module's mode (train, eval) is taken over; elsewhere the layer starts in training mode.
+    the cumulative average in both. eps is the same, default 1e-5. ddof=1: its running_var takes the unbiased
+    variance. Exact, for inference and further training, but for rounding (and but for one value a feature, where
+    PyTorch raises). A module's mode (train, eval) is taken over; elsewhere the layer starts in training mode.
 
-    Raises TypeError, ValueError (entries missing, misshapen; a file that is damaged, or of types that NumPy lacks),
-    OSError, ImportError (safetensors is not installed).
-    Source: PyTorch, torch/nn/modules/batchnorm.py (class _BatchNorm; the notes of BatchNorm1d).
+    References
+    ----------
+    PyTorch, torch/nn/modules/batchnorm.py (class _BatchNorm; the notes of BatchNorm1d).
     """
     if isinstance(source, (str, os.PathLike)):
         arrays = safetensors.read(os.fspath(source), lambda keys: _keys(keys, prefix, track_running_stats),
@@ -90,24 +110,43 @@ def _from_module(cls, module, prefix, tracks, settings):
 
 
 def to_torch(self, target=None, prefix=""):
-    """This layer's state in PyTorch's names and meaning.
+    """Give this layer's state in PyTorch's names and meaning.
 
-    target: None: returns a dict of arrays {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"},
-        those that the layer has; torch.as_tensor makes tensors of them for load_state_dict.
-        A path: writes that dict to a .safetensors file (package safetensors), replacing an older one whole.
-        A torch.nn.BatchNorm1d, 2d, 3d or SyncBatchNorm: fills it, in its own dtype and on its device, sets its eps and
-        momentum, and returns it; its mode stays. Where it has a weight or bias and this layer none, they become 1 and
-        0.
-    prefix: the layer's name in the network, put before each name of a dict or file: "layer1.0.bn1".
+    Parameters
+    ----------
+    target : path or module, optional
+        None: returns a dict of arrays {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}, those
+        that the layer has; torch.as_tensor makes tensors of them for load_state_dict. A path: writes that dict to a
+        .safetensors file (package safetensors), replacing an older one whole. A torch.nn.BatchNorm1d, 2d, 3d or
+        SyncBatchNorm: fills it, in its own dtype and on its device, sets its eps and momentum, and returns it; its
+        mode stays. Where it has a weight or bias and this layer none, they become 1 and 0.
+    prefix : str, default ''
+        The layer's name in the network, put before each name of a dict or file: "layer1.0.bn1".
 
+    Returns
+    -------
+    dict or module
+        The dict where target is None, else the module; None for a path.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Causes: shapes, switches, an activation; the target is as it was.
+    RuntimeError
+        Causes: no running statistics for the target.
+    OSError, ImportError
+        Where a file or a package is missing, or cannot be used.
+
+    Notes
+    -----
     momentum = 1 - ours (0.9 -> 0.1), None stays None. A dict and a file hold no eps and momentum: give them to the
     module. PyTorch always takes the unbiased variance, so a layer with ddof=0 is converted exactly for inference, but
     its running_var would grow on by N / (N - 1) larger batch variances there. A layer in training mode with ghost
     batches or renormalization warns: PyTorch has neither.
 
-    Raises TypeError, ValueError (shapes, switches, an activation; the target is as it was), RuntimeError (no running
-    statistics for the target), OSError, ImportError.
-    Source: PyTorch, torch/nn/modules/batchnorm.py.
+    References
+    ----------
+    PyTorch, torch/nn/modules/batchnorm.py.
     """
     check_layer(self, "PyTorch", statistics=False)
     if target is not None and not isinstance(target, (str, os.PathLike)):

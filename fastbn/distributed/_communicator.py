@@ -13,28 +13,81 @@ _TAG = 11_167   # of the tree's messages
 class Communicator(Protocol):
     """What is asked of a communicator, mpi4py's or another: the ranks 0, 1, ... size - 1, and messages between them.
 
-    Buffers are contiguous arrays of uint8 or float64, of one size on all ranks, and nothing is pickled. All calls block.
-    Every rank takes part in Allgather and Bcast. Bcast, Send and Recv serve the tree alone, so that fewer ranks than
-    tree_from (33) do without them.
+    Parameters
+    ----------
+    *args, **kwargs : object
+        A protocol has no constructor of its own.
+
+    Notes
+    -----
+    Buffers are contiguous arrays of uint8 or float64, of one size on all ranks, and nothing is pickled. All calls
+    block. Every rank takes part in Allgather and Bcast. Bcast, Send and Recv serve the tree alone, so that fewer
+    ranks than tree_from (33) do without them.
     """
 
     def Get_rank(self) -> int:
-        """This process's number."""
+        """Tell this process's number.
+
+        Returns
+        -------
+        int
+            From 0 on.
+        """
 
     def Get_size(self) -> int:
-        """How many there are."""
+        """Tell how many processes there are.
+
+        Returns
+        -------
+        int
+            The number of ranks.
+        """
 
     def Allgather(self, sendbuf, recvbuf):
-        """Writes the sendbuf of all ranks to recvbuf, one after the other, in the order of the ranks."""
+        """Write the sendbuf of all ranks to recvbuf, one after the other, in the order of the ranks.
+
+        Parameters
+        ----------
+        sendbuf, recvbuf : array
+            What this rank sends; where what all send goes.
+        """
 
     def Bcast(self, buf, root=0):
-        """Writes the buf of the rank `root` to that of all others."""
+        """Write the buf of the rank `root` to that of all others.
+
+        Parameters
+        ----------
+        buf : array
+            What is sent or received.
+        root : int, default 0
+            The rank that sends.
+        """
 
     def Send(self, buf, dest, tag=0):
-        """Sends buf to the rank `dest`."""
+        """Send buf to the rank `dest`.
+
+        Parameters
+        ----------
+        buf : array
+            What is sent.
+        dest : int
+            The rank that receives.
+        tag : int, default 0
+            Of the message.
+        """
 
     def Recv(self, buf, source, tag=0):
-        """Waits for the message with that tag from the rank `source` and writes it to buf."""
+        """Wait for the message with that tag from the rank `source` and write it to buf.
+
+        Parameters
+        ----------
+        buf : array
+            Where it is written.
+        source : int
+            The rank that sends.
+        tag : int, default 0
+            Of the message.
+        """
 
 
 class Ranks:

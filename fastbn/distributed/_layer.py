@@ -14,42 +14,60 @@ from ._training import check_before_moments, train
 class SyncBatchNorm(BatchNorm):
     """Batch normalization of batches that lie on several ranks of a communicator, by the statistics of all their entries.
 
-    Everything is as in fastbn.BatchNorm on one process that has the batches of all ranks, one after the other: y and dx of
-    each rank are its part of that, and the running statistics, equal on all ranks, take the step of the whole batch. Ranks
-    may hold batches of different sizes, an empty one too (an array of length 0, whose y and dx are empty).
-
-    num_features, settings: as for fastbn.BatchNorm, the same on all ranks (axis apart); ghost_batch_size is refused.
-    comm: mpi4py.MPI.COMM_WORLD, or anything that has the methods of fastbn.distributed.Communicator. None, or a
+    Parameters
+    ----------
+    num_features : int
+        C, the same on all ranks.
+    comm : communicator, optional
+        mpi4py.MPI.COMM_WORLD, or anything that has the methods of fastbn.distributed.Communicator. None, or a
         communicator of one rank: the same as fastbn.BatchNorm.
-    reduce_parameter_gradients: what dgamma and dbeta are after backward. False: of this rank's entries, as the gradients of
-        all other parameters are where data-parallel training sums or averages these over the ranks afterwards. True: summed
+    reduce_parameter_gradients : bool, default False
+        What dgamma and dbeta are after backward. False: of this rank's entries, as the gradients of all other
+        parameters are where data-parallel training sums or averages these over the ranks afterwards. True: summed
         over all ranks already, as one process has them.
-    tree_from: from so many ranks on messages take a tree in place of a gather.
+    tree_from : int, default 33
+        From so many ranks on messages take a tree in place of a gather.
+    **settings : dict
+        As for fastbn.BatchNorm, the same on all ranks (axis apart); ghost_batch_size is refused.
 
-    All ranks call forward and backward together, as often and in the same order, from the same parameters (which are not
-    compared); whoever has no data passes an empty batch. In training mode a forward call that takes the batch's
+    Raises
+    ------
+    TypeError, ValueError
+        As BatchNorm does. A rank whose num_features, dtype, eps or other settings are not those of most ranks (of
+        equally many, of the lowest rank) gets a ValueError.
+    RuntimeError
+        What a call raises on one rank, out of its own arguments, is a RuntimeError on the others that names the rank
+        and the reason; so are errors of the communicator. After all of these nothing has changed on any rank.
+
+    Notes
+    -----
+    Everything is as in fastbn.BatchNorm on one process that has the batches of all ranks, one after the other: y and
+    dx of each rank are its part of that, and the running statistics, equal on all ranks, take the step of the whole
+    batch. Ranks may hold batches of different sizes, an empty one too (an array of length 0, whose y and dx are
+    empty).
+
+    All ranks call forward and backward together, as often and in the same order, from the same parameters (which are
+    not compared); whoever has no data passes an empty batch. In training mode a forward call that takes the batch's
     statistics, for y or for the moving averages, sends a fixed number of bytes, by which the ranks agree, and 4 * C
     doubles; its backward 2 * C doubles and a fixed number of bytes, in one collective (with
-    reduce_parameter_gradients=True one through the running statistics too). In inference mode nothing is sent: a layer
-    without running statistics takes there those of the rank's own batch, and update_running_stats=True is refused.
+    reduce_parameter_gradients=True one through the running statistics too). In inference mode nothing is sent: a
+    layer without running statistics takes there those of the rank's own batch, and update_running_stats=True is
+    refused.
 
         forward    count = sum(count_r), mean and M2 merged from the ranks' (count_r, mean_r, M2_r) as by fastbn.Moments
         backward   dbeta = sum(dy), dgamma = sum(dy * (x - mean)) * rstd over all ranks, N the count of all
-                   dx = gamma * rstd * (dy - dbeta / N - (x - mean) * rstd * dgamma / N)
+        dx = gamma * rstd * (dy - dbeta / N - (x - mean) * rstd * dgamma / N)
 
     Statistics and sums are double and have the same bits on all ranks, whatever the order of messages; and for every
-    assignment of the same batches to ranks, unless a tree is taken. Where squares of float64 entries overflow, the merged
-    variance is Inf and y is beta; on one rank it is what BatchNorm gives.
-    batch_moments are those of the whole batch. update, calibrate and drift send nothing: pass what is equal on all ranks,
-    see fastbn.distributed.merge_moments. state_dict, save, load and the conversions are BatchNorm's. A copy has the same
+    assignment of the same batches to ranks, unless a tree is taken. Where squares of float64 entries overflow, the
+    merged variance is Inf and y is beta; on one rank it is what BatchNorm gives. batch_moments are those of the whole
+    batch. update, calibrate and drift send nothing: pass what is equal on all ranks, see
+    fastbn.distributed.merge_moments. state_dict, save, load and the conversions are BatchNorm's. A copy has the same
     communicator; an unpickled layer has none and must be given one, as its attribute comm, before it trains.
 
-    Attributes beside BatchNorm's: comm, reduce_parameter_gradients, tree_from.
-    Raises as BatchNorm does. What a call raises on one rank, out of its own arguments, is a RuntimeError on the others that
-    names the rank and the reason; a rank whose num_features, dtype, eps or other settings are not those of most ranks
-    (of equally many, of the lowest rank) gets a ValueError. Errors of the communicator are a RuntimeError. After all of
-    these nothing has changed on any rank.
-    Source: Ioffe and Szegedy 2015 (arXiv:1502.03167); merging: Chan, Golub and LeVeque 1979.
+    References
+    ----------
+    Ioffe and Szegedy 2015 (arXiv:1502.03167); merging: Chan, Golub and LeVeque 1979.
     """
 
     _comm, _ranks, _lacks_comm = None, None, False  # _ranks: None where this rank is alone
@@ -104,10 +122,25 @@ class SyncBatchNorm(BatchNorm):
     # ---- forward and backward ----
 
     def forward(self, x, *, residual=None, mask=None, weights=None, lengths=None, out=None, update=True, like=None):
-        """As BatchNorm.forward, with the statistics of the batches of all ranks. bn(x) is the same.
+        """Do as BatchNorm.forward, with the statistics of the batches of all ranks. bn(x) is the same.
 
-        Raises RuntimeError too (another rank raised or differs; the communicator failed; the layer was unpickled and has
-        no communicator yet; a step of the moving averages in inference mode).
+        Parameters
+        ----------
+        x, residual, mask, weights, lengths, out, update, like : object
+            As for BatchNorm.forward.
+
+        Returns
+        -------
+        array of x's shape and dtype
+            y, of this rank's batch.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As BatchNorm.forward does.
+        RuntimeError
+            Where another rank raised or differs, the communicator failed, the layer was unpickled and has no
+            communicator yet, or for a step of the moving averages in inference mode.
         """
         given = {"residual": residual, "mask": mask, "weights": weights, "lengths": lengths, "out": out, "update": update,
                  "like": like}
@@ -154,10 +187,29 @@ class SyncBatchNorm(BatchNorm):
         return local if self._statistics is None else self._statistics.of_all_ranks(local, x.dtype.name)
 
     def backward(self, dy, *, out=None, like=None):
-        """As BatchNorm.backward, with sums over all ranks; dgamma and dbeta see reduce_parameter_gradients.
+        """Do as BatchNorm.backward, with sums over all ranks.
 
-        Where another rank gave up, nothing has changed, but an `out` after a forward call through constant statistics.
-        Raises RuntimeError too (another rank raised; the communicator failed).
+        Parameters
+        ----------
+        dy, out, like : object
+            As for BatchNorm.backward.
+
+        Returns
+        -------
+        dx : array of x's shape and dtype
+            Of this rank's batch. Where the forward call had a residual: (dx, dresidual).
+
+        Raises
+        ------
+        TypeError, ValueError
+            As BatchNorm.backward does.
+        RuntimeError
+            Where another rank raised, or the communicator failed.
+
+        Notes
+        -----
+        What dgamma and dbeta are, reduce_parameter_gradients says. Where another rank gave up, nothing has changed,
+        but an `out` after a forward call through constant statistics.
         """
         sync = _sync_part(self._saved)
         if sync is None and not self._sends_in_backward():

@@ -16,15 +16,31 @@ _HEAD = REASON_BYTES + 8  # bytes before the sums: the reason, how many sums, be
 
 
 def merge_moments(moments, comm, *, tree_from=TREE_FROM):
-    """The Moments of the entries of all ranks: each of them passes its own, and gets the same.
+    """Merge the Moments of all ranks: each of them passes its own, and gets the same.
 
+    Parameters
+    ----------
+    moments : Moments
+        A fastbn.Moments of C features, the count 0 included.
+    comm, tree_from : communicator
+        As for SyncBatchNorm. Merged exactly by count, in double, as by fastbn.Moments.
+
+    Returns
+    -------
+    Moments
+        Those of the entries of all ranks.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Causes: this rank has another number of features than most.
+    RuntimeError
+        Causes: another rank has; the communicator failed.
+
+    Notes
+    -----
     For the statistics of a data set of which every rank has a part:
         bn.calibrate(merge_moments(sum(fastbn.moments(x) for x in batches), comm))
-
-    moments: a fastbn.Moments of C features, the count 0 included. comm, tree_from: as for SyncBatchNorm.
-    Merged exactly by count, in double, as by fastbn.Moments.
-    Raises TypeError, ValueError (this rank has another number of features than most), RuntimeError (another rank has; the
-    communicator failed).
     """
     ranks = None if comm is None else Ranks(comm, check_tree_from(tree_from))
     failed = _problem_of(moments)

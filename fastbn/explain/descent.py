@@ -46,7 +46,7 @@ class Problem:
 
     @classmethod
     def of(cls, x, t):
-        """Of features as they are and a target. Both are taken about their means."""
+        """The problem of features as they are and a target, both taken about their means."""
         x = x.astype(np.float64) - fastbn.moments(x).mean
         t = t - t.mean()
         hessian = x.T @ x / len(x)
@@ -58,7 +58,7 @@ class Problem:
         return self.smallest_loss + 0.5 * np.einsum("...i,ij,...j", away, self.hessian, away)
 
     def gradient(self, weights):
-        """Of the loss, from the errors of the N predictions."""
+        """The loss's gradient, from the errors of the N predictions."""
         return self.x.T @ (self.x @ weights - self.t) / len(self.x)
 
     @functools.cached_property

@@ -58,7 +58,7 @@ def _through(network, bn, images, labels):
 
 
 def highlighted(x):
-    """Of the features shown the one whose mean is furthest from 0, in standard deviations: there the layer changes most."""
+    """The shown feature whose mean is furthest from 0, in standard deviations: there the layer changes most."""
     moments = fastbn.moments(x[:, :SHOWN])
     return int(np.argmax(np.abs(moments.mean) / moments.var() ** 0.5))
 
@@ -163,7 +163,7 @@ def _draw_rows(feature, rows):
 
 
 def _colours(arrays):
-    """Of a scale: what is never negative from 0 or its least, the rest with its middle at 0."""
+    """The limits of a scale: what is never negative begins at 0 or its least, the rest has 0 in its middle."""
     shown = [np.atleast_2d(values)[:, :SHOWN] for values in arrays]
     least, greatest = min(values.min() for values in shown), max(values.max() for values in shown)
     if least >= 0:

@@ -65,7 +65,7 @@ def alone_in_training(norm, x):
 
 
 def two_digits(trained, x):
-    """Of x, what enters the layer for the test images: the rows of the first 3 and the first 8."""
+    """The rows of x, what enters the layer for the test images: the first 3 and the first 8."""
     labels = trained.data.test_labels
     return np.concatenate([x[labels == digit][:1] for digit in DIGITS])
 
@@ -90,7 +90,7 @@ def draw_two_digits(by_averages, by_batches, beta):
 
 @dataclass(frozen=True)
 class Company:
-    """Of the test images in batches by batch statistics, an entry a batch size.
+    """The test images in batches by batch statistics, an entry a batch size.
 
     accuracy: the share recognized, the mean over the shuffles. changed: the share of the images whose predicted digit is not
     the same in all shuffles, so depends on the other images of its batch.
@@ -211,9 +211,9 @@ def _same_bits(values):
     off = float(np.abs(values["in_training"] - values["norm"].beta).max())
     return Text(
         "A trained layer normalizes by its moving averages, which no longer depend on the batch. So an image gets the "
-        "same answer alone as among others. Of the first batch norm layer's {inference_compared} outputs for "
-        "{inference_images} test images, computed one image at a time and all at once, {inference_different} differ "
-        "in any bit. (The whole network's answers agree to {inference_logits} of the largest, since NumPy's matrix "
+        "same answer alone as among others. The first batch norm layer has {inference_compared} outputs for "
+        "{inference_images} test images; computed one image at a time and all at once, {inference_different} of them "
+        "differ in any bit. (The whole network's answers agree to {inference_logits} of the largest, since NumPy's matrix "
         "product adds in another order for one row than for many.) A batch's own statistics would not do: of a single "
         "image the mean of a feature is its only value and the variance is 0, so x - mean is 0, and the output is "
         "beta, whatever the image (the largest difference from beta here: {inference_off_beta}).",
@@ -238,8 +238,9 @@ def _company(train_line, settings):
         code=code, values=values,
         caption=f"The test images in {shuffles} random orders. With batch statistics both curves depend on the batch size.",
         alt=f"Test images recognized by batch size. With the moving averages {100 * values['recognized']:.1f} %, whatever "
-            f"the batch; with batch statistics {shown}. Of the answers {100 * company.changed[3]:.0f} % depend on the other "
-            f"images in batches of {company.sizes[3]}, {100 * company.changed[-1]:.0f} % in those of {company.sizes[-1]}.")
+            f"the batch; with batch statistics {shown}. The other images decide {100 * company.changed[3]:.0f} % of "
+            f"the answers in batches of {company.sizes[3]}, {100 * company.changed[-1]:.0f} % in those of "
+            f"{company.sizes[-1]}.")
 
 
 def _about_company(values):
@@ -294,8 +295,8 @@ def _about_drift(values):
         "a batch lies from them, feature by feature: 0 means that mean and spread agree. Here the test images come as "
         f"they are, and then {BRIGHTER:g} times as bright, as from another camera. The number of features with a divergence "
         f"over {FAR:g} nats goes from {{inference_drifting_usual}} to {{inference_drifting_shifted}}, the largest from "
-        "{inference_drift_usual} to {inference_drift_shifted}. Of the brighter images the network recognizes "
-        "{inference_accuracy_brighter}. Drift needs no labels, so it can be watched where the right answers are not "
+        "{inference_drift_usual} to {inference_drift_shifted}. The network recognizes "
+        "{inference_accuracy_brighter} of the brighter images. Drift needs no labels, so it can be watched where the right answers are not "
         "known.",
         inference_drifting_usual=Number(usual_far, f"{usual_far}"), inference_drifting_shifted=Number(far, f"{far}"),
         inference_drift_usual=_nats(usual), inference_drift_shifted=_nats(shifted),

@@ -27,7 +27,7 @@ POINT_EVERY = 3  # batches: enough to see their spread, in a third of the pictur
 
 @dataclass(frozen=True)
 class Record:
-    """Of every step of a training: the fastbn.Moments of its batch, those of all the data at its weights.
+    """For every step of a training, the fastbn.Moments of its batch and those of all the data at its weights.
 
     inputs: (N, C) float32, what the layer sees of all the training images at the weights of the last step.
     """

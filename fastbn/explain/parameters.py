@@ -87,7 +87,7 @@ def _opening(network, states):
         "the moving variance (`running_mean`, `running_var`) are not learned: every training batch moves them a little, and "
         "inference normalizes by them. This network of three hidden layers has three batch norm layers, with arrays of "
         f"shape {shape}. "
-        "Of the {parameters_total} numbers that it learns, {parameters_learned} are gammas and betas, {parameters_share}; "
+        "It learns {parameters_total} numbers, of which {parameters_learned} are gammas and betas, {parameters_share}; "
         "{parameters_moving} more are moving averages.",
         parameters_total=Number(total, f"{total:,}"), parameters_learned=Number(learned, f"{learned:,}"),
         parameters_share=Number(learned / total, f"{100 * learned / total:.1f} %"),

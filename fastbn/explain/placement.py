@@ -90,7 +90,7 @@ def _train_one(variant, seed, epochs):
 
 
 def mean_interval(values, comparisons=1):
-    """The Interval of a mean by Student's t. Of several comparisons all hold together with CONFIDENCE (Bonferroni)."""
+    """The Interval of a mean by Student's t. Several comparisons all hold together with CONFIDENCE (Bonferroni)."""
     count = len(values)
     quantile = stats.t.ppf(1 - (1 - CONFIDENCE) / comparisons / 2, count - 1)
     return Interval(float(np.mean(values)), float(quantile * np.std(values, ddof=1) / count**0.5))

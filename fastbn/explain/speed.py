@@ -5,8 +5,8 @@ nothing. Measured is NumPy's copyto into an array that exists, by one thread and
 the faster counts. That needs no compiler; a loop with stores past the caches, which bench/limit.c has, is faster still for
 large arrays.
 
-Contenders take turns in short blocks, and ratios are taken within a round, since a machine's speed drifts. Of a block the
-fastest call counts: what else runs on the machine can only slow calls down, those by several threads most.
+Contenders take turns in short blocks, and ratios are taken within a round, since a machine's speed drifts. The
+fastest call of a block counts: what else runs on the machine can only slow calls down, those by several threads most.
 """
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -50,7 +50,7 @@ class Case:
 
     @property
     def nbytes(self):
-        """Of x and y."""
+        """The bytes of x and y."""
         return 2 * 4 * int(np.prod(self.shape))
 
 

@@ -26,17 +26,39 @@ _SECOND = {1: "ddy", 3: "dx", 4: "dgamma"}  # of theirs, by the arguments of _ba
 
 
 def batch_norm_training(x, gamma=None, beta=None, **options):
-    """y = act((x - mean) * rstd * gamma + beta) with the statistics of x itself, through which gradients flow.
+    """Normalize x by its own statistics, through which gradients flow.
 
-    x, gamma, beta: arrays or boxes of autograd, of shapes as for fastbn.batch_norm_training.
-    options: eps, axis and the other keyword arguments of that function, which are constants, but for out and residual.
+    Parameters
+    ----------
+    x : array or box of autograd
+        As for fastbn.batch_norm_training. Leave it unchanged until backward.
+    gamma, beta : array or box of shape (C,), or None
+        Scale and shift.
+    **options : dict
+        eps, axis and the other keyword arguments of fastbn.batch_norm_training, which are constants, but for out and
+        residual.
 
-    Returns y, of x's shape and dtype. The gradients with respect to x, gamma and beta have the dtypes of these; those
-    that come with respect to y are converted to x's. Until then leave x unchanged.
-    Reverse mode twice (gradients of gradients) is that of fastbn.batch_norm_double_backward: a ValueError with an
-    activation, mask, weights or lengths, a TypeError with ghost batches. Reverse mode three times and forward mode are
-    a NotImplementedError. Other errors are those of fastbn.batch_norm_training.
-    Source: Ioffe and Szegedy 2015 (arXiv:1502.03167).
+    Returns
+    -------
+    array of x's shape and dtype
+        y = act((x - mean) * rstd * gamma + beta).
+
+    Raises
+    ------
+    TypeError, ValueError
+        As fastbn.batch_norm_training does. Gradients of gradients are those of fastbn.batch_norm_double_backward: a
+        ValueError with an activation, mask, weights or lengths, a TypeError with ghost batches.
+    NotImplementedError
+        For reverse mode three times, and forward mode.
+
+    Notes
+    -----
+    The gradients with respect to x, gamma and beta have the dtypes of these; those that come with respect to y are
+    converted to x's.
+
+    References
+    ----------
+    Ioffe and Szegedy 2015 (arXiv:1502.03167).
     """
     if options:
         _check_options(options)
@@ -44,13 +66,30 @@ def batch_norm_training(x, gamma=None, beta=None, **options):
 
 
 def batch_norm_inference(x, mean, var, gamma=None, beta=None, **options):
-    """y = act((x - mean) / sqrt(var + eps) * gamma + beta) with given statistics.
+    """Normalize x by given statistics.
 
-    x, mean, var, gamma, beta: arrays or boxes of autograd, of shapes as for fastbn.batch_norm_inference.
-    options: eps, axis, activation, num_threads of that function, which are constants.
+    Parameters
+    ----------
+    x : array or box of autograd
+        As for fastbn.batch_norm_inference.
+    mean, var : array or box of shape (C,)
+        The statistics.
+    gamma, beta : array or box of shape (C,), or None
+        Scale and shift.
+    **options : dict
+        eps, axis, activation, num_threads of fastbn.batch_norm_inference, which are constants.
 
-    Returns y. All five have gradients. Beyond reverse mode once as for batch_norm_training, but that gradients of
-    gradients are a NotImplementedError where mean or var is a variable.
+    Returns
+    -------
+    array of x's shape and dtype
+        y = act((x - mean) / sqrt(var + eps) * gamma + beta). All five have gradients.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As batch_norm_training does.
+    NotImplementedError
+        As batch_norm_training does, and for gradients of gradients where mean or var is a variable.
     """
     if options:
         _check_options(options)
@@ -60,17 +99,32 @@ def batch_norm_inference(x, mean, var, gamma=None, beta=None, **options):
 
 
 def batch_norm(x, gamma, beta, bn, *, update=True):
-    """Batch normalization with moving averages: batch_norm_training or, in inference mode, by the averages.
+    """Normalize with moving averages: batch_norm_training or, in inference mode, by the averages.
 
-    x, gamma, beta: arrays or boxes of autograd; gamma and beta may be None.
-    bn: a fastbn.BatchNorm, which has axis, eps, activation, mode (bn.train(), bn.eval(), bn.use_batch_stats) and the
-    running statistics. In training mode each call takes a step of these, by bn's momentum, ddof and switches, of which
-    autograd knows nothing. The layer's own gamma and beta are not looked at: make it with center=False, scale=False.
-    update=False: no step, where a batch is computed more than once (autograd's checkpoint, gradient checks, line
-    searches); bn.update(bn.batch_moments) is then the step left out.
+    Parameters
+    ----------
+    x : array or box of autograd
+        As for fastbn.batch_norm_training.
+    gamma, beta : array or box of shape (C,), or None
+        Scale and shift.
+    bn : BatchNorm
+        It has axis, eps, activation, mode (bn.train(), bn.eval(), bn.use_batch_stats) and the running statistics. In
+        training mode each call takes a step of these, by bn's momentum, ddof and switches, of which autograd knows
+        nothing. The layer's own gamma and beta are not looked at: make it with center=False, scale=False.
+    update : bool, default True
+        False: no step, where a batch is computed more than once (autograd's checkpoint, gradient checks, line
+        searches); bn.update(bn.batch_moments) is then the step left out.
 
-    Returns y. Raises TypeError (bn), ValueError: as the two functions do; x has not bn.num_features; bn has ghost
-    batches, renormalization or nan_policy="omit". Then the running statistics are as they were.
+    Returns
+    -------
+    array of x's shape and dtype
+        y.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As the two functions do; where x has not bn.num_features; where bn has ghost batches, renormalization or
+        nan_policy="omit". Then the running statistics are as they were.
     """
     _check_layer(bn, getval(x))
     options, updates = {"eps": bn.eps, "axis": bn.axis, "activation": bn.activation}, bn._updates(update)

@@ -29,19 +29,52 @@ _DTYPES = ("float32", "float64", "float16", "bfloat16")
 
 
 def batch_norm(x, gamma, beta, running_mean, running_var, *, training, axis=1, eps=1e-5, momentum=0.9, ddof=1):
-    """Normalizes x and gives the running statistics after it, for functional training loops.
+    """Normalize x and give the running statistics after it, for functional training loops.
 
-    training: a Python bool. True: by the statistics of x, and
+    Parameters
+    ----------
+    x : array
+        As for batch_norm_training.
+    gamma : array of shape (C,), or None
+        As for batch_norm_training.
+    beta : array of shape (C,), or None
+        As for batch_norm_training.
+    running_mean : array of shape (C,)
+        The running statistics.
+    running_var : array of shape (C,)
+        The running statistics.
+    training : bool
+        A Python bool. True: by the statistics of x, and the running statistics take a step; they carry no gradient
+        and have the arguments' dtype (with N of 0 or 1 they stay as they are). False: by the running statistics,
+        which come back as they are.
+    axis : int, default 1
+        As for batch_norm_training.
+    eps : float, default 1e-5
+        As for batch_norm_training.
+    momentum : float, default 0.9
+        The weight that the old average keeps, from 0 to 1.
+    ddof : {0, 1}, default 1
+        1, the unbiased running variance, or 0, the biased one.
+
+    Returns
+    -------
+    y, running_mean, running_var : array
+        y has x's shape and dtype.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As batch_norm_training and batch_norm_inference do.
+
+    Notes
+    -----
+
         running_mean = momentum * running_mean + (1 - momentum) * mean
         running_var  = momentum * running_var  + (1 - momentum) * var * N / (N - ddof)
-        which carry no gradient and have the arguments' dtype (with N of 0 or 1 they stay as they are). False: by the
-        running statistics, which come back as they are.
-    momentum: the weight that the old average keeps, from 0 to 1. ddof: 1, the unbiased running variance, or 0, the
-        biased one.
-    The other arguments, and the errors: as of batch_norm_training and batch_norm_inference.
 
-    Returns (y, running_mean, running_var).
-    Source: Ioffe and Szegedy 2015 (arXiv:1502.03167).
+    References
+    ----------
+    Ioffe and Szegedy 2015 (arXiv:1502.03167).
     """
     momentum, ddof = checks.momentum(momentum), checks.ddof(ddof)
     if not training:
@@ -59,17 +92,40 @@ def batch_norm(x, gamma, beta, running_mean, running_var, *, training, axis=1, e
 
 
 def batch_norm_training(x, gamma=None, beta=None, *, axis=1, eps=1e-5):
-    """Normalizes x by its own statistics: y = (x - mean) / sqrt(var + eps) * gamma + beta.
+    """Normalize x by its own statistics: y = (x - mean) / sqrt(var + eps) * gamma + beta.
 
-    x: array of float32, float64, float16 or bfloat16 with C entries on `axis`, an int; at least 2 dimensions.
-    gamma, beta: of shape (C,), float32 or float64; None stands for ones and zeros. eps: a Python number above 0.
+    Parameters
+    ----------
+    x : array
+        Array of float32, float64, float16 or bfloat16 with C entries on `axis`, an int; at least 2 dimensions.
+    gamma, beta : array of shape (C,), or None
+        Of shape (C,), float32 or float64; None stands for ones and zeros.
+    axis : int, default 1
+        The feature axis.
+    eps : float, default 1e-5
+        A Python number above 0.
 
-    Returns (y, mean, var): y of x's shape and dtype; mean and var (biased), of shape (C,), float64 where an argument
-    is, else float32. All have gradients, and these have gradients (reverse mode over reverse mode, twice at most; no
-    jvp), taken from mean and rstd in double, with or without JAX's 64-bit types. vmap: each entry has statistics of its
+    Returns
+    -------
+    y : array of x's shape and dtype
+        The normalized x.
+    mean, var : array of shape (C,)
+        Of the batch, var biased; float64 where an argument is, else float32.
+
+    Notes
+    -----
+    All results have gradients, and these have gradients (reverse mode over reverse mode, twice at most; no jvp),
+    taken from mean and rstd in double, with or without JAX's 64-bit types. vmap: each entry has statistics of its
     own.
-    Raises TypeError, ValueError (shapes, dtypes, eps, axis), both when traced.
-    Source: Ioffe and Szegedy 2015 (arXiv:1502.03167); gradients: fastbn.batch_norm_backward and _double_backward.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For shapes, dtypes, eps, axis, when traced too.
+
+    References
+    ----------
+    Ioffe and Szegedy 2015 (arXiv:1502.03167); gradients: fastbn.batch_norm_backward and _double_backward.
     """
     x, axis, eps, gamma, beta = _prepared(x, axis, eps, {"gamma": gamma, "beta": beta})
     if not x.size:
@@ -79,12 +135,43 @@ def batch_norm_training(x, gamma=None, beta=None, *, axis=1, eps=1e-5):
 
 
 def batch_norm_inference(x, mean, var, gamma=None, beta=None, *, axis=1, eps=1e-5):
-    """Normalizes x by given statistics of shape (C,): y = (x - mean) / sqrt(var + eps) * gamma + beta.
+    """Normalize x by given statistics: y = (x - mean) / sqrt(var + eps) * gamma + beta.
 
-    The other arguments: as of batch_norm_training. Returns y, of x's shape and dtype. Its gradients, of every argument
-    and any order, are those of this formula, composed of JAX's operations.
-    Raises TypeError, ValueError (shapes, dtypes, eps, axis), both when traced.
-    Source: Ioffe and Szegedy 2015 (arXiv:1502.03167).
+    Parameters
+    ----------
+    x : array
+        As for batch_norm_training.
+    mean : array of shape (C,)
+        The statistics.
+    var : array of shape (C,)
+        The statistics.
+    gamma : array of shape (C,), or None
+        As for batch_norm_training.
+    beta : array of shape (C,), or None
+        As for batch_norm_training.
+    axis : int, default 1
+        As for batch_norm_training.
+    eps : float, default 1e-5
+        As for batch_norm_training.
+
+    Returns
+    -------
+    array of x's shape and dtype
+        y.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For shapes, dtypes, eps, axis, when traced too.
+
+    Notes
+    -----
+    The gradients of y, with respect to every argument and of any order, are those of this formula, composed of JAX's
+    operations.
+
+    References
+    ----------
+    Ioffe and Szegedy 2015 (arXiv:1502.03167).
     """
     if mean is None or var is None:
         raise ValueError("mean or var is None, expected an array of one entry for each feature")

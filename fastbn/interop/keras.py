@@ -21,21 +21,34 @@ __all__ = ["BatchNormalization", "convert"]
 class BatchNormalization(keras.layers.BatchNormalization):
     """keras.layers.BatchNormalization with the same arguments, config and weights; any layer's weights fit the other.
 
+    Parameters
+    ----------
+    *args, **keywords : object
+        Keras's arguments.
+
+    Raises
+    ------
+    Exception
+        Raises RuntimeError where Keras runs on another backend than NumPy; else what Keras raises.
+
+    Notes
+    -----
     Inference and training:
         y = (x - mean) / sqrt(variance + epsilon) * gamma + beta
-    with moving_mean and moving_variance, or (training=True, where the layer is trainable) the mean and biased variance
-    of the batch, and then
+    with moving_mean and moving_variance, or (training=True, where the layer is trainable) the mean and biased
+    variance of the batch, and then
         moving = momentum * moving + (1 - momentum) * batch
-    The parameters' and statistics' dtype is the layer's, that of y the layer's compute dtype; float16 and bfloat16 are
-    computed as float32 and rounded once, float64 in double (by Keras in float32). mask: of the inputs' shape without the
-    feature axis, or of the first of these axes, (batch,) or (batch, steps) say. An empty batch leaves the moving averages
-    alone, where Keras makes them NaN.
+    The parameters' and statistics' dtype is the layer's, that of y the layer's compute dtype; float16 and bfloat16
+    are computed as float32 and rounded once, float64 in double (by Keras in float32). mask: of the inputs' shape
+    without the feature axis, or of the first of these axes, (batch,) or (batch, steps) say. An empty batch leaves the
+    moving averages alone, where Keras makes them NaN.
 
-    Keras's own code runs in training with renorm=True, with a mask that leaves nothing, and where axis is not the last one
-    with a mask of the inputs' shape without the last axis, which is one by feature.
-    Raises RuntimeError where Keras runs on another backend than NumPy; else what Keras raises.
-    Source: Keras 3.15, keras/src/layers/normalization/batch_normalization.py; Ioffe and Szegedy 2015
-    (arXiv:1502.03167).
+    Keras's own code runs in training with renorm=True, with a mask that leaves nothing, and where axis is not the
+    last one with a mask of the inputs' shape without the last axis, which is one by feature.
+
+    References
+    ----------
+    Keras 3.15, keras/src/layers/normalization/batch_normalization.py; Ioffe and Szegedy 2015 (arXiv:1502.03167).
     """
 
     def __init__(self, *args, **keywords):
@@ -43,7 +56,22 @@ class BatchNormalization(keras.layers.BatchNormalization):
         super().__init__(*args, **keywords)
 
     def call(self, inputs, training=None, mask=None):
-        """y, of the inputs' shape and the layer's compute dtype."""
+        """Normalize the inputs.
+
+        Parameters
+        ----------
+        inputs : array
+            As Keras's layer takes them.
+        training : bool, optional
+            Whether by the batch's statistics.
+        mask : array of bool, optional
+            Which entries count.
+
+        Returns
+        -------
+        array of the inputs' shape
+            y, in the layer's compute dtype.
+        """
         if training and self.trainable:
             if self.renorm or (mask is not None and not self._takes(inputs, mask)):
                 return super().call(inputs, training=training, mask=mask)
@@ -76,13 +104,27 @@ class BatchNormalization(keras.layers.BatchNormalization):
 
 
 def convert(model, *, back=False):
-    """A copy of a model with every keras.layers.BatchNormalization replaced by the one here, and the weights copied.
+    """Copy a model with every keras.layers.BatchNormalization replaced by the one here.
 
-    model: a Functional or Sequential model, models in it included; batch norms inside of other layers or of subclassed
-        models are not seen. back: the other way, to Keras's own layers, for example to save it for another backend.
+    Parameters
+    ----------
+    model : keras.Model
+        A Functional or Sequential model, models in it included; batch norms inside of other layers or of subclassed
+        models are not seen.
+    back : bool, default False
+        The other way, to Keras's own layers, for example to save it for another backend.
 
-    Returns the new model, uncompiled; the old one is unchanged.
-    Raises TypeError (no Keras model), RuntimeError (another backend), and what keras.models.clone_model raises.
+    Returns
+    -------
+    keras.Model
+        The new model, uncompiled; the old one is unchanged.
+
+    Raises
+    ------
+    TypeError
+        Causes: no Keras model.
+    RuntimeError
+        Causes: another backend. And what keras.models.clone_model raises.
     """
     _require_numpy()
     if not isinstance(model, keras.Model):

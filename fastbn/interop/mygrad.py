@@ -23,19 +23,44 @@ def batch_norm(x, gamma=None, beta=None, *, axis=1, eps=1e-5, running_mean=None,
                momentum=0.9, ddof=1, constant=None):
     """Batch normalization of a tensor, y = (x - mean) / sqrt(var + eps) * gamma + beta.
 
-    x: tensor or array with a feature axis of C entries, at least 2 dimensions; gamma, beta: of shape (C,), or None.
-    training=True: mean and var (biased) are those of x. Where running statistics are given, they take a step, in place:
-        running_mean = momentum * running_mean + (1 - momentum) * mean
-        running_var  = momentum * running_var  + (1 - momentum) * var * N / (N - ddof)
-        unless there is one value per feature, or none.
-    training=False: mean and var are running_mean and running_var, constants in the gradient.
-    running_mean, running_var: NumPy arrays of shape (C,), float32 or float64, both or neither; no tensors.
-    momentum: the weight that the old average keeps, from 0 to 1. axis, eps, dtypes: as of fastbn.batch_norm_training.
-    constant: as MyGrad's operations take it: True leaves the result out of the graph.
+    Parameters
+    ----------
+    x : tensor or array
+        Tensor or array with a feature axis of C entries, at least 2 dimensions.
+    gamma : tensor of shape (C,), or None
+        Scale; None stands for ones.
+    beta : tensor of shape (C,), or None
+        Shift; None stands for zeros.
+    axis : int or tuple of int, default 1
+        As for fastbn.batch_norm_training.
+    eps : float, default 1e-5
+        As for fastbn.batch_norm_training.
+    running_mean, running_var : array of shape (C,)
+        NumPy arrays of shape (C,), float32 or float64, both or neither; no tensors.
+    training : bool, default True
+        True: mean and var (biased) are those of x, and running statistics that are given take a step, in place,
+        unless there is one value per feature, or none. False: mean and var are running_mean and running_var,
+        constants in the gradient.
+    momentum : float, default 0.9
+        The weight that the old average keeps, from 0 to 1.
+    ddof : {0, 1}, default 1
+        1, the unbiased running variance, or 0, the biased one.
+    constant : bool, optional
+        As MyGrad's operations take it: True leaves the result out of the graph.
 
-    Returns a tensor of x's shape and dtype, whose backward computes the gradients that are needed in one call.
-    Raises TypeError, ValueError; then no statistics have changed.
-    Source: Ioffe and Szegedy 2015 (arXiv:1502.03167).
+    Returns
+    -------
+    tensor of x's shape and dtype
+        y, whose backward computes the gradients that are needed in one call.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Where arguments do not fit; then no statistics have changed.
+
+    References
+    ----------
+    Ioffe and Szegedy 2015 (arXiv:1502.03167).
     """
     given = {"x": x, "gamma": gamma, "beta": beta}
     given = {name: value for name, value in given.items() if value is not None or name == "x"}

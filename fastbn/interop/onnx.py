@@ -27,8 +27,26 @@ _TINY = np.nextafter(0.0, 1.0)  # epsilon may be 0 here; added to a variance of 
 class BatchNormalization(OpRun):
     """BatchNormalization of the default domain, of all opsets, in inference and training.
 
-        Y = (X - mean) / sqrt(var + epsilon) * scale + B
-    with the statistics given or, in training, those of the batch (var over N, not N - 1), where also
+    Parameters
+    ----------
+    onnx_node : NodeProto
+        The evaluator's.
+    run_params : dict
+        The evaluator's.
+    schema : OpSchema, optional
+        The evaluator's.
+
+    Raises
+    ------
+    Exception
+        Raises ValueError: shapes that do not fit; a negative epsilon; outputs that the mode does not have: more than
+        Y in inference, and Y alone where is_test is 0 (that attribute says training and the outputs inference: set
+        it). From the evaluator, TypeError around fastbn's for data of other types.
+
+    Notes
+    -----
+    Y = (X - mean) / sqrt(var + epsilon) * scale + B with the statistics given or, in training, those of the batch
+    (var over N, not N - 1), where also
         running_mean = momentum * mean + (1 - momentum) * batch mean
     and the same with var. X: (N, C, D1, ..., Dn), or (N,), which has one feature. scale, B, mean, var: (C,), or where
     spatial=0 (opsets before 9) (C, D1, ..., Dn). All are float16, bfloat16, float32 or float64, and may differ.
@@ -40,13 +58,13 @@ class BatchNormalization(OpRun):
         in opsets 1 to 6 where is_test is 0: the same outputs.
     Outputs have the type of X, running statistics that of the ones given. Without entries in X these are returned.
 
-    Raises ValueError: shapes that do not fit; a negative epsilon; outputs that the mode does not have: more than Y in
-    inference, and Y alone where is_test is 0 (that attribute says training and the outputs inference: set it). From the
-    evaluator, TypeError around fastbn's for data of other types.
 
     Operators in functions of the model are not replaced, since the evaluator does not hand new_ops to them: use
     onnx.inliner.inline_local_functions(model) first.
-    Source: ONNX, docs/Changelog.md, BatchNormalization-1, -6, -7, -9, -14 and -15.
+
+    References
+    ----------
+    ONNX, docs/Changelog.md, BatchNormalization-1, -6, -7, -9, -14 and -15.
     """
 
     op_domain = ""

@@ -23,20 +23,42 @@ def BatchNorm(nI: Optional[int] = None, *, momentum: float = 0.9, eps: float = 1
               ddof: int = 1) -> Model[Floats, Floats]:
     """Batch normalization of Floats2d, Floats3d or Floats4d over the last axis (lists, Ragged: thinc.api.with_array).
 
-    Training (is_train=True): y = (x - mean) / sqrt(var + eps) * gamma + beta with the batch's mean and biased variance,
+    Parameters
+    ----------
+    nI : int, optional
+        The width, C; where it is None, initialize(X=...) or (Y=...) finds it.
+    momentum : float, default 0.9
+        The weight that the old average keeps, from 0 to 1.
+    eps : float, default 1e-5
+        Above 0.
+    ddof : {0, 1}, default 1
+        1, the unbiased running variance, or 0, the biased one. Parameters gamma and beta, of shape (C,), float32 as
+        all of thinc's; y and dX have the dtype of X. Running statistics are in model.attrs, which to_bytes and
+        to_disk write; a training step with one value per feature, or none, leaves them alone.
+
+    Returns
+    -------
+    Model
+        The layer.
+
+    Raises
+    ------
+    TypeError
+        Causes: X is no NumPy array.
+    ValueError
+        Causes: arguments out of range; shapes.
+
+    Notes
+    -----
+    Training (is_train=True): y = (x - mean) / sqrt(var + eps) * gamma + beta with the batch's mean and biased
+    variance,
         running_mean = momentum * running_mean + (1 - momentum) * mean
         running_var  = momentum * running_var  + (1 - momentum) * var * N / (N - ddof)
     Else the same formula with the running statistics, which are constants in the gradient.
 
-    nI: the width, C; where it is None, initialize(X=...) or (Y=...) finds it.
-    momentum: the weight that the old average keeps, from 0 to 1. eps: above 0. ddof: 1, the unbiased running variance,
-        or 0, the biased one.
-    Parameters gamma and beta, of shape (C,), float32 as all of thinc's; y and dX have the dtype of X. Running
-    statistics are in model.attrs, which to_bytes and to_disk write; a training step with one value per feature, or
-    none, leaves them alone.
-
-    Raises TypeError (X is no NumPy array), ValueError (arguments out of range; shapes).
-    Source: Ioffe and Szegedy 2015 (arXiv:1502.03167).
+    References
+    ----------
+    Ioffe and Szegedy 2015 (arXiv:1502.03167).
     """
     attrs = {"momentum": checks.momentum(momentum), "eps": checks.epsilon(eps), "ddof": checks.ddof(ddof)}
     return Model("batchnorm", forward, init=init, dims={"nI": nI, "nO": nI}, params={"gamma": None, "beta": None},

@@ -37,19 +37,42 @@ def batch_norm(input, running_mean, running_var, weight=None, bias=None, trainin
                activation=None, residual=None):
     """torch.nn.functional.batch_norm, y = act((input - mean) / sqrt(var + eps) * weight + bias + residual).
 
-    input: CPU tensor of shape (N, C) or (N, C, ...) and any strides, float16, bfloat16, float32 or float64.
-    running_mean, running_var: (C,), both or none; training updates them, else they are mean and var.
-    weight, bias: (C,), None stands for ones and zeros. These four may be of another dtype than input.
-    training: takes mean and var of the batch (biased; the moving average of var gets the unbiased one).
-    momentum: the weight of the new batch in the moving averages. eps: above 0.
-    activation: None or as of fastbn.batch_norm_inference, "relu" say, in the same pass. residual: None or like input.
+    Parameters
+    ----------
+    input : tensor
+        CPU tensor of shape (N, C) or (N, C, ...) and any strides, float16, bfloat16, float32 or float64.
+    running_mean, running_var : tensor of shape (C,), or None
+        Both or none; training updates them, else they are mean and var.
+    weight, bias : tensor of shape (C,), or None
+        None stands for ones and zeros. These four may be of another dtype than input.
+    training : bool, default False
+        Takes mean and var of the batch (biased; the moving average of var gets the unbiased one).
+    momentum : float, default 0.1
+        The weight of the new batch in the moving averages.
+    eps : float, default 1e-5
+        Above 0.
+    activation : str or tuple, optional
+        None or as of fastbn.batch_norm_inference, "relu" say, in the same pass.
+    residual : tensor of input's shape, optional
+        None or like input.
 
-    Returns y, like input in shape, dtype and order of memory. Gradients go to input, weight, bias, residual;
-    running_mean and running_var are constants. Without activation and residual the gradient can be differentiated once
-    more.
-    Raises TypeError (dtype, no tensor), ValueError (device, shape, eps, activation; one value per channel in training),
-    RuntimeError in PyTorch's words (number of channels; running_mean missing). Nothing has changed then.
-    Source: Ioffe and Szegedy 2015 (arXiv:1502.03167); torch/nn/functional.py.
+    Returns
+    -------
+    tensor
+        y, like input in shape, dtype and order of memory.
+
+    Raises
+    ------
+    TypeError
+        Causes: dtype, no tensor.
+    ValueError
+        Causes: device, shape, eps, activation; one value per channel in training.
+    RuntimeError
+        In PyTorch's words (number of channels; running_mean missing). Nothing has changed then.
+
+    References
+    ----------
+    Ioffe and Szegedy 2015 (arXiv:1502.03167); torch/nn/functional.py.
     """
     options = running_mean, running_var, training, momentum, eps, activation
     if _is_compiling() or _is_tracing() or type(input) not in _PLAIN or input.is_meta:
@@ -74,6 +97,20 @@ class _Module:
         self.activation = activations.parse(activation).argument
 
     def forward(self, input, residual=None):
+        """Normalize the input: act(bn(input) + residual).
+
+        Parameters
+        ----------
+        input : tensor
+            As PyTorch's module takes it.
+        residual : tensor of input's shape, optional
+            It is added before the activation.
+
+        Returns
+        -------
+        tensor
+            Like input in shape, dtype and order of memory.
+        """
         self._check_input_dim(input)
         tracks, momentum = self.training and self.track_running_stats, self.momentum
         counter = self.num_batches_tracked if tracks else None
@@ -89,6 +126,13 @@ class _Module:
         return y
 
     def extra_repr(self):
+        """Tell the settings, for repr.
+
+        Returns
+        -------
+        str
+            PyTorch's, and the activation.
+        """
         more = "" if self.activation is None else f", activation={self.activation!r}"
         return super().extra_repr() + more
 
@@ -96,30 +140,82 @@ class _Module:
 class BatchNorm1d(_Module, nn.BatchNorm1d):
     """torch.nn.BatchNorm1d computed by fastbn: (N, C) and (N, C, L).
 
-    The arguments, attributes and state_dict are PyTorch's; eps must be above 0. activation: as of batch_norm.
-    bn(input, residual) gives act(bn(input) + residual). Raises what batch_norm does.
+    Parameters
+    ----------
+    *args, **keywords : object
+        PyTorch's arguments; eps must be above 0. The attributes and state_dict are PyTorch's too.
+    activation : str or tuple, optional
+        As of batch_norm: bn(input, residual) gives act(bn(input) + residual).
+
+    Raises
+    ------
+    TypeError, ValueError, RuntimeError
+        As batch_norm does.
     """
 
 
 class BatchNorm2d(_Module, nn.BatchNorm2d):
-    """torch.nn.BatchNorm2d computed by fastbn: (N, C, H, W). See BatchNorm1d."""
+    """torch.nn.BatchNorm2d computed by fastbn: (N, C, H, W).
+
+    Parameters
+    ----------
+    *args, **keywords : object
+        PyTorch's arguments; eps must be above 0. The attributes and state_dict are PyTorch's too.
+    activation : str or tuple, optional
+        As of batch_norm: bn(input, residual) gives act(bn(input) + residual).
+
+    Raises
+    ------
+    TypeError, ValueError, RuntimeError
+        As batch_norm does.
+    """
 
 
 class BatchNorm3d(_Module, nn.BatchNorm3d):
-    """torch.nn.BatchNorm3d computed by fastbn: (N, C, D, H, W). See BatchNorm1d."""
+    """torch.nn.BatchNorm3d computed by fastbn: (N, C, D, H, W).
+
+    Parameters
+    ----------
+    *args, **keywords : object
+        PyTorch's arguments; eps must be above 0. The attributes and state_dict are PyTorch's too.
+    activation : str or tuple, optional
+        As of batch_norm: bn(input, residual) gives act(bn(input) + residual).
+
+    Raises
+    ------
+    TypeError, ValueError, RuntimeError
+        As batch_norm does.
+    """
 
 
 _OURS = {nn.BatchNorm1d: BatchNorm1d, nn.BatchNorm2d: BatchNorm2d, nn.BatchNorm3d: BatchNorm3d}
 
 
 def convert(model):
-    """Lets fastbn compute every torch.nn.BatchNorm1d, 2d, 3d in a model, itself included. Returns the model.
+    """Let fastbn compute every torch.nn.BatchNorm1d, 2d, 3d in a model, itself included.
 
+    Parameters
+    ----------
+    model : torch.nn.Module
+        The model; it is changed in place.
+
+    Returns
+    -------
+    torch.nn.Module
+        The model.
+
+    Raises
+    ------
+    TypeError
+        Causes: no module.
+    ValueError
+        Causes: a lazy batch norm, which would become PyTorch's later. Nothing has changed then.
+
+    Notes
+    -----
     The modules change their class and nothing else: parameters, buffers, hooks, mode and the modules themselves stay
     the same objects, so optimizers and references to them go on. Classes derived from PyTorch's are left alone, as is
     SyncBatchNorm.
-    Raises TypeError (no module), ValueError (a lazy batch norm, which would become PyTorch's later); nothing has
-    changed then.
     """
     for name, module in _modules(model):
         if isinstance(module, nn.modules.batchnorm._LazyNormBase):
@@ -129,10 +225,24 @@ def convert(model):
 
 
 def revert(model):
-    """Undoes convert: the modules of this file in a model become PyTorch's. Returns the model.
+    """Undo convert: the modules of this file in a model become PyTorch's.
 
-    Raises TypeError (no module), ValueError (a module with an activation, which PyTorch's does not have); nothing has
-    changed then.
+    Parameters
+    ----------
+    model : torch.nn.Module
+        The model; it is changed in place.
+
+    Returns
+    -------
+    torch.nn.Module
+        The model.
+
+    Raises
+    ------
+    TypeError
+        Causes: no module.
+    ValueError
+        Causes: a module with an activation, which PyTorch's does not have. Nothing has changed then.
     """
     for name, module in _modules(model):
         if isinstance(module, _Module) and module.activation is not None:

@@ -22,40 +22,81 @@ _INVERSE_TRANSFORM = preprocessing.StandardScaler.inverse_transform
 class StandardScaler(preprocessing.StandardScaler):
     """scikit-learn's StandardScaler, with dense float32 and float64 data computed by fastbn, in threads.
 
-        transform          y = (x - mean_) / scale_        of each feature, in one pass
-        inverse_transform  y = x * scale_ + mean_
+    Parameters
+    ----------
+    copy : bool, default True
+        False: transform and inverse_transform write to the memory of X where that is a float32 or float64 array.
+    with_mean, with_std : bool, default True
+        Whether to subtract mean_, and to divide by scale_.
 
-    A subclass: parameters, attributes, feature names, clone, pipelines, set_output and metadata routing are
+    Attributes
+    ----------
+    mean_, var_, scale_ : array of float64, shape (n_features,), or None
+        The mean, the biased variance, and its root (1 for constant features).
+    n_samples_seen_ : number or array of shape (n_features,)
+        An array where features lack different numbers of values.
+    n_features_in_ : int
+        The number of features.
+    feature_names_in_ : array of str
+        Their names, where X had some.
+
+    Notes
+    -----
+    transform is y = (x - mean_) / scale_ of each feature, in one pass, and inverse_transform y = x * scale_ + mean_.
+
+    This is a subclass: parameters, attributes, feature names, clone, pipelines, set_output and metadata routing are
     scikit-learn's, and its documentation is this class's too:
     https://scikit-learn.org/stable/modules/generated/sklearn.preprocessing.StandardScaler.html
 
-    copy: False: transform and inverse_transform write to the memory of X where that is a float32 or float64 array.
-    with_mean, with_std: whether to subtract mean_, and to divide by scale_.
+    fastbn computes NumPy arrays and data frames of pandas and polars of real numbers, in any layout; all but float32
+    become float64, as in scikit-learn. scikit-learn's own code computes sparse matrices, float16, lists and objects,
+    other libraries' arrays (array_api_dispatch), with_mean and with_std both False, fits with callbacks (which fits
+    to moments, and of data in parts, do not call); and infinite entries, which it refuses.
 
-    Attributes after fit, in scikit-learn's types: mean_, var_ (biased), scale_ (sqrt(var_); 1 for constant features),
-    float64 arrays of shape (n_features,) or None; n_samples_seen_, a number, or an array of shape (n_features,) where
-    features lack different numbers of values; n_features_in_, feature_names_in_.
-
-    What fastbn computes: NumPy arrays and data frames of pandas and polars of real numbers, in any layout; all but float32
-    become float64, as in scikit-learn. What scikit-learn's own code computes: sparse matrices, float16, lists and objects,
-    other libraries' arrays (array_api_dispatch), with_mean and with_std both False,
-    fits with callbacks (which fits to moments, and of data in parts, do not call); and infinite entries, which it refuses.
-
-    Differences, beside speed: results differ by rounding; with float32 data transform subtracts mean_, not its rounding to
-    float32; a feature that had no values yet takes part from its first one on (in scikit-learn its mean_ stays NaN).
+    Results differ from scikit-learn's by rounding. With float32 data transform subtracts mean_, not its rounding to
+    float32. A feature that had no values yet takes part from its first one on (in scikit-learn its mean_ stays NaN).
     Results have the same bits for any number of threads, fastbn.set_num_threads. fit holds no copy of the data.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastbn.sklearn import StandardScaler
+    >>> StandardScaler().fit_transform(np.array([[1.0], [3.0]]))
+    array([[-1.],
+           [ 1.]])
     """
 
     @_fit_context(prefer_skip_nested_validation=True)
     def partial_fit(self, X, y=None, sample_weight=None):
-        """Mean and variance of X and of all that was fitted before; fit is this from a new start.
+        """Fit to X and to all that was fitted before; fit is this from a new start.
 
-        X: array of shape (n_samples, n_features); NaN stand for missing values.
-        y: ignored. sample_weight: None, a number, or an array of shape (n_samples,):
+        Parameters
+        ----------
+        X : array of shape (n_samples, n_features)
+            NaN stand for missing values.
+        y : object
+            It is ignored.
+        sample_weight : array of shape (n_samples,), optional
+            The weights; a number stands for equal ones.
+
+        Returns
+        -------
+        StandardScaler
+            The scaler.
+
+        Raises
+        ------
+        ValueError, TypeError
+            As scikit-learn does.
+
+        Notes
+        -----
+
             mean_ = sum(w * x) / sum(w)        var_ = sum(w * (x - mean_)^2) / sum(w)        n_samples_seen_ = sum(w)
 
-        Returns the scaler. Raises ValueError, TypeError, as scikit-learn does.
-        Source: Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances", 1979.
+        References
+        ----------
+        Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances", 1979.
         """
         source = _source_of(X)
         if source is not None:
@@ -80,14 +121,33 @@ class StandardScaler(preprocessing.StandardScaler):
         return self._add(found, first, weights is not None)
 
     def fit_moments(self, moments, feature_names=None):
-        """Fits the scaler to moments that are known, for example of parts that were looked at elsewhere, and added up:
-            scaler.fit_moments(sum(fastbn.moments(part) for part in parts))
+        """Fit the scaler to moments that are known, for example of parts that were looked at elsewhere.
 
-        moments: fastbn.Moments of a table's n_features features, without NaN.
-        feature_names: None, or n_features strings for feature_names_in_.
+        Parameters
+        ----------
+        moments : Moments
+            Of a table's n_features features, without NaN.
+        feature_names : list of str, optional
+            The n_features names for feature_names_in_.
 
-        Returns the scaler. Raises TypeError, ValueError (NaN, no entries, as many names as features are not there); then
-        it is as it was.
+        Returns
+        -------
+        StandardScaler
+            The scaler.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For NaN, no entries, and as many names as features are not there; then it is as it was.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import fastbn
+        >>> from fastbn.sklearn import StandardScaler
+        >>> parts = np.array([[1.0], [2.0]]), np.array([[3.0]])
+        >>> StandardScaler().fit_moments(sum(fastbn.moments(part) for part in parts)).mean_
+        array([2.])
         """
         if not isinstance(moments, Moments):
             raise TypeError(f"moments is a {type(moments).__name__}, expected fastbn.Moments")
@@ -98,17 +158,53 @@ class StandardScaler(preprocessing.StandardScaler):
         return self._adopt(moments, names, np.asarray(moments.count).dtype.kind == "f")
 
     def fit_transform(self, X, y=None, **fit_params):
-        """fit, then transform of the same X. Raises TypeError for an iterator, and what they raise."""
+        """Fit to X, then transform it.
+
+        Parameters
+        ----------
+        X : array of shape (n_samples, n_features)
+            The data; an iterator will not do, since it is read twice.
+        y : object
+            It is ignored.
+        **fit_params : dict
+            Keyword arguments of fit.
+
+        Returns
+        -------
+        array of shape (n_samples, n_features)
+            As transform gives it.
+
+        Raises
+        ------
+        TypeError
+            For an iterator; beside that fit and transform raise what they do.
+        """
         if isinstance(X, Iterator):
             raise TypeError("X is an iterator, which fit uses up before transform sees it: call fit and transform with an "
                             "iterator each")
         return super().fit_transform(X, y, **fit_params)
 
     def transform(self, X, copy=None):
-        """(X - mean_) / scale_, of shape (n_samples, n_features); float32 stays float32, all else is float64.
+        """Compute (X - mean_) / scale_.
 
-        copy: False: in place where X is an array of these types that can be written to; None: the parameter copy.
-        NaN stays NaN. Raises ValueError (infinities, another number of features, other names), NotFittedError.
+        Parameters
+        ----------
+        X : array of shape (n_samples, n_features)
+            float32 stays float32, all else is float64. NaN stays NaN.
+        copy : bool, optional
+            False: in place where X is an array of these types that can be written to; None: the parameter copy.
+
+        Returns
+        -------
+        array of shape (n_samples, n_features)
+            The standardized data.
+
+        Raises
+        ------
+        ValueError
+            For infinities, another number of features, other names.
+        NotFittedError
+            Before fit.
         """
         source = _source_of(X)
         if source is None:
@@ -120,7 +216,25 @@ class StandardScaler(preprocessing.StandardScaler):
         return y
 
     def inverse_transform(self, X, copy=None):
-        """X * scale_ + mean_. X, copy and errors as for transform; names are not looked at."""
+        """Compute X * scale_ + mean_.
+
+        Parameters
+        ----------
+        X : array of shape (n_samples, n_features)
+            As for transform; names are not looked at.
+        copy : bool, optional
+            As for transform.
+
+        Returns
+        -------
+        array of shape (n_samples, n_features)
+            The data as they were.
+
+        Raises
+        ------
+        ValueError, NotFittedError
+            As transform does.
+        """
         source = _source_of(X)
         return self._restored(X, copy) if source is None else self._mapped(source, "_restored")
 

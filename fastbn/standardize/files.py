@@ -17,8 +17,20 @@ from fastbn.standardize.statistics import Statistics, check_features, feature_ax
 
 
 class Outcome(NamedTuple):
-    """What standardize_file did: the array's shape and dtype, the bytes of its data, the Statistics, and whether these
-    are of the file itself.
+    """What standardize_file did.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        The array's shape.
+    dtype : dtype
+        Its type.
+    nbytes : int
+        The bytes of its data.
+    statistics : Statistics
+        count, mean, var, scale and axis.
+    fitted : bool
+        Whether these are of the file itself.
     """
 
     shape: tuple
@@ -29,27 +41,40 @@ class Outcome(NamedTuple):
 
 
 def standardize_file(source, target, *, axis=None, statistics=None, save_statistics=None, overwrite=False, progress=False):
-    """Writes (x - mean) / scale of each feature of a .npy file to another, in bounded memory. scale = sqrt(var).
+    """Write (x - mean) / scale of each feature of a .npy file to another, in bounded memory. scale = sqrt(var).
 
-    source: path of a .npy file of float16, float32 or float64, in any version of the format, byte order and memory
-        order. NaN entries are missing values: they count in no statistic, and stay.
-    target: path of the result, of the same shape, dtype and memory order, in native byte order. It is written beside it
-        under another name and renamed at the end, so that it is never there in part; it may be the source (overwrite).
-    axis: the feature axis, or several; None: the last one, as in a table of shape (N, C). mean and var (biased) are taken
-        over all others. A one-dimensional array is one feature, without an axis.
-    statistics: path of a file that save_statistics wrote: its mean and scale are used (and its axis where axis is None),
-        for example those of training data for test data. None: those of the source.
-    save_statistics: path of an .npz file for count, mean, var, scale (float64, of shape (C,)) and axis.
-    overwrite: whether files that exist may be replaced.
-    progress: True shows a bar while stderr is a terminal and the package rich is there.
+    Parameters
+    ----------
+    source : path
+        Path of a .npy file of float16, float32 or float64, in any version of the format, byte order and memory order.
+        NaN entries are missing values: they count in no statistic, and stay.
+    target : path
+        Path of the result, of the same shape, dtype and memory order, in native byte order. It is written beside it
+        under another name and renamed at the end, so that it is never there in part; it may be the source
+        (overwrite).
+    axis : int or tuple of int, optional
+        The feature axis, or several; None: the last one, as in a table of shape (N, C). mean and var (biased) are
+        taken over all others. A one-dimensional array is one feature, without an axis.
+    statistics : path, optional
+        Path of a file that save_statistics wrote: its mean and scale are used (and its axis where axis is None), for
+        example those of training data for test data. None: those of the source.
+    save_statistics : path, optional
+        Path of an .npz file for count, mean, var, scale (float64, of shape (C,)) and axis.
+    overwrite : bool, default False
+        Whether files that exist may be replaced.
+    progress : bool, default False
+        True shows a bar while stderr is a terminal and the package rich is there.
 
+    Returns
+    -------
+    Outcome
+        What was done, with the statistics.
+
+    Notes
+    -----
     Memory: two blocks of 4 MiB, or where that is more a few times that of the statistics. A constant feature becomes
     0: its scale is 1. The statistics are those of fastbn.moments; an entry is within 1e-6 of max(1, |y|) of the exact
     quotient (float32).
-
-    Returns an Outcome. Raises OSError (missing file, no permission, FileExistsError, not enough space), TypeError (dtype),
-    ValueError (no .npy file, truncated, axis, no entries, an infinite entry, statistics of other features); then target
-    and save_statistics are as they were.
     """
     with NpyFile(source) as file:
         if statistics is not None and axis is None and len(file.shape) > 1:

@@ -237,7 +237,7 @@ static uint64_t hash_values(uint64_t hash, const void *data, fastbn_dtype dtype,
     return dtype == FASTBN_FLOAT32 ? hash_floats(hash, data, count) : hash_doubles(hash, data, count);
 }
 
-/* Of every byte that the operation has to write. Every NaN counts as the same one. */
+/* A hash of every byte that the operation has to write. Every NaN counts as the same one. */
 uint64_t hash_result(const problem *p, const operation *op, const result *r)
 {
     uint64_t hash = UINT64_C(0xCBF29CE484222325) + (uint64_t)r->status;
