@@ -1,3 +1,4 @@
+from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol, Self, TextIO, TypedDict, TypeVar, Unpack, overload
