@@ -1,10 +1,13 @@
 from __future__ import annotations
+
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol, Self, TextIO, TypedDict, TypeVar, Unpack, overload
 
 import numpy as np
 import numpy.typing as npt
+
+from . import convert as convert
 
 _Array = npt.NDArray[Any]
 
@@ -51,7 +54,7 @@ class Moments:
     @staticmethod
     def merge_all(parts: Sequence[Moments]) -> Moments: ...
     def __add__(self, other: Moments) -> Moments: ...
-    def __radd__(self, other: Literal[0]) -> Moments: ...
+    def __radd__(self, other: int) -> Moments: ...  # 0, with which sum() begins
     def __eq__(self, other: object) -> bool: ...
 
 class Drift(NamedTuple):
@@ -70,13 +73,14 @@ class _Saved:
     def moments(self) -> Moments: ...
 
 class BatchNorm:
-    gamma: _Array | None
-    beta: _Array | None
-    running_mean: _Array | None
-    running_var: _Array | None
-    num_batches_tracked: int | None
-    dgamma: _Array | None
-    dbeta: _Array | None
+    # None where the layer has none: "| Any" spares who knows what a layer has a check for that
+    gamma: _Array | Any
+    beta: _Array | Any
+    running_mean: _Array | Any
+    running_var: _Array | Any
+    num_batches_tracked: int | Any
+    dgamma: _Array | Any  # None before backward, as dbeta
+    dbeta: _Array | Any
     training: bool
     axis: _Axis
     eps: float
@@ -94,7 +98,7 @@ class BatchNorm:
     @activation.setter
     def activation(self, value: _Activation) -> None: ...
     @property
-    def batch_moments(self) -> Moments | None: ...
+    def batch_moments(self) -> Moments | Any: ...  # None before a training call
     @property
     def num_features(self) -> int: ...
     def __init__(
@@ -170,11 +174,11 @@ class BatchNorm:
     ) -> Any: ...  # an array of another library
     # dx, or (dx, dresidual)
     def backward(self, dy: _Given, *, out: _Array | _DLPack | None = None, like: Any = None) -> Any: ...
-    def parameters(self) -> list[tuple[str, _Array, _Array | None]]: ...
+    def parameters(self) -> list[tuple[str, _Array, _Array | Any]]: ...  # None before backward
     def reset_running_stats(self) -> None: ...
-    def update(self, moments: Moments) -> None: ...
-    def calibrate(self, batches: Iterable[_Given] | Moments, *, progress: bool = False) -> Self: ...
-    def drift(self, x: _Given | Moments) -> Drift: ...
+    def update(self, moments: Moments | Literal[0]) -> None: ...  # a sum() of Moments is of this type
+    def calibrate(self, batches: Iterable[_Given] | Moments | Literal[0], *, progress: bool = False) -> Self: ...
+    def drift(self, x: _Given | Moments | Literal[0]) -> Drift: ...
     def state_dict(self) -> dict[str, _Array]: ...
     def load_state_dict(self, state: Mapping[str, npt.ArrayLike]) -> Self: ...
     def save(self, path: str | os.PathLike[str]) -> None: ...
@@ -354,7 +358,7 @@ def batch_norm_backward(
     needs: str | Iterable[str],
     num_threads: int | None = None,
     like: None = None,
-) -> tuple[_Array | None, ...]: ...
+) -> tuple[_Array | Any, ...]: ...
 @overload
 def batch_norm_backward(
     dy: _Given,

@@ -142,7 +142,7 @@ def test_wheel_metadata(wheel):
     assert [line for line in requirements if "extra ==" not in line] == ["numpy>=1.26"]
     assert [line for line in requirements if line.startswith("torch")] == ['torch==2.13.0; extra == "torch"']
     adapters = {path.stem for path in (ROOT / "fastbn" / "interop").glob("[a-z]*.py")}
-    extras = {"demo", "test", "bench", "peers", "convert", "frameworks", "interop", "sklearn", "dask", "mpi", "engines"}
+    extras = {"demo", "test", "bench", "peers", "convert", "frameworks", "interop", "sklearn", "dask", "mpi", "engines", "docs", "typing"}
     assert set(metadata.get_all("Provides-Extra")) == extras | adapters
     assert (metadata["Version"], metadata["Requires-Python"]) == (VERSION, ">=3.11")
     assert metadata["License-Expression"] == "BSD-3-Clause"

@@ -7,6 +7,7 @@ jax.pure_callback calls Python instead: the same bits, more slowly.
 import os
 import warnings
 from functools import lru_cache, partial
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +29,8 @@ __all__ = ["batch_norm", "batch_norm_inference", "batch_norm_training"]
 _DTYPES = ("float32", "float64", "float16", "bfloat16")
 
 
-def batch_norm(x, gamma, beta, running_mean, running_var, *, training, axis=1, eps=1e-5, momentum=0.9, ddof=1):
+def batch_norm(x, gamma, beta, running_mean, running_var, *, training, axis=1, eps=1e-5, momentum=0.9,
+               ddof=1) -> tuple[Any, Any, Any]:
     """Normalize x and give the running statistics after it, for functional training loops.
 
     Parameters

@@ -1,5 +1,5 @@
 """thinc, which has no batch norm: a layer, "fastbn.BatchNorm.v1" in thinc's registry, found there without an import."""
-from typing import Callable, Optional, Tuple, TypeVar
+from typing import Any, Callable, Optional, Tuple, TypeVar
 
 import numpy as np
 
@@ -20,7 +20,7 @@ _STATISTICS = ("running_mean", "running_var")
 
 @registry.layers("fastbn.BatchNorm.v1")
 def BatchNorm(nI: Optional[int] = None, *, momentum: float = 0.9, eps: float = 1e-5,
-              ddof: int = 1) -> Model[Floats, Floats]:
+              ddof: int = 1) -> Model[Any, Any]:
     """Batch normalization of Floats2d, Floats3d or Floats4d over the last axis (lists, Ragged: thinc.api.with_array).
 
     Parameters

@@ -2,6 +2,7 @@
 import copy as _copy
 import inspect
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from sklearn import get_config, preprocessing
@@ -184,7 +185,7 @@ class StandardScaler(preprocessing.StandardScaler):
                             "iterator each")
         return super().fit_transform(X, y, **fit_params)
 
-    def transform(self, X, copy=None):
+    def transform(self, X, copy=None) -> Any:
         """Compute (X - mean_) / scale_.
 
         Parameters
@@ -215,7 +216,7 @@ class StandardScaler(preprocessing.StandardScaler):
                              f"{type(y).__name__}: call set_output(transform='default'), or transform chunk by chunk")
         return y
 
-    def inverse_transform(self, X, copy=None):
+    def inverse_transform(self, X, copy=None) -> Any:
         """Compute X * scale_ + mean_.
 
         Parameters
