@@ -8,6 +8,7 @@ Inputs come from integers, so they are the same everywhere. Every NaN counts as 
 
 import argparse
 import contextlib
+import functools
 import hashlib
 import importlib
 from itertools import combinations
@@ -55,6 +56,9 @@ WIDE = {
 }
 # Half types take the paths of float32, but where vectors are aligned and how parts of them are loaded and stored.
 OF_HALVES = {*FEW, "rows odd", "rows unaligned", "planes 7x7", "channels last", "channels last few", "wide rows"}
+# Where training in other ways is computed: planes and rows, few and many features, the features first, in the middle, last.
+OF_VARIANTS = {"rows odd", "rows of 300", "rows one", "rows unaligned", "planes 7x7", "channels last", "channels last few",
+               "features in the middle", "wide planes"}
 GROUPS = {"few": FEW, "all": {**FEW, **MORE, **WIDE}, "wide": WIDE}
 
 
@@ -79,6 +83,20 @@ class Case:
         self.beta = integers(4, features, dtype)
         self.mean = integers(5, features, dtype, offset=50000)
         self.var = np.abs(integers(6, features, dtype)) + dtype(0.5)
+
+    @functools.cached_property
+    def weights(self):
+        """One number for each entry of the batch, a third of them 0."""
+        drawn = integers(7, [size for i, size in enumerate(self.x.shape) if i != self.axis % self.x.ndim], np.float64)
+        return np.abs(np.where(drawn < -0.5, 0, drawn))
+
+    @functools.cached_property
+    def missing(self):
+        """x with NaN for a fifth of its entries, those of whole features among them."""
+        absent = integers(8, self.x.shape, np.float64) < -1
+        np.moveaxis(absent, self.axis, 0)[::7] |= integers(9, len(np.moveaxis(absent, self.axis, 0)[::7]), np.float64)[
+            (...,) + (None,) * (self.x.ndim - 1)] > 1
+        return np.where(absent, self.x.dtype.type("nan"), self.x)
 
     def inference(self, threads, **more):
         return fastbn.batch_norm_inference(self.x, self.mean, self.var, self.gamma, self.beta, axis=self.axis,
@@ -151,6 +169,22 @@ def double_of(frozen):
     return double_backward
 
 
+def variant_of(missing=False, weighted=False, running=False, ghost=False, **settings):
+    """A training call in another way, and its gradients. ghost: three slices of the batch, the last one smaller."""
+    def variant(case, threads):
+        x = case.missing if missing else case.x
+        more = {"nan_policy": "omit"} if missing else {}
+        more |= {"weights": case.weights} if weighted else {}
+        more |= {"ghost_batch_size": len(x) // 3 + 1} if ghost else {}
+        more |= {"running_mean": case.mean, "running_var": case.var} if running else {}
+        y, saved = fastbn.batch_norm_training(x, case.gamma, case.beta, axis=case.axis, num_threads=threads, **settings, **more)
+        moments = saved.moments
+        return (y, saved.mean, saved.var, moments.mean, moments.M2,
+                *fastbn.batch_norm_backward(case.dy, saved, num_threads=threads))
+
+    return variant
+
+
 def layer(case, threads):
     """Two training steps of a layer, then inference: the running averages as well."""
     fastbn.set_num_threads(threads)
@@ -179,6 +213,20 @@ OPERATIONS = {
     "double frozen": double_of(frozen=True),
     "layer": layer,
 }
+VARIANTS = {
+    "weights": variant_of(weighted=True),
+    "weights relu": variant_of(weighted=True, activation="relu"),
+    "omit": variant_of(missing=True),
+    "omit relu": variant_of(missing=True, activation="relu"),
+    "omit weights": variant_of(missing=True, weighted=True),
+    "omit weights gelu": variant_of(missing=True, weighted=True, activation="gelu"),
+    "ghost": variant_of(ghost=True),
+    "ghost weights": variant_of(ghost=True, weighted=True),
+    "renorm": variant_of(renorm=(1.5, 0.5), running=True),
+    "renorm ghost": variant_of(renorm=(1.5, 0.5), running=True, ghost=True),
+    "silu": variant_of(activation="silu"),
+    "elu": variant_of(activation=("elu", 0.5)),
+}
 
 
 def operations_for(label, dtype):
@@ -186,9 +234,10 @@ def operations_for(label, dtype):
     no double backward.
     """
     exact = dtype in (np.float32, np.float64)
-    return {name: operation for name, operation in OPERATIONS.items()
-            if (label not in WIDE or (name.count("+") != 1 and not name.endswith("plain")))
-            and (exact or not name.startswith("double"))}
+    plain = {name: operation for name, operation in OPERATIONS.items()
+             if (label not in WIDE or (name.count("+") != 1 and not name.endswith("plain")))
+             and (exact or not name.startswith("double"))}
+    return plain | (VARIANTS if label in OF_VARIANTS else {})
 
 
 def digest(arrays):

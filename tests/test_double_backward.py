@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 import fastbn
-from fastbn import _core
 from oracle import (FLOATS, GRAD_UNIT, WIDE, as_rows, assert_within, parameters, read_only, sample, strided, unaligned,
                     wide_parameters)
 
@@ -344,38 +343,6 @@ def test_inputs_are_converted(rng):
     for a, b in zip(converted, fastbn.batch_norm_double_backward(*case.upstream, case.dy, saved), strict=True):
         assert a.dtype == np.float32
         np.testing.assert_array_equal(a, b)
-
-
-# --- The same bits ---------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def threads_for_small_work():
-    before = _core.set_bytes_per_thread(0)
-    yield
-    _core.set_bytes_per_thread(before)
-    _core.set_isa(None)
-
-
-@pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("shape, axis", [*SHAPES, ((40000, 3), 1), ((3000, 64), 1), ((40, 8, 3, 3), 1)])
-@pytest.mark.parametrize("place", ["plain", "offset"])
-@KINDS
-def test_threads_and_instruction_sets(rng, threads_for_small_work, shape, axis, place, dtype, frozen):
-    case = make_case(rng, shape, axis, dtype)
-    saved = case.saved(frozen)
-    _core.set_isa("generic")
-    expected = fastbn.batch_norm_double_backward(*case.upstream, case.dy, saved, num_threads=1)
-    if place == "offset":  # from a cache line's boundary
-        shifted = [np.concatenate([a.ravel()[:1], a.ravel()])[1:].reshape(shape) for a in (case.x, case.dy, case.ddx)]
-        case = case._replace(x=shifted[0], dy=shifted[1], ddx=shifted[2])
-        saved = case.saved(frozen)
-    for isa in filter(_core.isa_supported, _core.isa_names()):
-        _core.set_isa(isa)
-        for threads in (1, 2, 3, 7):
-            results = fastbn.batch_norm_double_backward(*case.upstream, case.dy, saved, num_threads=threads)
-            for a, b in zip(results, expected, strict=True):
-                assert a.tobytes() == b.tobytes(), (isa, threads)
 
 
 # --- Errors ----------------------------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 import fastbn
-from fastbn import _core
 from oracle import (FLOATS, GRAD_UNIT, WIDE, Y_UNIT, as_rows, assert_within, backward, central_differences, moving_average, parameters, reciprocal_std, sample, spacing, statistics, strided, unbiased, wide_parameters)
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -219,25 +218,6 @@ def test_ghost_batches_have_corrections_of_their_own(rng):
             np.testing.assert_allclose(dx[s], found[0], rtol=1e-3, atol=1e-4)
             total = total + found[1].astype(float)
         np.testing.assert_allclose(dgamma, total, rtol=1e-4)
-
-
-def test_same_bits_for_every_isa_and_any_threads(rng):
-    x, dy = sample(rng, (33, 5, 40, 40)), sample(rng, (33, 5, 40, 40))
-    mean, var = running(rng)
-    results = set()
-    before = _core.set_bytes_per_thread(0)
-    try:
-        for isa in [name for name in _core.isa_names() if _core.isa_supported(name)]:
-            _core.set_isa(isa)
-            for threads in (1, 2):
-                y, saved = fastbn.batch_norm_training(x, renorm=(1.5, 0.5), running_mean=mean, running_var=var,
-                                                      num_threads=threads)
-                gradients = fastbn.batch_norm_backward(dy, saved, num_threads=threads)
-                results.add(b"".join(a.tobytes() for a in (y, *gradients, saved.r, saved.d)))
-    finally:
-        _core.set_isa(None)
-        _core.set_bytes_per_thread(before)
-    assert len(results) == 1
 
 
 def test_nan_stays_in_its_feature(rng):

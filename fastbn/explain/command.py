@@ -16,7 +16,7 @@ def add_arguments(parser):
         help="the page, one file; replaced when a new one is complete (default: %(default)s)")
     add("--seed", type=demo.whole_number(0, 2**32 - 1), default=Settings.seed, metavar="N",
         help="the same seed gives the same page, but for times (default: %(default)s)")
-    add("--quick", action="store_true", help="fewer steps and repetitions: some seconds in place of a minute")
+    add("--quick", action="store_true", help="fewer steps and repetitions: some 8 seconds in place of 20")
     add("--threads", type=demo.whole_number(1, 1024), metavar="N",
         help="threads that fastbn may use; NumPy's matrix products take one (default: fastbn's choice)")
 
