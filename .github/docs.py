@@ -16,7 +16,7 @@ import pdoc
 
 PACKAGE = Path(__file__).resolve().parents[1] / "fastbn"
 # Adapters are pages where their frameworks are installed.
-ADAPTERS = ["autograd", "jax", "keras", "mygrad", "onnx", "thinc", "torch"]
+ADAPTERS = sorted(path.stem for path in PACKAGE.glob("interop/[a-z]*.py"))
 DOCUMENTS = {"fastbn": "GUIDE.md", "fastbn.convert": "convert/README.md", "fastbn.distributed": "distributed/README.md",
              "fastbn.interop": "interop/README.md", "fastbn.sklearn": "sklearn/README.md",
              "fastbn.standardize": "standardize/README.md"}

@@ -2,15 +2,16 @@
 import doctest
 import importlib
 import inspect
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import fastbn
 
-MODULES = ["fastbn", "fastbn.convert", "fastbn.distributed", "fastbn.standardize", "fastbn.sklearn", "fastbn.interop.torch",
-           "fastbn.interop.jax", "fastbn.interop.autograd", "fastbn.interop.onnx", "fastbn.interop.keras",
-           "fastbn.interop.thinc", "fastbn.interop.mygrad"]
+ADAPTERS = sorted(path.stem for path in Path(fastbn.__file__).parent.glob("interop/[a-z]*.py"))
+MODULES = ["fastbn", "fastbn.convert", "fastbn.distributed", "fastbn.standardize", "fastbn.sklearn",
+           *(f"fastbn.interop.{name}" for name in ADAPTERS)]
 WRONG = {"GL08", "PR01", "PR02", "RT01", "SS01"}  # no docstring, parameters, returns, summary
 
 
