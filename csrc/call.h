@@ -199,6 +199,10 @@ void fbn_map_tiles(struct fbn_call *call, const struct fbn_runs *runs);
 /* schedule.c: takes all steps in a good order on a team of threads. */
 void fbn_schedule(struct fbn_call *call);
 
+/* store_policy.c: how y is stored, and whether the sums prefetch. bytes: of all arrays of the call. */
+enum fbn_store_policy fbn_store_policy(const struct fbn_call *call, int64_t bytes, int threads);
+int fbn_prefetches(const struct fbn_call *call, int threads);
+
 /* scratch.c: gives every array of the scratch memory that is NULL a place, and calls `run`. */
 fastbn_status fbn_with_scratch(struct fbn_call *call, void (*run)(struct fbn_call *call));
 /* The copy of a call without sums in which a thread makes the parameters of the map for itself, in so many bytes. What is

@@ -10,7 +10,7 @@ static inline int fbn_limited(int number, int limit)
     return limit > 0 && (number == 0 || limit < number) ? limit : number;
 }
 
-/* ---- cache.c ---- */
+/* ---- cache_sizes.c ---- */
 
 /* The bytes of one core's level 2 and of the shared last level; a usual size where the system does not tell. They decide
  * where things are computed and how they are stored, never what comes out. */

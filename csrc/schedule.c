@@ -20,7 +20,6 @@ enum {
     OWN_ENTRIES = 16,        /* of a feature, for each thread: then parameters of its own are little beside the data */
     /* bytes */
     BACKWARDS = 512 * 1024,  /* that the map takes forwards, while it goes backwards as a whole */
-    SHORT_RUN = 1024,        /* whose ends share lines with other threads' runs too often for non-temporal stores */
     LONG_COLUMNS = 8192,     /* of a row, which a thread may have for itself */
     EXCHANGE = 384,          /* see exchanged */
     LONG_RUN = 128 * 1024    /* adjacent bytes that memory delivers at full speed */
@@ -260,38 +259,7 @@ static int64_t tasks(const struct fbn_call *call)
     return call->operation->prepare ? fbn_max(fbn_max(chunks, grains(call)), runs) : runs;
 }
 
-/* ---- stores and prefetching ---- */
-
-/* Bytes of all arrays beyond which plain loops that store through the last-level cache were slower than those that store
- * past it. (Measured on Zen 4: of 32 MiB 18 and 35 for one input and 1 and 2 threads, 14 and 24 for two.) */
-static int64_t most_in_cache(const struct fbn_call *call, int threads)
-{
-    const int64_t part = fbn_last_level_bytes() / 16;
-    if (call->plan.gradient || call->given.residual.data)
-        return threads > 1 ? 12 * part : 7 * part;
-    return threads > 1 ? 17 * part : 9 * part;
-}
-
-/* Stores past the caches pay where these do not hold the arrays. They do not pay where y is in place, since its lines were
- * just read or are read again, nor in short runs. Stores in order pay where the second-level caches do not hold the
- * arrays. */
-static enum fbn_store_policy store_policy(const struct fbn_call *call, int64_t bytes, int threads)
-{
-    const char *y = call->given.y.data;
-    int64_t run = fbn_output_run(call) * call->size;
-    int in_place = y == call->given.x.data || y == call->given.dy.data || y == call->plan.dz.data ||
-                   call->plan.activates_y;
-    if (bytes > most_in_cache(call, threads) && run >= SHORT_RUN && !in_place)
-        return FBN_STORE_NON_TEMPORAL;
-    return bytes > threads * fbn_level2_bytes() ? FBN_STORE_IN_ORDER : FBN_STORE_CACHED;
-}
-
-/* Whether the second-level caches hold so little of x that prefetching gains. Beside dy, and what was in them before, they
- * do not hold all of it, but prefetching the rest costs more than it saves (measured). */
-static int prefetches(const struct fbn_call *call, int threads)
-{
-    return call->plan.sums.c * call->given.entries * call->size > threads * (fbn_level2_bytes() / 4 * 7);
-}
+/* ---- the call ---- */
 
 /* By phases, every thread reads the sums and the parameters that the others wrote. These are some lines a feature, from
  * another core's cache, which takes as long as moving EXCHANGE bytes (measured). */
@@ -320,8 +288,8 @@ void fbn_schedule(struct fbn_call *call)
     int64_t bytes = (bytes_of_feature(call) + arrays * given->entries * call->size) * call->plan.sums.c;
     struct fbn_team team = fbn_team_for(given->threads, bytes, exchanged(call), tasks(call));
     const int threads = team.threads;
-    call->plan.policy = store_policy(call, bytes, threads);
-    call->plan.prefetches = prefetches(call, threads);
+    call->plan.policy = fbn_store_policy(call, bytes, threads);
+    call->plan.prefetches = fbn_prefetches(call, threads);
     struct schedule schedule = {call, goes_by_features(call, threads), features_in_cache(call, threads), NULL, 0};
     run_team(&schedule, team);
 }

@@ -134,7 +134,7 @@ FAULTS = [
           "is_vector_of(beta, c, kind) and fits(out, x)",
           "is_vector(beta, c) and fits(out, x)",
           "a beta of another type than the statistics is read as theirs"),
-    Fault(25, "fastbn/_binding/foreign_tensors.pxi",
+    Fault(25, "fastbn/_binding/torch_exchange.pxi",
           "old -= PyFloat_AsDouble(momentum)",
           "old = PyFloat_AsDouble(momentum)",
           "PyTorch's momentum is taken for the weight of the old average"),

@@ -99,6 +99,29 @@ def test_bits_are_equal_for_all_threads_and_instruction_sets(rng, small_work_thr
         assert results[1:] == results[:1] * 3
 
 
+def with_gaps(a):
+    """The same values in rows that lie apart."""
+    room = np.full((*a.shape[:-1], a.shape[-1] + 16), np.nan, a.dtype)
+    room[..., :a.shape[-1]] = a
+    return room[..., :a.shape[-1]]
+
+
+@pytest.mark.parametrize("apart", ["x", "residual", "dy", "out"])
+@pytest.mark.parametrize("shape", [(37, 64), (300, 32), (9, 1024), (5, 3, 64)])
+@pytest.mark.parametrize("activation", [None, "relu"])
+def test_gaps_in_one_array_change_no_bit(rng, shape, apart, activation):
+    """Rows of whole cache lines, of which each array but one is packed."""
+    arrays = {name: rng.normal(size=shape).astype(np.float32) for name in ("x", "residual", "dy")}
+    results = []
+    for change in (lambda a: a, with_gaps):
+        x, residual, dy = (change(a) if name == apart else a for name, a in arrays.items())
+        out = (change if apart == "out" else np.array)(np.zeros(shape, np.float32))
+        y, saved = fastbn.batch_norm_training(x, axis=-1, activation=activation, residual=residual, out=out)
+        frozen = fastbn.batch_norm_inference(x, saved.mean, saved.var, axis=-1, activation=activation, residual=residual)
+        results.append([a.tobytes() for a in (y, frozen, *fastbn.batch_norm_backward(dy, saved))])
+    assert results[0] == results[1]
+
+
 def test_layouts_of_memory_give_the_same_values(rng):
     x, gamma, beta, r, dy = data(rng, (6, 5, 8, 9), 1, np.float64)
     expected = None

@@ -83,7 +83,7 @@ def sources(machine: str, only: tuple[str, ...] | None = None) -> list[tuple[Pat
     kernels = [(CSRC / f"kernels_{isa}.c", flags) for isa, flags in isas.items()]
     have = [f"-DFBN_HAVE_{isa.upper()}" for isa in isas if isa != "generic"]
     tests = [(path, []) for path in sorted(C_TESTS.glob("*.c")) if path.name != "embed.c"]  # a program of its own
-    return kernels + [(path, have) for path in common] + [(CSRC / "cache.c", RENAMED)] + tests
+    return kernels + [(path, have) for path in common] + [(CSRC / "cache_sizes.c", RENAMED)] + tests
 
 
 def build_core_test(compiler: str, folder: Path, *, machine: str = MACHINE, options: tuple[str, ...] = ("-O2",),

@@ -4,7 +4,7 @@ Formulas: Ioffe and Szegedy, "Batch Normalization: Accelerating Deep Network Tra
 (arXiv:1502.03167), section 3. How they are computed: csrc/fastbn.h.
 """
 from .. import _core
-from .._engine import checks, foreign
+from .._engine import checks, dlpack
 from .._engine.run import RESULTS, general_backward, like_input, needed
 from .._engine.saved import Composite, Saved
 
@@ -95,8 +95,8 @@ def batch_norm_backward(dy, saved, *, out=None, needs=RESULTS, num_threads=None,
         result = _core.plain_backward(dy, saved, out, num_threads)
         if result is not None:
             return result
-    if like is not None or foreign.concerns(dy, out):
-        return foreign.calling(batch_norm_backward, {"dy": dy, "saved": saved}, like, out, needs=needs,
+    if like is not None or dlpack.concerns(dy, out):
+        return dlpack.calling(batch_norm_backward, {"dy": dy, "saved": saved}, like, out, needs=needs,
                                num_threads=num_threads, model=getattr(saved, "x", None))
     if not isinstance(saved, (Saved, Composite)):
         raise TypeError(f"saved is a {type(saved).__name__}, expected what batch_norm_training or "

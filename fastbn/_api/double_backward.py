@@ -2,7 +2,7 @@
 import numpy as np
 
 from .. import _core
-from .._engine import checks, foreign
+from .._engine import checks, dlpack
 from .._engine.layout import arrange
 from .._engine.run import as_parameter, like_input, needed
 from .._engine.saved import Saved
@@ -91,7 +91,7 @@ def batch_norm_double_backward(ddx, ddgamma, ddbeta, dy, saved, *, needs=_RESULT
     """
     if like is not None:
         given = {"ddx": ddx, "ddgamma": ddgamma, "ddbeta": ddbeta, "dy": dy, "saved": saved}
-        return foreign.calling(batch_norm_double_backward, given, like, needs=needs, num_threads=num_threads,
+        return dlpack.calling(batch_norm_double_backward, given, like, needs=needs, num_threads=num_threads,
                                model=getattr(saved, "x", dy))
     names = needed(needs, _RESULTS)
     if not isinstance(saved, Saved):

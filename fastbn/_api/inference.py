@@ -7,7 +7,7 @@ The core takes plain arrays as they are, since checks would be most of a small c
 way converts, checks and explains.
 """
 from .. import _core
-from .._engine import activations, checks, foreign, fusion
+from .._engine import activations, checks, dlpack, fusion
 from .._engine.run import normalize_by_given, prepare
 
 
@@ -92,9 +92,9 @@ def batch_norm_inference(x, mean, var, gamma=None, beta=None, *, eps=1e-5, axis=
         result = _core.plain_frozen(x, mean, var, gamma, beta, eps, axis, out, num_threads, act)
         if result is not None:
             return result
-    if like is not None or foreign.concerns(x, out):
+    if like is not None or dlpack.concerns(x, out):
         given = {"x": x, "mean": mean, "var": var, "gamma": gamma, "beta": beta, "residual": residual}
-        return foreign.calling(batch_norm_inference, given, like, out, eps=eps, axis=axis, activation=activation,
+        return dlpack.calling(batch_norm_inference, given, like, out, eps=eps, axis=axis, activation=activation,
                                num_threads=num_threads, return_saved=return_saved)
     x, axes, c, p = prepare(x, axis, {"mean": mean, "var": var, "gamma": gamma, "beta": beta})
     for name in ("mean", "var"):

@@ -4,7 +4,7 @@ Formulas: Ioffe and Szegedy, "Batch Normalization: Accelerating Deep Network Tra
 (arXiv:1502.03167), algorithm 1. How they are computed: csrc/fastbn.h.
 """
 from .. import _core
-from .._engine import activations, checks, foreign, fusion
+from .._engine import activations, checks, dlpack, fusion
 from .._engine.run import normalize, prepare, with_residual
 from .._training import variants
 
@@ -122,10 +122,10 @@ def batch_norm_training(x, gamma=None, beta=None, *, eps=1e-5, axis=1, activatio
         result = _core.plain_training(x, gamma, beta, eps, axis, out, num_threads, act, residual)
         if result is not None:
             return result if residual is None else with_residual(result, act, residual)
-    if like is not None or foreign.concerns(x, out):
+    if like is not None or dlpack.concerns(x, out):
         given = {"x": x, "gamma": gamma, "beta": beta, "residual": residual, "mask": mask, "weights": weights,
                  "lengths": lengths, "running_mean": running_mean, "running_var": running_var}
-        return foreign.calling(batch_norm_training, given, like, out, eps=eps, axis=axis, activation=activation,
+        return dlpack.calling(batch_norm_training, given, like, out, eps=eps, axis=axis, activation=activation,
                                num_threads=num_threads, ghost_batch_size=ghost_batch_size, renorm=renorm,
                                nan_policy=nan_policy)
     if varies:

@@ -1,13 +1,5 @@
 # The kernels of the activations for tests, included by _core.pyx: one call of the kernel, on plain arrays.
 
-cdef extern from "kernels.h":
-    const int FBN_ACTIVATIONS
-    const char *fbn_activation_name(fastbn_activation activation)
-
-# In the order of fastbn_activation; the list stands in csrc/kernels/activations.inc.
-cdef tuple ACTIVATIONS = tuple([fbn_activation_name(<fastbn_activation> i).decode() for i in range(FBN_ACTIVATIONS)])
-
-
 cdef cnp.ndarray like(object z, object a, str name):
     """a, which has to be a plain array of the type and size of z; a fresh one for None."""
     if not is_plain(z) or not is_real(cnp.PyArray_TYPE(z)):
@@ -17,11 +9,6 @@ cdef cnp.ndarray like(object z, object a, str name):
     if not is_plain(a) or cnp.PyArray_TYPE(a) != cnp.PyArray_TYPE(z) or cnp.PyArray_SIZE(a) != cnp.PyArray_SIZE(z):
         raise TypeError(f"{name} must be a C-contiguous array of the type and size of z")
     return a
-
-
-def activation_names():
-    """The activations that have a kernel."""
-    return ACTIVATIONS
 
 
 def activate(z, str activation not None, double slope=0.0, out=None):

@@ -1,6 +1,6 @@
 # bfloat16 through DLPack, included by _core.pyx: NumPy refuses to read or write that type, since it has none of its
 # own. It takes the same bits as uint16; so the type that a capsule names is changed on the way.
-# The structs and numbers are those of _binding/foreign_tensors.pxi.
+# The structs and numbers are those of _binding/torch_exchange.pxi.
 from cpython.pycapsule cimport PyCapsule_IsValid
 
 

@@ -14,6 +14,9 @@ cdef extern from "kernels.h":
 
     fastbn_status fbn_kernels_active(const fbn_kernels **kernels)
 
+    const int FBN_ACTIVATIONS
+    const char *fbn_activation_name(fastbn_activation activation)
+
 
 cdef const fbn_kernels *active_kernels() except NULL:
     cdef const fbn_kernels *kernels = NULL
@@ -24,3 +27,12 @@ cdef const fbn_kernels *active_kernels() except NULL:
 cdef const fbn_typed *typed_kernels(cnp.ndarray a) except NULL:
     """The kernels for the type of a, float32 or float64."""
     return &active_kernels().typed[<int> dtype_of_kind(cnp.PyArray_TYPE(a))]
+
+
+# In the order of fastbn_activation; the list stands in csrc/kernels/activations.inc.
+cdef tuple ACTIVATIONS = tuple([fbn_activation_name(<fastbn_activation> i).decode() for i in range(FBN_ACTIVATIONS)])
+
+
+def activation_names():
+    """The activations that have a kernel."""
+    return ACTIVATIONS

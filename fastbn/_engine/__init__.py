@@ -1,7 +1,7 @@
 """What everything above computes with. In reading order:
 
 checks.py       arguments, and errors that say what is wrong with them
-foreign.py      arrays of other libraries through DLPack
+dlpack.py       arrays of other libraries through DLPack
 layout.py       an array of any layout as the core's shape (n, c, s)
 activations.py  activations by name
 weights.py      masks, weights and lengths: how much each entry counts

@@ -9,7 +9,7 @@ import warnings
 
 import numpy as np
 
-from . import foreign
+from . import dlpack
 
 _PACKAGE = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "")
 
@@ -33,7 +33,7 @@ def as_data(x, name, halves=True):
     if isinstance(x, (np.ma.MaskedArray, np.matrix)):
         raise TypeError(f"{name} is a {type(x).__name__}, whose mask or two-dimensional rules would be lost: pass a plain "
                         f"array, for example {'x.filled(...)' if isinstance(x, np.ma.MaskedArray) else 'np.asarray(x)'}")
-    a = foreign.asarray(x, name)
+    a = dlpack.asarray(x, name)
     native = a.dtype.newbyteorder("=")
     if native not in DTYPES and not (halves and is_half(native)):
         expected = "float32, float64, float16 or bfloat16" if halves else "float32 or float64"

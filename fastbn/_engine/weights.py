@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import foreign
+from . import dlpack
 
 _EXACT = 2 ** 53  # up to which doubles are all the integers
 _LARGEST = 1e140
@@ -104,7 +104,7 @@ def _mask(mask, shape):
     if mask is None:
         return None
     _refuse_masked(mask, "mask", "False")
-    mask = foreign.asarray(mask, "mask")
+    mask = dlpack.asarray(mask, "mask")
     if mask.dtype != np.bool_:
         raise TypeError(f"mask has dtype {mask.dtype}, expected bool: True where an entry counts; for weights pass weights=")
     return _fits(mask, shape, "mask")
@@ -114,7 +114,7 @@ def _weights(weights, shape):
     if weights is None:
         return None
     _refuse_masked(weights, "weights", 0)
-    weights = foreign.asarray(weights, "weights")
+    weights = dlpack.asarray(weights, "weights")
     if weights.dtype.name == "bfloat16":
         weights = weights.astype(np.float32)
     if weights.dtype.kind not in "fiu":
@@ -133,7 +133,7 @@ def _lengths(lengths, shape):
     if lengths is None:
         return None
     _refuse_masked(lengths, "lengths", 0)
-    lengths = foreign.asarray(lengths, "lengths")
+    lengths = dlpack.asarray(lengths, "lengths")
     if len(shape) < 2:
         raise ValueError("lengths is given, but x has only a batch axis beside the feature axis: expected a sequence axis")
     if lengths.dtype.kind not in "iu":

@@ -8,7 +8,7 @@ import numpy as np
 
 from .. import _core
 from .._data import layer_state
-from .._engine import checks, foreign, fusion
+from .._engine import checks, dlpack, fusion
 from .._engine.layout import normalize_axes
 from .._engine.run import backward_of, like_input, normalize, normalize_by_given
 from .._training import nan_policies
@@ -248,9 +248,9 @@ class BatchNorm(Running, Conversions):
         y = self._forward(x, residual, out) if plain else None
         if y is not None:
             return y
-        if like is not None or foreign.concerns(x, out):
+        if like is not None or dlpack.concerns(x, out):
             plainly = functools.partial(BatchNorm.forward, self)
-            return foreign.calling(plainly, {"x": x, **more}, like, out, update=update)
+            return dlpack.calling(plainly, {"x": x, **more}, like, out, update=update)
         self._check_arrays()
         x = checks.batch(x)
         axes = normalize_axes(self.axis, x.ndim)
@@ -260,7 +260,7 @@ class BatchNorm(Running, Conversions):
         updates = self._updates(update)
         if updates:
             self._refuse_step()
-        if self._normalizes_by_batch():
+        if self._normalizes_by_batch():  # see freezing.py; plain calls were decided by the core, in layer_base.pxi
             return self._normalize_by_batch(x, axes, out, updates, more)
         return self._normalize_by_running(x, axes, out, updates, **more)
 
@@ -346,9 +346,9 @@ class BatchNorm(Running, Conversions):
         dx = self._backward(dy, out) if like is None else None
         if dx is not None:
             return dx
-        if like is not None or foreign.concerns(dy, out):
+        if like is not None or dlpack.concerns(dy, out):
             plainly = functools.partial(BatchNorm.backward, self)
-            return foreign.calling(plainly, {"dy": dy}, like, out, model=getattr(self._saved, "x", None))
+            return dlpack.calling(plainly, {"dy": dy}, like, out, model=getattr(self._saved, "x", None))
         if self._saved is None:
             raise RuntimeError("backward without a forward call: call forward first (in inference mode after "
                                "eval(backward=True)), once for each backward. A layer keeps its last forward call alone: "

@@ -1,4 +1,7 @@
-"""The arrays of a layer, and the step that a batch takes of its moving averages, apart from forward too."""
+"""The arrays of a layer, and the step that a batch takes of its moving averages, apart from forward too.
+
+The factor N / (N - ddof) of that step stands in _engine/moments.py (step), and for plain calls in _binding/plain_calls.pxi.
+"""
 import numpy as np
 
 from .._data.calibration import calibrate

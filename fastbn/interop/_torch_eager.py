@@ -1,5 +1,5 @@
 """PyTorch's eager calls: autograd.Functions around fastbn's, for fastbn.interop.torch. Where tensors are contiguous the
-core reads them itself (fastbn/_binding/foreign_tensors.pxi).
+core reads them itself (fastbn/_binding/torch_exchange.pxi).
 """
 from .. import _core
 from .._engine import activations, fusion

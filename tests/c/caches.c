@@ -1,7 +1,7 @@
 /* Cache sizes that the test chooses.
  *
  * The sizes decide on blocking and on stores past the caches, never on results. The build renames the two functions of
- * csrc/cache.c, and these take their place: with tiny caches, small arrays take the paths of those that outgrow memory.
+ * csrc/cache_sizes.c, and these take their place: with tiny caches, small arrays take the paths of those that outgrow memory.
  */
 #include "machine.h"
 

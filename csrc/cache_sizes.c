@@ -1,4 +1,4 @@
-/* cache.c - sizes of the data caches, asked once.
+/* cache_sizes.c - sizes of the data caches, asked once.
  *
  * On Linux /sys tells them: sysconf(_SC_LEVEL3_CACHE_SIZE) multiplies the size by a guess of the sharing cores on some
  * virtual machines and was seen ten times too large.
