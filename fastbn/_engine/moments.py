@@ -61,9 +61,11 @@ class Moments:
     (array([3.]), array([4.66666667]))
     """
 
-    __slots__ = {"count": "The entries of each feature, or the sum of their weights: a number, or an array of shape (C,).",
-                 "squares": "The sum of the squared weights, like count; the same as count without weights.",
-                 "mean": "The mean of each feature, an array of float64 of shape (C,).", "_M2": None, "_batch": None}
+    __slots__ = {
+        "count": "The entries of each feature, or the sum of their weights: a number, or an array of shape (C,).",
+        "squares": "The sum of the squared weights, like count; the same as count without weights.",
+        "mean": "The mean of each feature, an array of float64 of shape (C,).",
+        "_M2": None, "_batch": None}
 
     def __init__(self, count, mean, M2, squares=None):
         self.count = _count(count, "count")
