@@ -229,8 +229,8 @@ class SyncBatchNorm(BatchNorm):
 
         Notes
         -----
-        What dgamma and dbeta are depends on reduce_parameter_gradients. Where another rank gave up, nothing has changed,
-        but an `out` after a forward call through constant statistics.
+        What dgamma and dbeta are depends on reduce_parameter_gradients. Where another rank gave up, nothing has
+        changed, but an `out` after a forward call through constant statistics.
         """
         sync = _sync_part(self._saved)
         if sync is None and not self._sends_in_backward():
