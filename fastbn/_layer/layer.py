@@ -250,8 +250,8 @@ class BatchNorm(Running, Conversions):
         Returns
         -------
         array of x's shape and dtype
-            y. An empty batch changes nothing. With one value per feature, training gives y = beta, leaves the moving
-            averages alone (with ddof=0 it moves them, towards the variance 0) and warns once.
+            The normalized x, y. An empty batch changes nothing. With one value per feature, training gives y = beta,
+            leaves the moving averages alone (with ddof=0 it moves them, towards the variance 0) and warns once.
 
         Raises
         ------
@@ -460,7 +460,7 @@ class BatchNorm(Running, Conversions):
         Returns
         -------
         dict of str to array
-            gamma, beta, running_mean, running_var and num_batches_tracked, those that the layer has.
+            Those of gamma, beta, running_mean, running_var and num_batches_tracked that the layer has.
 
         Examples
         --------

@@ -158,6 +158,15 @@ class SyncBatchNorm(BatchNorm):
         RuntimeError
             If another rank raised or differs, the communicator failed, the layer was unpickled and has no communicator
             yet, or the moving averages would take a step in inference mode.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from fastbn.distributed import SyncBatchNorm
+        >>> bn = SyncBatchNorm(1, comm=None, momentum=0.5)
+        >>> y = bn.forward(np.array([[1.0], [3.0]]))
+        >>> bn.running_mean
+        array([1.], dtype=float32)
         """
         given = {"residual": residual, "mask": mask, "weights": weights, "lengths": lengths, "out": out, "update": update,
                  "like": like}
@@ -231,6 +240,15 @@ class SyncBatchNorm(BatchNorm):
         -----
         What dgamma and dbeta are depends on reduce_parameter_gradients. Where another rank gave up, nothing has
         changed, but an `out` after a forward call through constant statistics.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from fastbn.distributed import SyncBatchNorm
+        >>> bn = SyncBatchNorm(1, comm=None)
+        >>> dx = bn.backward(np.ones_like(bn(np.array([[1.0], [3.0]]))))
+        >>> bn.dbeta
+        array([2.], dtype=float32)
         """
         sync = _sync_part(self._saved)
         if sync is None and not self._sends_in_backward():
