@@ -21,13 +21,21 @@ def set_num_threads(num_threads):
     Raises
     ------
     TypeError, ValueError
-        For what is no positive int.
+        If num_threads is no positive int.
 
     Notes
     -----
     This can only lower the number, never raise it. The number is otherwise OpenMP's maximum (OMP_NUM_THREADS,
     threadpoolctl). Where OMP_NUM_THREADS is not set, it is also at most the processors that the calling thread may
     run on and a container's quota. FASTBN_NUM_THREADS sets the limit that a process starts with.
+
+    Examples
+    --------
+    >>> import fastbn
+    >>> fastbn.set_num_threads(1)
+    >>> fastbn.get_num_threads()
+    1
+    >>> fastbn.set_num_threads(None)
     """
     _core.set_num_threads(checks.threads(num_threads))
     _came_from["threads"] = (num_threads, f"set_num_threads({num_threads})")
@@ -46,6 +54,12 @@ def get_num_threads():
     A call uses fewer where it is short, while other calls of this process are under way, while the process backs off
     (`set_backoff`), where waking sleeping threads costs more than they gain, and where the system has no thread to
     give.
+
+    Examples
+    --------
+    >>> import fastbn
+    >>> fastbn.get_num_threads() >= 1
+    True
     """
     return _core.get_num_threads()
 
@@ -61,7 +75,7 @@ def set_backoff(on):
     Raises
     ------
     TypeError
-        For what is no bool.
+        If on is no bool.
 
     Notes
     -----
@@ -69,6 +83,15 @@ def set_backoff(on):
     for each other than they gained. That happens on a machine that is busy with other programs: a call ends with its
     last thread, and the system may take one off its processor for milliseconds. Teams are halved, down to one thread,
     and grow again afterwards; results do not change. ``get_config()["backoffs"]`` tells how often it happened.
+
+    Examples
+    --------
+    >>> import fastbn
+    >>> before = fastbn.get_backoff()
+    >>> fastbn.set_backoff(False)
+    >>> fastbn.get_backoff()
+    False
+    >>> fastbn.set_backoff(before)
     """
     if not isinstance(on, (bool, np.bool_)):
         raise TypeError(f"on is {on!r}, expected True or False")
@@ -83,6 +106,12 @@ def get_backoff():
     -------
     bool
         See set_backoff.
+
+    Examples
+    --------
+    >>> import fastbn
+    >>> isinstance(fastbn.get_backoff(), bool)
+    True
     """
     return _core.get_backoff()
 
@@ -93,13 +122,18 @@ def rearm_threads():
     Raises
     ------
     RuntimeError
-        Where fastbn itself had used threads before the fork.
+        If fastbn itself had used threads before the fork.
 
     Notes
     -----
     After a fork fastbn computes on one thread, since the parent's OpenMP threads do not exist in the child and
     waiting for them would hang. It cannot know whether another library that shares its OpenMP pool had used threads:
     call this where that is certain not to be so.
+
+    Examples
+    --------
+    >>> import fastbn
+    >>> fastbn.rearm_threads()    # changes nothing outside of a forked child
     """
     _core.rearm_threads()
 
@@ -115,7 +149,7 @@ def set_output_cache(nbytes):
     Raises
     ------
     TypeError, ValueError
-        For what is no int of at least 0.
+        If nbytes is no int of at least 0.
 
     Notes
     -----
@@ -124,6 +158,15 @@ def set_output_cache(nbytes):
     kept instead, the longest unused goes first, and the system may take it whenever it runs short.
     FASTBN_OUTPUT_CACHE sets the bytes that a process starts with, also as 64M or 2G. It works on Linux; elsewhere,
     and where NumPy was given another allocator, nothing is kept.
+
+    Examples
+    --------
+    >>> import fastbn
+    >>> before = fastbn.get_output_cache()
+    >>> fastbn.set_output_cache(0)
+    >>> fastbn.get_output_cache()
+    0
+    >>> fastbn.set_output_cache(before)
     """
     _core.set_output_cache(_OUTPUT_CACHE if nbytes is None else checks.byte_count(nbytes, "nbytes"))
     _came_from["output cache"] = f"set_output_cache({nbytes})"
@@ -136,6 +179,12 @@ def get_output_cache():
     -------
     int
         0 on systems where nothing is kept.
+
+    Examples
+    --------
+    >>> import fastbn
+    >>> fastbn.get_output_cache() >= 0
+    True
     """
     return _core.get_output_cache()
 
@@ -178,8 +227,8 @@ def get_config():
 
     Returns
     -------
-    dict
-        Strings, ints, bools and lists of strings; None where unknown.
+    dict of str to object
+        Strings, ints, bools and lists of these; None where unknown.
 
     Examples
     --------
@@ -222,6 +271,15 @@ def show_config(file=None):
     ----------
     file : file object, optional
         Where it is printed; standard output by default.
+
+    Examples
+    --------
+    >>> import io
+    >>> import fastbn
+    >>> text = io.StringIO()
+    >>> fastbn.show_config(file=text)
+    >>> "instruction sets" in text.getvalue()
+    True
     """
     config = get_config()
     caches = ", ".join(f"L{level} {_size(n)}" for level, n in enumerate(config["cache_bytes"], 1))

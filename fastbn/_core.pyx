@@ -1,4 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False, cdivision=True
+# cython: embedsignature=True, embedsignature.format=clinic
 """The C core for Python: arrays in, status codes out as exceptions.
 
 Two ways lead to it. The general one takes arrays of shape (n, c, s), see csrc/fastbn.h, whose last axis is contiguous;
@@ -72,3 +73,4 @@ include "_binding/xla.pxi"
 include "_binding/configuration.pxi"
 include "_binding/activations_for_tests.pxi"
 include "_binding/hooks_for_tests.pxi"
+include "_binding/hidden_names.pxi"

@@ -35,9 +35,9 @@ def fold_linear(weight, bias, bn, *, bn_first=False, activation=None):
     Raises
     ------
     TypeError, ValueError
-        For shapes, an activation, or a result too large for the dtype.
+        If a shape does not fit, the layer has an activation, or a result is too large for the dtype.
     RuntimeError
-        Where the layer has no running statistics.
+        If the layer has no running statistics.
 
     Notes
     -----
@@ -106,9 +106,10 @@ def fold_conv(weight, bias, bn, *, bn_first=False, transposed=False, groups=1, p
     Raises
     ------
     TypeError, ValueError
-        For a batch norm that cannot be folded, shapes, an activation, or a result too large for the dtype.
+        If the batch norm cannot be folded there, a shape does not fit, the layer has an activation, or a result is too
+        large for the dtype.
     RuntimeError
-        Where the layer has no running statistics.
+        If the layer has no running statistics.
 
     Notes
     -----

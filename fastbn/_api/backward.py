@@ -45,10 +45,9 @@ def batch_norm_backward(dy, saved, *, out=None, needs=RESULTS, num_threads=None,
     Raises
     ------
     TypeError, ValueError
-        For a dy of another shape, unknown names in needs, dmean or dvar of batch statistics, an `out` that does not
-        fit.
+        If dy has another shape, needs has an unknown name, or dmean or dvar of batch statistics, or `out` does not fit.
     RuntimeError
-        Where x was overwritten by the forward call and cannot be recovered.
+        If x was overwritten by the forward call and cannot be recovered.
 
     See Also
     --------

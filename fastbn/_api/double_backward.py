@@ -41,10 +41,10 @@ def batch_norm_double_backward(ddx, ddgamma, ddbeta, dy, saved, *, needs=_RESULT
     Raises
     ------
     TypeError, ValueError
-        For shapes that do not fit, unknown names in needs, and a forward call with more to it (activation, residual,
+        If a shape does not fit, needs has an unknown name, or the forward call had more to it (activation, residual,
         weights, ghost batches).
     RuntimeError
-        Where x is needed and was overwritten by the forward call: unlike batch_norm_backward, this cannot start from
+        If x is needed and was overwritten by the forward call: unlike batch_norm_backward, this cannot start from
         y.
 
     Notes

@@ -55,10 +55,11 @@ def batch_norm_inference(x, mean, var, gamma=None, beta=None, *, eps=1e-5, axis=
     Raises
     ------
     TypeError
-        For integers, masked arrays, matrices, and a `like` that is none.
+        If an array is of integers, masked or a matrix, or `like` is no array and no library of arrays.
     ValueError
-        For shapes, eps, axis, activation or out that do not fit; for arrays on a GPU or that require a gradient; for
-        overlapping memory. With return_saved, out may be the residual only where backward can do without it.
+        If a shape, eps, axis, activation or out does not fit, an array is on a GPU or requires a gradient, or out
+        overlaps another argument in part. With return_saved, out may be the residual only where backward can do
+        without it.
 
     See Also
     --------

@@ -72,7 +72,7 @@ def batch_norm_training(x, gamma=None, beta=None, *, eps=1e-5, axis=1, activatio
     Raises
     ------
     TypeError, ValueError
-        As batch_norm_inference does, and for what is named above.
+        As batch_norm_inference does, and where it is named above.
 
     See Also
     --------

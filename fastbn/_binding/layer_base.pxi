@@ -10,8 +10,15 @@ cdef class LayerBase:
     """
     cdef object gamma_array, beta_array, mean_array, var_array
     cdef readonly Py_ssize_t num_features
+    """C, the size of the feature axis, an int."""
     cdef public bint training
-    cdef public object num_batches_tracked, dgamma, dbeta
+    """The mode, a bool: True for training, False for inference. train() and eval() set it."""
+    cdef public object num_batches_tracked
+    """How many batches the moving averages have seen, an int; None where track_running_stats=False."""
+    cdef public object dgamma
+    """The gradient with respect to gamma, an array of shape (C,), that the last backward call set; None before."""
+    cdef public object dbeta
+    """The gradient with respect to beta, an array of shape (C,), that the last backward call set; None before."""
     cdef public object _saved     # of the last forward call that backward may go back through, or None
     cdef public object _momentum  # None or a float
     cdef public int _ddof

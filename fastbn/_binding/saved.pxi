@@ -27,23 +27,46 @@ cdef int widen(object vector, double *to) except -1:
 @cython.final
 @cython.no_gc
 cdef class Saved:
-    """What a forward call leaves for the backward call.
+    """What a forward call leaves for the backward call; the forward calls make it.
 
-    mean, var, rstd: float64 arrays of shape (C,); var is the biased variance, rstd = 1 / sqrt(var + eps). moments: the
-    batch's Moments, whose step() is that of moving averages. It refers to
-    x (without copying it: keep x unchanged until backward) and holds copies of gamma and beta. After a forward call in
-    place it refers to y instead, from which the normalized x comes back as (y - beta) / gamma.
+    Attributes
+    ----------
+    mean, var, rstd : array of float64, shape (C,)
+        The statistics that normalized: var is the biased variance, rstd = 1 / sqrt(var + eps).
+    moments : Moments
+        Those of the batch, whose step() is that of moving averages.
+
+    Notes
+    -----
+    It refers to x without copying it, so keep x unchanged until backward, and holds copies of gamma and beta. After a
+    forward call in place it refers to y instead, from which the normalized x comes back as (y - beta) / gamma.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastbn
+    >>> y, saved = fastbn.batch_norm_training(np.array([[1.0, 10.0], [3.0, 30.0]]))
+    >>> saved
+    Saved(batch statistics of 2 features)
+    >>> saved.mean, saved.var
+    (array([ 2., 20.]), array([  1., 100.]))
     """
-    cdef public cnp.ndarray x  # whoever keeps x himself may take it out, and put it back for backward
-    cdef readonly bint frozen, holds_y
-    cdef readonly cnp.npy_intp entries  # of each feature
+    cdef public cnp.ndarray x
+    """The array of the forward call. Whoever keeps it himself may set this to None, and back before backward."""
+    cdef readonly bint frozen
+    """Whether the statistics were given, not those of a batch: then they are constants in the gradient."""
+    cdef readonly bint holds_y
+    """Whether the forward call wrote y over x."""
+    cdef readonly cnp.npy_intp entries
+    """How many entries each feature has, an int."""
     # What x was in the forward call: whoever holds it can change its shape and type in place.
     cdef int ndim, kind
     cdef cnp.npy_intp[MOST_DIMS] dims
     cdef cnp.ndarray rows    # (SAVED_ROWS, C), float64, in one allocation; a view of a row is made when asked for
     cdef bint has_gamma, has_beta
     cdef bint beta_has_gradient_kind  # or there is none
-    cdef public object extras  # what else the call had, an fusion.Extras; None: nothing
+    cdef public object extras
+    """What the call had beyond normalization (activation, residual, weights), or None."""
     cdef fastbn_activation activation  # where that is an activation alone, it: then the short way knows all
     cdef double slope
     cdef int gradient_kind   # NumPy's number of the type that dgamma and dbeta get
@@ -52,7 +75,10 @@ cdef class Saved:
 
     def __init__(self, cnp.ndarray x not None, tuple axes not None, cnp.npy_intp c, gamma, beta, *, bint frozen,
                  bint in_place):
-        """gamma, beta: plain arrays of shape (c,), or None. mean, var and rstd are for the caller to fill in."""
+        """Make one whose mean, var and rstd are for the caller to fill in.
+
+        gamma, beta: plain arrays of shape (c,), or None.
+        """
         if not is_vector(gamma, c) or not is_vector(beta, c):
             raise ValueError(f"gamma or beta is no plain array of shape ({c},)")
         self.axis = axes[0] if len(axes) == 1 else -1
@@ -80,7 +106,13 @@ cdef class Saved:
         return <double *> cnp.PyArray_DATA(self.rows) + which * cnp.PyArray_DIM(self.rows, 1)
 
     def set_rstd(self, double eps):
-        """rstd from var, as the core computes it."""
+        """Compute rstd from var, as the core does.
+
+        Parameters
+        ----------
+        eps : float
+            It is added to the variance.
+        """
         active_kernels().rstd(cnp.PyArray_DIM(self.rows, 1), self.row(VAR), eps, self.row(RSTD))
 
     cdef fastbn_params params(self) noexcept:
@@ -98,7 +130,18 @@ cdef class Saved:
                 and cnp.PyArray_CompareLists(self.dims, cnp.PyArray_DIMS(x), self.ndim))
 
     def input(self):
-        """x. Raises RuntimeError where it is not what it was in the forward call."""
+        """Give x, once it is known to be what it was in the forward call.
+
+        Returns
+        -------
+        array
+            The attribute x.
+
+        Raises
+        ------
+        RuntimeError
+            Where x is None, or its shape or dtype was changed in place.
+        """
         cdef object x = self.x  # whose attributes are Python's
         if not self.has_input():
             now = "is None" if x is None else f"has shape {x.shape} and dtype {x.dtype}"
@@ -109,34 +152,39 @@ cdef class Saved:
 
     @property
     def mean(self):
+        """The mean of each feature, an array of float64 of shape (C,)."""
         return self.rows[MEAN]
 
     @property
     def var(self):
+        """The biased variance of each feature, an array of float64 of shape (C,)."""
         return self.rows[VAR]
 
     @property
     def rstd(self):
+        """1 / sqrt(var + eps), an array of float64 of shape (C,)."""
         return self.rows[RSTD]
 
     @property
     def moments(self):
-        """The batch's Moments."""
+        """The batch's Moments; an AttributeError where the statistics were given."""
         if self.frozen:
             raise AttributeError("the statistics of this call were given, not those of a batch: there are no moments")
         return moments_of(self)
 
     @property
     def gamma(self):
-        """As float64; None where there was none."""
+        """The scale as an array of float64 of shape (C,), or None."""
         return self.rows[GAMMA] if self.has_gamma else None
 
     @property
     def beta(self):
+        """The shift as an array of float64 of shape (C,), or None."""
         return self.rows[BETA] if self.has_beta else None
 
     @property
     def axes(self):
+        """The feature axes, a tuple of int."""
         return (self.axis,) if self.axis >= 0 else self.several
 
     @property

@@ -33,27 +33,40 @@ def calibrate(self, batches, *, progress=False):
     Raises
     ------
     TypeError, ValueError
-        Causes: no entries; not more than ddof of them; a batch that does not fit, by its number.
+        If a batch does not fit, which is named by its number, or a feature has not more than ddof entries.
     RuntimeError
-        Causes: no running statistics.
+        If the layer has no running statistics.
     ImportError
-        Causes: progress without rich. And whatever the iterable raises. Then nothing has changed.
+        If progress is True and rich is not installed.
 
     Notes
     -----
-    The batches' count, mean and M2 are merged (fastbn.Moments), so that
+    After an error, of the iterable's own too, nothing has changed. The batches' count, mean and M2 are merged
+    (fastbn.Moments), so that
+
         running_mean = the mean of all entries        running_var = M2 / (N - ddof)
+
     as if all N entries of a feature had been one batch, with the layer's ddof. A mean of the batches' own estimates,
     as moving averages are, lacks the variance of their means and weighs a small batch as much as a large one.
     num_batches_tracked becomes the number of batches, 1 for a Moments, so that an average with momentum=None goes on
     from there. The mode and the switches make no difference; nan_policy "skip" leaves batches with NaN or Inf out,
     "raise" refuses them, "omit" leaves NaN entries out. Masks and weights come in by the moments:
+
         bn.calibrate(sum(fastbn.moments(x, mask=mask) for x, mask in batches))
 
     References
     ----------
     Ioffe and Szegedy 2015 (arXiv:1502.03167), algorithm 2, step 10, with exact moments in place of averages; merging:
     Chan, Golub and LeVeque 1979.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastbn
+    >>> batches = [np.array([[1.0], [2.0]]), np.array([[6.0]])]
+    >>> bn = fastbn.BatchNorm(1, dtype=np.float64).calibrate(batches)
+    >>> bn.running_mean, bn.running_var
+    (array([3.]), array([7.]))
     """
     if not self._tracks:
         raise RuntimeError("this layer has no running statistics: it was made with track_running_stats=False")

@@ -54,13 +54,29 @@ def drift(self, x):
     Raises
     ------
     TypeError, ValueError
-        Causes: shapes; not more than ddof entries.
+        If x does not fit the layer, or has not more than ddof entries of a feature.
     RuntimeError
-        Causes: no running statistics.
+        If the layer has no running statistics.
+
+    Notes
+    -----
+    With s = std / running_std, where std is the root of var(ddof) + eps, and running_std that of running_var + eps,
+
+        mean_shift = (mean - running_mean) / running_std
+        std_ratio  = s
+        divergence = ((s - 1 / s)^2 + mean_shift^2 * (1 + 1 / s^2)) / 2
 
     References
     ----------
     Kullback and Leibler, "On Information and Sufficiency", 1951, for the divergence of normal distributions.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastbn
+    >>> bn = fastbn.BatchNorm(2, eps=1e-12)
+    >>> bn.drift(np.array([[4.0, -1.0], [6.0, 1.0]])).mean_shift
+    array([5., 0.])
     """
     if not self._tracks:
         raise RuntimeError("this layer has no running statistics: it was made with track_running_stats=False")

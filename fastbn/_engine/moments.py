@@ -29,7 +29,12 @@ class Moments:
     Raises
     ------
     TypeError, ValueError
-        For arrays that do not go together.
+        If count or squares is no finite number of at least 0, or array of such, or the arrays are not of one shape
+        (C,).
+
+    See Also
+    --------
+    moments : Compute them from an array.
 
     Notes
     -----
@@ -38,6 +43,9 @@ class Moments:
         delta = mean_b - mean_a
         mean  = mean_a + delta * n_b / n
         M2    = M2_a + M2_b + delta^2 * n_a * n_b / n
+
+    sum() adds up any number of them, and begins with 0; so type checkers take its result for Moments or 0, and that of
+    merge_all for Moments.
 
     References
     ----------
@@ -53,12 +61,13 @@ class Moments:
     (array([3.]), array([4.66666667]))
     """
 
-    __slots__ = ("count", "squares", "mean", "_M2", "_batch")
+    __slots__ = {
+        "count": "The entries of each feature, or the sum of their weights: a number, or an array of shape (C,).",
+        "squares": "The sum of the squared weights, like count; the same as count without weights.",
+        "mean": "The mean of each feature, an array of float64 of shape (C,).",
+        "_M2": None, "_batch": None}
 
     def __init__(self, count, mean, M2, squares=None):
-        """Raises TypeError, ValueError where count or squares is no finite number of at least 0, or an array of such, or
-        the arrays are not of one shape (C,).
-        """
         self.count = _count(count, "count")
         self.squares = self.count if squares is None else _count(squares, "squares")
         self.mean, self.M2 = np.array(mean, np.float64), np.array(M2, np.float64)
@@ -70,13 +79,24 @@ class Moments:
 
         Parameters
         ----------
-        count, mean, M2, squares : int, float or array
+        count : int, float or array of shape (C,)
+            As for the class.
+        mean, M2 : array of float64, shape (C,)
+            As for the class.
+        squares : int, float or array of shape (C,), optional
             As for the class.
 
         Returns
         -------
         Moments
             A new object.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import fastbn
+        >>> fastbn.Moments.of_arrays(2, np.array([2.0]), np.array([2.0]))
+        Moments(count=2, mean=array([2.]), M2=array([2.]))
         """
         self = cls.__new__(cls)
         self.count, self.mean, self._M2, self.squares = count, mean, M2, count if squares is None else squares
@@ -89,15 +109,26 @@ class Moments:
 
         Parameters
         ----------
-        count, mean, squares : int, float or array
+        count : int, float or array of shape (C,)
+            As for the class.
+        mean : array of float64, shape (C,)
             As for the class.
         var : array of float64, shape (C,)
             As the core gives it, M2 * (1 / count): biased_var gives it back, every bit.
+        squares : int, float or array of shape (C,), optional
+            As for the class.
 
         Returns
         -------
         Moments
             A new object.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import fastbn
+        >>> fastbn.Moments.of_variance(2, np.array([2.0]), np.array([1.0]))
+        Moments(count=2, mean=array([2.]), M2=array([2.]))
         """
         self = cls.of_arrays(count, mean.copy(), None, squares)
         self._batch = var.copy(), count
@@ -131,7 +162,17 @@ class Moments:
         Raises
         ------
         ValueError
-            Where they do not, or are of another number of features.
+            If they do not, or are of another number of features.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import fastbn
+        >>> found = fastbn.moments(np.ones((4, 2)))
+        >>> found.check(2)
+        >>> found.check(3)
+        Traceback (most recent call last):
+        ValueError: moments has 2 features, expected 3
         """
         shape, M2 = np.shape(self.mean), self._batch[0] if self._M2 is None else self._M2  # the variance has shape and sign
         if len(shape) != 1 or np.shape(M2) != shape:
@@ -151,6 +192,13 @@ class Moments:
         -------
         array of float64, shape (C,)
             The variance.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import fastbn
+        >>> fastbn.moments(np.array([[1.0], [3.0]])).biased_var()
+        array([1.])
         """
         return self._biased_var().copy()
 
@@ -173,6 +221,14 @@ class Moments:
         array of float64, shape (C,)
             M2 / (count - ddof * squares / count): without weights M2 / (count - ddof). NaN where the effective count,
             count^2 / squares, is not above ddof, or nothing counts.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import fastbn
+        >>> found = fastbn.moments(np.array([[1.0], [3.0]]))
+        >>> found.var(), found.var(ddof=1)
+        (array([1.]), array([2.]))
         """
         with np.errstate(all="ignore"):
             return np.broadcast_to(np.divide(self.M2, self.freedom(ddof)), self.mean.shape).copy()
@@ -189,6 +245,13 @@ class Moments:
         -------
         float or array of shape (C,)
             Like count; NaN where nothing is known of that.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import fastbn
+        >>> fastbn.moments(np.array([[1.0], [3.0], [5.0]])).freedom(1)
+        2.0
         """
         count, margin = self.count, ddof + _MARGIN if ddof else 0.0
         if not isinstance(count, np.ndarray) and not isinstance(self.squares, np.ndarray):  # np.ndim takes too long
@@ -218,15 +281,25 @@ class Moments:
         Raises
         ------
         ValueError
-            For shapes, and arrays that cannot be written to; then nothing has changed.
+            If an array has another shape, or cannot be written to; then nothing has changed.
         TypeError
-            For what are no arrays; then nothing has changed.
+            If one is no NumPy array of floats; then nothing has changed.
 
         Notes
         -----
 
             running_mean = momentum * running_mean + (1 - momentum) * mean
             running_var  = momentum * running_var  + (1 - momentum) * var(ddof)
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import fastbn
+        >>> running_mean, running_var = np.zeros(1), np.ones(1)
+        >>> fastbn.moments(np.array([[1.0], [3.0]])).step(running_mean, running_var, momentum=0.5)
+        True
+        >>> running_mean, running_var
+        (array([1.]), array([1.5]))
         """
         momentum, ddof = checks.momentum(momentum), checks.ddof(ddof)
         self._check_target(running_mean, "running_mean")
@@ -273,7 +346,15 @@ class Moments:
         Raises
         ------
         TypeError, ValueError
-            For what is no Moments, or has another number of features.
+            If other is no Moments, or has another number of features.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import fastbn
+        >>> a, b = fastbn.moments(np.array([[1.0], [3.0]])), fastbn.moments(np.array([[5.0]]))
+        >>> a.merge(b)
+        Moments(count=3, mean=array([3.]), M2=array([8.]))
         """
         if not isinstance(other, Moments):
             raise TypeError(f"other is a {type(other).__name__}, expected Moments")
@@ -289,13 +370,26 @@ class Moments:
 
         Parameters
         ----------
-        parts : iterable of Moments
-            Of as many features each.
+        parts : sequence of Moments
+            One or more, of as many features each.
 
         Returns
         -------
         Moments
             The moments of all their entries: neighbours are merged, then theirs.
+
+        Raises
+        ------
+        ValueError
+            If they have different numbers of features.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import fastbn
+        >>> parts = [fastbn.moments(np.array([[value]])) for value in (1.0, 3.0, 5.0)]
+        >>> fastbn.Moments.merge_all(parts)
+        Moments(count=3, mean=array([3.]), M2=array([8.]))
         """
         for part in parts:
             part.check(parts[0].mean.size)

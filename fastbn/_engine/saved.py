@@ -43,9 +43,9 @@ class OfCore(Composite):
     def input(self):
         return self.core.input()
 
-    mean = property(lambda self: self.core.mean)
-    var = property(lambda self: self.core.var)
-    rstd = property(lambda self: self.core.rstd)
+    mean = property(lambda self: self.core.mean, doc="The mean of each feature, an array of float64 of shape (C,).")
+    var = property(lambda self: self.core.var, doc="The biased variance of each feature, an array of float64 of shape (C,).")
+    rstd = property(lambda self: self.core.rstd, doc="1 / sqrt(var + eps), an array of float64 of shape (C,).")
 
 
 def about_input(saved):

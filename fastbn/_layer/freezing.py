@@ -20,9 +20,10 @@ class Freezing(Settings):
 
     @property
     def use_batch_stats(self):
-        """Which statistics normalize. True: the batch's; False: the running ones, as constants, through which backward
-        goes in training mode as well as after eval(backward=True); None (default): the batch's in training mode, the
-        running ones in inference mode.
+        """Which statistics normalize: True, False or None, the default.
+
+        True: the batch's. False: the running ones, as constants, through which backward goes in training mode as well
+        as after eval(backward=True). None: the batch's in training mode, the running ones in inference mode.
         """
         return self._use_batch_stats
 
@@ -36,9 +37,10 @@ class Freezing(Settings):
 
     @property
     def update_running_stats(self):
-        """Whether a forward call takes a step of the moving averages. True: in both modes (where use_batch_stats is
-        False that costs one more read of x); False: never; None (default): in training mode, where the batch's
-        statistics normalize. bn(x, update=False) leaves it out once.
+        """Whether a forward call takes a step of the moving averages: True, False or None, the default.
+
+        True: in both modes; where use_batch_stats is False that costs one more read of x. False: never. None: in
+        training mode, where the batch's statistics normalize. bn(x, update=False) leaves it out once.
         """
         return self._update_running_stats
 
@@ -52,8 +54,10 @@ class Freezing(Settings):
 
     @property
     def parameter_gradients(self):
-        """Whether gamma and beta learn. False: backward sets dgamma and dbeta to None and computes dx alone, without a
-        sum where the statistics are constants; parameters() is empty. Default True.
+        """Whether gamma and beta learn: True, the default, or False.
+
+        False: backward sets dgamma and dbeta to None and computes dx alone, without a sum where the statistics are
+        constants; parameters() is empty.
         """
         return self._parameter_gradients
 

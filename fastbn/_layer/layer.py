@@ -87,7 +87,7 @@ class BatchNorm(Running, Conversions):
     Raises
     ------
     TypeError, ValueError
-        For arguments out of range. Running variances that are negative or NaN are refused wherever they are given.
+        If an argument is out of range. Running variances that are negative or NaN are refused wherever they are given.
 
     Warns
     -----
@@ -189,6 +189,13 @@ class BatchNorm(Running, Conversions):
         -------
         BatchNorm
             The layer.
+
+        Examples
+        --------
+        >>> import fastbn
+        >>> bn = fastbn.BatchNorm(2).train(False)
+        >>> bn.training, bn.train().training
+        (False, True)
         """
         self.training = bool(mode)
         self._set_keeps_input(False)
@@ -206,6 +213,14 @@ class BatchNorm(Running, Conversions):
         -------
         BatchNorm
             The layer.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import fastbn
+        >>> bn = fastbn.BatchNorm(2, eps=1e-12).eval()
+        >>> bn(np.array([[1.0, -2.0]]))    # the moving averages are 0 and 1
+        array([[ 1., -2.]])
         """
         self.train(False)
         self._set_keeps_input(bool(backward))
@@ -214,7 +229,7 @@ class BatchNorm(Running, Conversions):
     # ---- forward and backward ----
 
     def forward(self, x, *, residual=None, mask=None, weights=None, lengths=None, out=None, update=True, like=None):
-        """Normalize x; in training mode also update the moving averages. bn(x) is the same.
+        """Normalize x, and in training mode update the moving averages; bn(x) is the same.
 
         Parameters
         ----------
@@ -235,13 +250,22 @@ class BatchNorm(Running, Conversions):
         Returns
         -------
         array of x's shape and dtype
-            y. An empty batch changes nothing. With one value per feature, training gives y = beta, leaves the moving
-            averages alone (with ddof=0 it moves them, towards the variance 0) and warns once.
+            The normalized x, y. An empty batch changes nothing. With one value per feature, training gives y = beta,
+            leaves the moving averages alone (with ddof=0 it moves them, towards the variance 0) and warns once.
 
         Raises
         ------
         TypeError, ValueError
             As batch_norm_training does.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import fastbn
+        >>> bn = fastbn.BatchNorm(1, eps=1e-12, activation="relu")
+        >>> bn.forward(np.array([[1.0], [3.0]]))
+        array([[0.],
+               [1.]])
         """
         more = {"residual": residual, "mask": mask, "weights": weights, "lengths": lengths}
         plain = update is True and mask is None and weights is None and lengths is None and like is None
@@ -334,7 +358,7 @@ class BatchNorm(Running, Conversions):
         Raises
         ------
         RuntimeError
-            Where there is no forward call to go back through: there is one backward for each forward.
+            If there is no forward call to go back through: there is one backward for each forward.
         TypeError, ValueError
             As batch_norm_backward does.
 
@@ -342,6 +366,18 @@ class BatchNorm(Running, Conversions):
         -----
         The formulas stand at batch_norm_backward. dgamma and dbeta are overwritten. The layer lets go of the forward
         call's input.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import fastbn
+        >>> bn = fastbn.BatchNorm(1)
+        >>> y = bn(np.array([[1.0], [2.0], [6.0]]))
+        >>> dx = bn.backward(np.ones_like(y))
+        >>> bn.dbeta
+        array([3.], dtype=float32)
+        >>> bool(abs(dx).max() < 1e-12)    # a shift of all entries changes nothing
+        True
         """
         dx = self._backward(dy, out) if like is None else None
         if dx is not None:
@@ -376,7 +412,7 @@ class BatchNorm(Running, Conversions):
         Raises
         ------
         RuntimeError
-            Where there are no running statistics, or use_batch_stats is True.
+            If there are no running statistics, or use_batch_stats is True.
 
         Notes
         -----
@@ -424,7 +460,13 @@ class BatchNorm(Running, Conversions):
         Returns
         -------
         dict of str to array
-            gamma, beta, running_mean, running_var and num_batches_tracked, those that the layer has.
+            Those of gamma, beta, running_mean, running_var and num_batches_tracked that the layer has.
+
+        Examples
+        --------
+        >>> import fastbn
+        >>> list(fastbn.BatchNorm(2).state_dict())
+        ['gamma', 'beta', 'running_mean', 'running_var', 'num_batches_tracked']
         """
         return layer_state.copies(self)
 
@@ -444,7 +486,15 @@ class BatchNorm(Running, Conversions):
         Raises
         ------
         TypeError, ValueError
-            Where it does not fit; then nothing has changed.
+            If it does not fit; then nothing has changed.
+
+        Examples
+        --------
+        >>> import fastbn
+        >>> bn = fastbn.BatchNorm(2)
+        >>> bn.gamma[:] = 3
+        >>> fastbn.BatchNorm(2).load_state_dict(bn.state_dict()).gamma
+        array([3., 3.], dtype=float32)
         """
         layer_state.fill(self, state)
         return self
@@ -460,7 +510,17 @@ class BatchNorm(Running, Conversions):
         Raises
         ------
         OSError
-            Where it cannot be written.
+            If it cannot be written.
+
+        Examples
+        --------
+        >>> import os, tempfile
+        >>> import fastbn
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = os.path.join(folder, "bn.npz")
+        ...     fastbn.BatchNorm(2).save(path)
+        ...     os.listdir(folder)
+        ['bn.npz']
         """
         layer_state.save(self, os.fspath(path))
 
@@ -484,9 +544,19 @@ class BatchNorm(Running, Conversions):
         Raises
         ------
         OSError
-            Where it cannot be read; then nothing has changed.
+            If it cannot be read; then nothing has changed.
         ValueError
-            Where it is corrupt, or of another layer; then nothing has changed.
+            If it is corrupt, or of another layer; then nothing has changed.
+
+        Examples
+        --------
+        >>> import os, tempfile
+        >>> import fastbn
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = os.path.join(folder, "bn.npz")
+        ...     fastbn.BatchNorm(2, eps=0.01).save(path)
+        ...     fastbn.BatchNorm(2).load(path, settings="ignore").eps
+        1e-05
         """
         layer_state.load(self, os.fspath(path), settings)
         return self
@@ -510,9 +580,19 @@ class BatchNorm(Running, Conversions):
         Raises
         ------
         OSError
-            Where the file cannot be read.
+            If the file cannot be read.
         ValueError
-            Where it is corrupt, or was written without settings.
+            If it is corrupt, or was written without settings.
+
+        Examples
+        --------
+        >>> import os, tempfile
+        >>> import fastbn
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = os.path.join(folder, "bn.npz")
+        ...     fastbn.BatchNorm(2, eps=0.01).save(path)
+        ...     fastbn.BatchNorm.from_file(path, training=False)
+        BatchNorm(2, axis=1, eps=0.01, momentum=0.9, ddof=1, dtype=float32, training=False)
         """
         return layer_state.made(cls, os.fspath(path), training)
 

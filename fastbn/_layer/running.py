@@ -22,7 +22,7 @@ class Running(Freezing):
 
     @property
     def gamma(self):
-        """The scale, an array of shape (C,), or None where scale=False."""
+        """The scale, an array of the layer's dtype and of shape (C,), or None where scale=False."""
         return self._get_gamma()
 
     @gamma.setter
@@ -31,7 +31,7 @@ class Running(Freezing):
 
     @property
     def beta(self):
-        """The shift, an array of shape (C,), or None where center=False."""
+        """The shift, an array of the layer's dtype and of shape (C,), or None where center=False."""
         return self._get_beta()
 
     @beta.setter
@@ -40,7 +40,7 @@ class Running(Freezing):
 
     @property
     def running_mean(self):
-        """The moving average of the mean, an array of shape (C,), or None."""
+        """The moving average of the mean, an array of shape (C,), or None where track_running_stats=False."""
         return self._get_mean()
 
     @running_mean.setter
@@ -49,7 +49,7 @@ class Running(Freezing):
 
     @property
     def running_var(self):
-        """The moving average of the variance, an array of shape (C,), or None."""
+        """The moving average of the variance, an array of shape (C,), or None where track_running_stats=False."""
         return self._get_var()
 
     @running_var.setter
@@ -65,7 +65,17 @@ class Running(Freezing):
     # ---- moving averages ----
 
     def reset_running_stats(self):
-        """Set the moving averages back to mean 0 and variance 1, and the batch counter to 0."""
+        """Set the moving averages back to mean 0 and variance 1, and the batch counter to 0.
+
+        Examples
+        --------
+        >>> import fastbn
+        >>> bn = fastbn.BatchNorm(2)
+        >>> bn.running_mean[:] = 5
+        >>> bn.reset_running_stats()
+        >>> bn.running_mean
+        array([0., 0.], dtype=float32)
+        """
         if self._tracks:
             refuse_read_only(self, ("mean", "var"))
             self.running_mean[:] = 0
@@ -98,15 +108,25 @@ class Running(Freezing):
         Raises
         ------
         TypeError, ValueError
-            For another number of features.
+            If moments is no Moments, or has another number of features.
         RuntimeError
-            Where there are no running statistics.
+            If there are no running statistics.
 
         Notes
         -----
         momentum, ddof, nan_policy and the counter hold as in forward; where the variance is not known nothing
         changes, as there. A batch whose forward call runs twice (recomputation, "checkpointing") is counted once with
         update=False both times and one call of this. calibrate replaces the running statistics.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import fastbn
+        >>> bn = fastbn.BatchNorm(1, momentum=0.5)
+        >>> y = bn(np.array([[1.0], [3.0]]), update=False)
+        >>> bn.update(bn.batch_moments)
+        >>> bn.running_mean
+        array([1.], dtype=float32)
         """
         self._check_moments(moments)
         self._refuse_step()

@@ -77,12 +77,13 @@ class GhostSaved(Composite):
         return self.x
 
     extras = property(lambda self: self.parts[0].extras)
-    mean = property(lambda self: np.stack([part.mean for part in self.parts]))
-    var = property(lambda self: np.stack([part.var for part in self.parts]))
-    rstd = property(lambda self: np.stack([part.rstd for part in self.parts]))
+    mean = property(lambda self: np.stack([part.mean for part in self.parts]), doc="The means, of shape (G, C).")
+    var = property(lambda self: np.stack([part.var for part in self.parts]), doc="The biased variances, of shape (G, C).")
+    rstd = property(lambda self: np.stack([part.rstd for part in self.parts]), doc="1 / sqrt(var + eps), of shape (G, C).")
 
     @property
     def moments(self):
+        """The Moments of the whole batch."""
         found = [part.moments for part in self.parts]
         whole = Moments.merge_all([part for part in found if np.any(part.count)] or found[:1])
         return by_feature(whole) if self.omits else whole

@@ -32,7 +32,7 @@ def from_chainer(cls, source, *, prefix="", **settings):
     Raises
     ------
     TypeError, ValueError
-        Causes: not initialized, entries missing or misshapen.
+        If the link is not initialized, or entries are missing or have other shapes.
 
     Notes
     -----
@@ -46,6 +46,14 @@ def from_chainer(cls, source, *, prefix="", **settings):
     ----------
     Chainer, chainer/links/normalization/batch_normalization.py; for avg_var `adjust` in
     chainer/functions/normalization/batch_normalization.py (GeneralBatchNormalizationImpl.forward).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastbn
+    >>> ones = np.ones(2, np.float32)
+    >>> fastbn.BatchNorm.from_chainer({"gamma": 3 * ones, "beta": ones, "avg_mean": ones, "avg_var": ones})
+    BatchNorm(2, axis=1, eps=2e-05, momentum=0.9, ddof=1, dtype=float32)
     """
     if is_a(source, *_LINK):
         if prefix:
@@ -111,9 +119,10 @@ def to_chainer(self, target=None, *, prefix=""):
     Raises
     ------
     TypeError, ValueError
-        Causes: shapes, switches, an activation; the target is as it was.
+        If the layer has an activation or another setting that Chainer lacks, or the target another shape. Then the
+        target is as it was.
     RuntimeError
-        Causes: no running statistics.
+        If the layer has no running statistics.
 
     Notes
     -----
@@ -125,6 +134,12 @@ def to_chainer(self, target=None, *, prefix=""):
     References
     ----------
     Chainer, chainer/links/normalization/batch_normalization.py.
+
+    Examples
+    --------
+    >>> import fastbn
+    >>> list(fastbn.BatchNorm(2).to_chainer())
+    ['gamma', 'beta', 'avg_mean', 'avg_var', 'N']
     """
     check_layer(self, "Chainer")
     seen = self.num_batches_tracked if self.momentum is None else 0

@@ -38,7 +38,7 @@ def from_flax(cls, source, module=None, *, prefix="", **settings):
     Raises
     ------
     TypeError, ValueError
-        Causes: entries missing, misshapen.
+        If entries are missing or have other shapes.
 
     Notes
     -----
@@ -50,6 +50,15 @@ def from_flax(cls, source, module=None, *, prefix="", **settings):
     References
     ----------
     Flax, flax/linen/normalization.py (class BatchNorm, function _compute_stats), flax/nnx/nn/normalization.py.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastbn
+    >>> ones = np.ones(2, np.float32)
+    >>> variables = {"params": {"scale": 3 * ones, "bias": ones}, "batch_stats": {"mean": ones, "var": ones}}
+    >>> fastbn.BatchNorm.from_flax(variables)
+    BatchNorm(2, axis=-1, eps=1e-05, momentum=0.99, ddof=0, dtype=float32)
     """
     if is_a(source, *_NNX):
         if prefix or module is not None:
@@ -124,9 +133,10 @@ def to_flax(self, target=None, *, prefix=""):
     Raises
     ------
     TypeError, ValueError
-        Causes: an nnx.BatchNorm where momentum is None; shapes, switches, an activation; the target is as it was.
+        If momentum is None and there is a target, the layer has an activation or another setting that Flax lacks, or
+        the target another shape. Then the target is as it was.
     RuntimeError
-        Causes: no running statistics.
+        If the layer has no running statistics.
 
     Notes
     -----
@@ -137,6 +147,13 @@ def to_flax(self, target=None, *, prefix=""):
     References
     ----------
     Flax, flax/linen/normalization.py, flax/nnx/nn/normalization.py.
+
+    Examples
+    --------
+    >>> import fastbn
+    >>> variables = fastbn.BatchNorm(2).to_flax()
+    >>> {collection: list(arrays) for collection, arrays in variables.items()}
+    {'params': ['scale', 'bias'], 'batch_stats': ['mean', 'var']}
     """
     check_layer(self, "Flax")
     if target is not None:

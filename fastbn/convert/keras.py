@@ -38,7 +38,7 @@ def from_keras(cls, source, config=None, **settings):
     Raises
     ------
     TypeError, ValueError
-        Causes: not built, weights missing or misshapen, another rmin.
+        If the layer is not built, weights are missing or have other shapes, or rmin is not 1 / rmax.
 
     Notes
     -----
@@ -52,6 +52,15 @@ def from_keras(cls, source, config=None, **settings):
     References
     ----------
     Keras, keras/src/layers/normalization/batch_normalization.py (methods build and call).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastbn
+    >>> ones = np.ones(2, np.float32)
+    >>> weights = [3 * ones, ones, ones, ones]    # gamma, beta, moving_mean, moving_variance
+    >>> fastbn.BatchNorm.from_keras(weights, {"momentum": 0.9})
+    BatchNorm(2, axis=-1, eps=0.001, momentum=0.9, ddof=0, dtype=float32)
     """
     if _is_layer(source):
         config = _config_of(source, config)
@@ -132,20 +141,21 @@ def to_keras(self, target=None):
         "epsilon", "center", "scale"}, with renorm also "renorm", "renorm_clipping", "renorm_momentum", to make the
         layer with: keras.layers.BatchNormalization(**config). A built keras.layers.BatchNormalization: fills it, sets
         its momentum and epsilon, and returns it; its axis stays. Where it has a gamma or beta and this layer none,
-        they become 1 and 0. (A train function that Keras has already compiled keeps the momentum and epsilon that it
-        was compiled with.)
+        they become 1 and 0. A train function that Keras has already compiled keeps the momentum and epsilon that it
+        was compiled with.
 
     Returns
     -------
     tuple or layer
-        (weights, config) where target is None, else the layer.
+        The pair (weights, config) where target is None, else the layer.
 
     Raises
     ------
     TypeError, ValueError
-        Causes: momentum None; several axes; shapes, switches, an activation; the target is as it was.
+        If momentum is None, there are several feature axes, the layer has an activation or another setting that Keras
+        lacks, or the target another shape. Then the target is as it was.
     RuntimeError
-        Causes: no running statistics.
+        If the layer has no running statistics.
 
     Notes
     -----
@@ -159,6 +169,13 @@ def to_keras(self, target=None):
     References
     ----------
     Keras, keras/src/layers/normalization/batch_normalization.py.
+
+    Examples
+    --------
+    >>> import fastbn
+    >>> weights, config = fastbn.BatchNorm(2, axis=-1).to_keras()
+    >>> len(weights), config["epsilon"]
+    (4, 1e-05)
     """
     check_layer(self, "Keras", renorm=target is None or getattr(target, "renorm", False))
     momentum = require_momentum(self, "Keras")

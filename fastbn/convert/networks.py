@@ -27,13 +27,22 @@ def from_state_dict(state, **settings):
     Raises
     ------
     TypeError, ValueError
-        Causes: no batch norm; damaged.
+        If there is no batch norm in the state, or a file is damaged.
     OSError, ImportError
-        Causes: safetensors is not installed.
+        If the file cannot be read, or safetensors is not installed.
 
     Notes
     -----
     Each layer is what BatchNorm.from_torch(state, prefix, **settings) gives.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastbn
+    >>> state = {f"layer1.bn1.{name}": np.ones(2, np.float32) for name in ("running_mean", "running_var")}
+    >>> norms = fastbn.convert.from_state_dict(state, training=False)
+    >>> list(norms)
+    ['layer1.bn1']
     """
     if "prefix" in settings:
         raise TypeError("prefix is given, and all batch norms of state are taken: for one of them BatchNorm.from_torch(state, "

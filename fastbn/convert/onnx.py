@@ -36,8 +36,8 @@ def from_onnx(cls, node, initializers, *, opset=None, **settings):
     Raises
     ------
     TypeError, ValueError
-        Causes: another operator, opset below 7, attributes of another opset, inputs that are no initializers,
-        misshapen, damaged, stored in another file.
+        If node is another operator or has attributes of another opset, opset is below 7, or inputs are no
+        initializers, have other shapes, are damaged, or are stored in another file.
 
     Notes
     -----
@@ -52,6 +52,15 @@ def from_onnx(cls, node, initializers, *, opset=None, **settings):
     References
     ----------
     ONNX, docs/Changelog.md, BatchNormalization-7, -9, -14 and -15.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastbn
+    >>> ones = np.ones(2, np.float32)
+    >>> initializers = {"scale": 3 * ones, "B": ones, "mean": ones, "var": ones}
+    >>> fastbn.BatchNorm.from_onnx({"epsilon": 0.01}, initializers)
+    BatchNorm(2, axis=1, eps=0.01, momentum=0.9, ddof=0, dtype=float32, training=False)
     """
     opset = _opset(initializers, opset)
     attributes, inputs, outputs = _parts(node)
@@ -158,23 +167,22 @@ def to_onnx(self, *, opset=15):
     Returns
     -------
     attributes, initializers : dict
-        Of a BatchNormalization node that does what this layer does.
+        Those of a BatchNormalization node that does what this layer does.
 
     Raises
     ------
     TypeError, ValueError
-        Causes: opset; an activation; an axis other than 1, since the operator has its features there; momentum None
-        in training mode.
+        If opset is below 7, the layer has an activation or another setting that ONNX lacks, its axis is not 1, where
+        the operator has its features, or its momentum is None in training mode.
     RuntimeError
-        Causes: no running statistics.
+        If the layer has no running statistics.
 
     Notes
     -----
-    attributes: {"epsilon", "momentum"}, from opset 14 on also "training_mode": the layer's mode; for
-        onnx.helper.make_node("BatchNormalization", [x, scale, B, mean, var], outputs, **attributes).
-    initializers: {"scale", "B", "mean", "var"}, new arrays of shape (C,), for onnx.numpy_helper.from_array, under the
-        names that the node's inputs get. Where the layer has no gamma or beta they are 1 and 0, since the operator
-        always has them.
+    The attributes are {"epsilon", "momentum"}, from opset 14 on also "training_mode", the layer's mode, for
+    onnx.helper.make_node("BatchNormalization", [x, scale, B, mean, var], outputs, **attributes). The initializers are
+    {"scale", "B", "mean", "var"}, new arrays of shape (C,), for onnx.numpy_helper.from_array, under the names that the
+    node's inputs get. Where the layer has no gamma or beta they are 1 and 0, since the operator always has them.
 
     momentum and eps are the same in both (a node rounds them to float32); where momentum is None, a cumulative
     average, an inference node gets none, as it needs none. ONNX takes the biased variance, so a layer with ddof=1 is
@@ -184,6 +192,13 @@ def to_onnx(self, *, opset=15):
     References
     ----------
     ONNX, docs/Changelog.md, BatchNormalization-7, -9, -14 and -15.
+
+    Examples
+    --------
+    >>> import fastbn
+    >>> attributes, initializers = fastbn.BatchNorm(2).eval().to_onnx()
+    >>> attributes, list(initializers)
+    ({'epsilon': 1e-05, 'momentum': 0.9, 'training_mode': 0}, ['scale', 'B', 'mean', 'var'])
     """
     check_layer(self, "ONNX")
     opset = _opset(None, opset)

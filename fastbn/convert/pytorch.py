@@ -40,9 +40,9 @@ def from_torch(cls, source, prefix="", *, track_running_stats=True, **settings):
     Raises
     ------
     TypeError, ValueError
-        Causes: entries missing, misshapen; a file that is damaged, or of types that NumPy lacks.
+        If entries are missing or have other shapes, or a file is damaged or of types that NumPy lacks.
     OSError, ImportError
-        Causes: safetensors is not installed.
+        If the file cannot be read, or safetensors is not installed.
 
     Notes
     -----
@@ -54,6 +54,15 @@ def from_torch(cls, source, prefix="", *, track_running_stats=True, **settings):
     References
     ----------
     PyTorch, torch/nn/modules/batchnorm.py (class _BatchNorm; the notes of BatchNorm1d).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastbn
+    >>> ones = np.ones(2, np.float32)
+    >>> state = {"bn1.weight": 3 * ones, "bn1.bias": ones, "bn1.running_mean": ones, "bn1.running_var": ones}
+    >>> fastbn.BatchNorm.from_torch(state, "bn1", training=False).gamma
+    array([3., 3.], dtype=float32)
     """
     if isinstance(source, (str, os.PathLike)):
         arrays = safetensors.read(os.fspath(source), lambda keys: _keys(keys, prefix, track_running_stats),
@@ -131,11 +140,12 @@ def to_torch(self, target=None, prefix=""):
     Raises
     ------
     TypeError, ValueError
-        Causes: shapes, switches, an activation; the target is as it was.
+        If the layer has an activation or another setting that PyTorch lacks, or the target another shape. Then the
+        target is as it was.
     RuntimeError
-        Causes: no running statistics for the target.
+        If the layer has no running statistics, and the target some.
     OSError, ImportError
-        Where a file or a package is missing, or cannot be used.
+        If the file cannot be written, or safetensors is not installed.
 
     Notes
     -----
@@ -147,6 +157,12 @@ def to_torch(self, target=None, prefix=""):
     References
     ----------
     PyTorch, torch/nn/modules/batchnorm.py.
+
+    Examples
+    --------
+    >>> import fastbn
+    >>> list(fastbn.BatchNorm(2).to_torch(prefix="bn1"))
+    ['bn1.weight', 'bn1.bias', 'bn1.running_mean', 'bn1.running_var', 'bn1.num_batches_tracked']
     """
     check_layer(self, "PyTorch", statistics=False)
     if target is not None and not isinstance(target, (str, os.PathLike)):

@@ -11,7 +11,7 @@ _TAG = 11_167   # of the tree's messages
 
 
 class Communicator(Protocol):
-    """What is asked of a communicator, mpi4py's or another: the ranks 0, 1, ... size - 1, and messages between them.
+    """What is asked of a communicator, mpi4py's or another: ranks from 0 to size - 1, and messages between them.
 
     Parameters
     ----------
@@ -23,6 +23,19 @@ class Communicator(Protocol):
     Buffers are contiguous arrays of uint8 or float64, of one size on all ranks, and nothing is pickled. All calls
     block. Every rank takes part in Allgather and Bcast. Bcast, Send and Recv serve the tree alone, so that fewer
     ranks than tree_from (33) do without them.
+
+    Examples
+    --------
+    >>> from fastbn.distributed import SyncBatchNorm
+    >>> class Alone:
+    ...     def Get_rank(self):
+    ...         return 0
+    ...     def Get_size(self):
+    ...         return 1
+    ...     def Allgather(self, sendbuf, recvbuf):
+    ...         recvbuf[0] = sendbuf
+    >>> SyncBatchNorm(2, comm=Alone())
+    SyncBatchNorm(2, axis=1, eps=1e-05, momentum=0.9, ddof=1, dtype=float32, comm=<rank 0 of 1>)
     """
 
     def Get_rank(self) -> int:
@@ -48,8 +61,10 @@ class Communicator(Protocol):
 
         Parameters
         ----------
-        sendbuf, recvbuf : array
-            What this rank sends; where what all send goes.
+        sendbuf : array of uint8 or float64
+            What this rank sends.
+        recvbuf : array of the same dtype, shape (size, ...)
+            Where the messages of all ranks are written.
         """
 
     def Bcast(self, buf, root=0):

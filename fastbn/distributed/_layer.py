@@ -56,7 +56,7 @@ class SyncBatchNorm(BatchNorm):
 
         forward    count = sum(count_r), mean and M2 merged from the ranks' (count_r, mean_r, M2_r) as by fastbn.Moments
         backward   dbeta = sum(dy), dgamma = sum(dy * (x - mean)) * rstd over all ranks, N the count of all
-        dx = gamma * rstd * (dy - dbeta / N - (x - mean) * rstd * dgamma / N)
+                   dx = gamma * rstd * (dy - dbeta / N - (x - mean) * rstd * dgamma / N)
 
     Statistics and sums are double and have the same bits on all ranks, whatever the order of messages; and for every
     assignment of the same batches to ranks, unless a tree is taken. Where squares of float64 entries overflow, the
@@ -68,6 +68,15 @@ class SyncBatchNorm(BatchNorm):
     References
     ----------
     Ioffe and Szegedy 2015 (arXiv:1502.03167); merging: Chan, Golub and LeVeque 1979.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastbn.distributed import SyncBatchNorm
+    >>> bn = SyncBatchNorm(1, comm=None, eps=1e-12)    # with mpi4py.MPI.COMM_WORLD all ranks are one batch
+    >>> bn(np.array([[1.0], [3.0]]))
+    array([[-1.],
+           [ 1.]])
     """
 
     _comm, _ranks, _lacks_comm = None, None, False  # _ranks: None where this rank is alone
@@ -126,21 +135,38 @@ class SyncBatchNorm(BatchNorm):
 
         Parameters
         ----------
-        x, residual, mask, weights, lengths, out, update, like : object
+        x : array of float32, float64, float16 or bfloat16
+            This rank's batch, as for BatchNorm.forward.
+        residual, mask, weights, lengths : array, optional
+            As for BatchNorm.forward.
+        out : array of x's shape and dtype, optional
+            As for BatchNorm.forward.
+        update : bool, default True
+            As for BatchNorm.forward, and the same on all ranks.
+        like : array or module, optional
             As for BatchNorm.forward.
 
         Returns
         -------
         array of x's shape and dtype
-            y, of this rank's batch.
+            The normalized batch of this rank, y.
 
         Raises
         ------
         TypeError, ValueError
             As BatchNorm.forward does.
         RuntimeError
-            Where another rank raised or differs, the communicator failed, the layer was unpickled and has no
-            communicator yet, or for a step of the moving averages in inference mode.
+            If another rank raised or differs, the communicator failed, the layer was unpickled and has no communicator
+            yet, or the moving averages would take a step in inference mode.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from fastbn.distributed import SyncBatchNorm
+        >>> bn = SyncBatchNorm(1, comm=None, momentum=0.5)
+        >>> y = bn.forward(np.array([[1.0], [3.0]]))
+        >>> bn.running_mean
+        array([1.], dtype=float32)
         """
         given = {"residual": residual, "mask": mask, "weights": weights, "lengths": lengths, "out": out, "update": update,
                  "like": like}
@@ -191,25 +217,38 @@ class SyncBatchNorm(BatchNorm):
 
         Parameters
         ----------
-        dy, out, like : object
+        dy : array of y's shape
+            The gradient with respect to this rank's y.
+        out : array of x's shape and dtype, optional
+            As for BatchNorm.backward.
+        like : array or module, optional
             As for BatchNorm.backward.
 
         Returns
         -------
         dx : array of x's shape and dtype
-            Of this rank's batch. Where the forward call had a residual: (dx, dresidual).
+            That of this rank's batch. Where the forward call had a residual: (dx, dresidual).
 
         Raises
         ------
         TypeError, ValueError
             As BatchNorm.backward does.
         RuntimeError
-            Where another rank raised, or the communicator failed.
+            If another rank raised, or the communicator failed.
 
         Notes
         -----
-        What dgamma and dbeta are, reduce_parameter_gradients says. Where another rank gave up, nothing has changed,
-        but an `out` after a forward call through constant statistics.
+        What dgamma and dbeta are depends on reduce_parameter_gradients. Where another rank gave up, nothing has
+        changed, but an `out` after a forward call through constant statistics.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from fastbn.distributed import SyncBatchNorm
+        >>> bn = SyncBatchNorm(1, comm=None)
+        >>> dx = bn.backward(np.ones_like(bn(np.array([[1.0], [3.0]]))))
+        >>> bn.dbeta
+        array([2.], dtype=float32)
         """
         sync = _sync_part(self._saved)
         if sync is None and not self._sends_in_backward():

@@ -22,25 +22,37 @@ def merge_moments(moments, comm, *, tree_from=TREE_FROM):
     ----------
     moments : Moments
         A fastbn.Moments of C features, the count 0 included.
-    comm, tree_from : communicator
-        As for SyncBatchNorm. Merged exactly by count, in double, as by fastbn.Moments.
+    comm : communicator, or None
+        As for SyncBatchNorm.
+    tree_from : int, default 33
+        As for SyncBatchNorm.
 
     Returns
     -------
     Moments
-        Those of the entries of all ranks.
+        Those of the entries of all ranks, merged exactly by count, in double, as by fastbn.Moments.
 
     Raises
     ------
     TypeError, ValueError
-        Causes: this rank has another number of features than most.
+        If moments is no Moments, or has another number of features than on most ranks.
     RuntimeError
-        Causes: another rank has; the communicator failed.
+        If another rank's has, or the communicator failed.
 
     Notes
     -----
     For the statistics of a data set of which every rank has a part:
+
         bn.calibrate(merge_moments(sum(fastbn.moments(x) for x in batches), comm))
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastbn
+    >>> from fastbn.distributed import merge_moments
+    >>> part = fastbn.moments(np.array([[1.0], [3.0]]))
+    >>> merge_moments(part, None)    # mpi4py.MPI.COMM_WORLD in place of None: all ranks' entries
+    Moments(count=2, mean=array([2.]), M2=array([2.]))
     """
     ranks = None if comm is None else Ranks(comm, check_tree_from(tree_from))
     failed = _problem_of(moments)

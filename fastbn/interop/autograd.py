@@ -41,7 +41,7 @@ def batch_norm_training(x, gamma=None, beta=None, **options):
     Returns
     -------
     array of x's shape and dtype
-        y = act((x - mean) * rstd * gamma + beta).
+        The result, y = act((x - mean) * rstd * gamma + beta).
 
     Raises
     ------
@@ -49,16 +49,25 @@ def batch_norm_training(x, gamma=None, beta=None, **options):
         As fastbn.batch_norm_training does. Gradients of gradients are those of fastbn.batch_norm_double_backward: a
         ValueError with an activation, mask, weights or lengths, a TypeError with ghost batches.
     NotImplementedError
-        For reverse mode three times, and forward mode.
+        If reverse mode is taken three times, or forward mode.
 
     Notes
     -----
-    The gradients with respect to x, gamma and beta have the dtypes of these; those that come with respect to y are
-    converted to x's.
+    With the mean and the biased variance of the batch, rstd = 1 / sqrt(var + eps). The gradients with respect to x,
+    gamma and beta have the dtypes of these; those that come with respect to y are converted to x's.
 
     References
     ----------
     Ioffe and Szegedy 2015 (arXiv:1502.03167).
+
+    Examples
+    --------
+    >>> import autograd
+    >>> import numpy as np
+    >>> from fastbn.interop.autograd import batch_norm_training
+    >>> x, beta = np.array([[1.0], [2.0], [6.0]]), np.zeros(1)
+    >>> autograd.grad(lambda beta: batch_norm_training(x, None, beta).sum())(beta)
+    array([3.])
     """
     if options:
         _check_options(options)
@@ -82,7 +91,7 @@ def batch_norm_inference(x, mean, var, gamma=None, beta=None, **options):
     Returns
     -------
     array of x's shape and dtype
-        y = act((x - mean) / sqrt(var + eps) * gamma + beta). All five have gradients.
+        The result, y.
 
     Raises
     ------
@@ -90,6 +99,24 @@ def batch_norm_inference(x, mean, var, gamma=None, beta=None, **options):
         As batch_norm_training does.
     NotImplementedError
         As batch_norm_training does, and for gradients of gradients where mean or var is a variable.
+
+    Notes
+    -----
+    y = act((x - mean) / sqrt(var + eps) * gamma + beta), of which all five arrays have gradients.
+
+    References
+    ----------
+    Ioffe and Szegedy 2015 (arXiv:1502.03167), algorithm 2.
+
+    Examples
+    --------
+    >>> import autograd
+    >>> import numpy as np
+    >>> from fastbn.interop.autograd import batch_norm_inference
+    >>> x, mean, var = np.array([[1.0], [2.0]]), np.zeros(1), np.ones(1)
+    >>> autograd.grad(lambda x: batch_norm_inference(x, mean, var, eps=1e-12).sum())(x)
+    array([[1.],
+           [1.]])
     """
     if options:
         _check_options(options)
@@ -118,13 +145,26 @@ def batch_norm(x, gamma, beta, bn, *, update=True):
     Returns
     -------
     array of x's shape and dtype
-        y.
+        The result, y.
 
     Raises
     ------
     TypeError, ValueError
-        As the two functions do; where x has not bn.num_features; where bn has ghost batches, renormalization or
+        As the two functions do, and if x has not bn.num_features, or bn has ghost batches, renormalization or
         nan_policy="omit". Then the running statistics are as they were.
+
+    Examples
+    --------
+    >>> import autograd
+    >>> import numpy as np
+    >>> import fastbn
+    >>> from fastbn.interop.autograd import batch_norm
+    >>> bn = fastbn.BatchNorm(1, center=False, scale=False, momentum=0.5)
+    >>> x, gamma, beta = np.array([[1.0], [3.0]]), np.ones(1), np.zeros(1)
+    >>> autograd.grad(lambda beta: batch_norm(x, gamma, beta, bn).sum())(beta)
+    array([2.])
+    >>> bn.running_mean
+    array([1.], dtype=float32)
     """
     _check_layer(bn, getval(x))
     options, updates = {"eps": bn.eps, "axis": bn.axis, "activation": bn.activation}, bn._updates(update)

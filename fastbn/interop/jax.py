@@ -37,13 +37,9 @@ def batch_norm(x, gamma, beta, running_mean, running_var, *, training, axis=1, e
     ----------
     x : array
         As for batch_norm_training.
-    gamma : array of shape (C,), or None
+    gamma, beta : array of shape (C,), or None
         As for batch_norm_training.
-    beta : array of shape (C,), or None
-        As for batch_norm_training.
-    running_mean : array of shape (C,)
-        The running statistics.
-    running_var : array of shape (C,)
+    running_mean, running_var : array of float32 or float64, shape (C,)
         The running statistics.
     training : bool
         A Python bool. True: by the statistics of x, and the running statistics take a step; they carry no gradient
@@ -60,8 +56,10 @@ def batch_norm(x, gamma, beta, running_mean, running_var, *, training, axis=1, e
 
     Returns
     -------
-    y, running_mean, running_var : array
-        y has x's shape and dtype.
+    y : array of x's shape and dtype
+        The normalized x.
+    running_mean, running_var : array of shape (C,)
+        The new running statistics.
 
     Raises
     ------
@@ -70,6 +68,7 @@ def batch_norm(x, gamma, beta, running_mean, running_var, *, training, axis=1, e
 
     Notes
     -----
+    With the batch's mean and biased variance, and N entries of each feature,
 
         running_mean = momentum * running_mean + (1 - momentum) * mean
         running_var  = momentum * running_var  + (1 - momentum) * var * N / (N - ddof)
@@ -77,6 +76,15 @@ def batch_norm(x, gamma, beta, running_mean, running_var, *, training, axis=1, e
     References
     ----------
     Ioffe and Szegedy 2015 (arXiv:1502.03167).
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> from fastbn.interop.jax import batch_norm
+    >>> x, ones, zeros = jnp.array([[1.0], [3.0]]), jnp.ones(1), jnp.zeros(1)
+    >>> y, mean, var = batch_norm(x, ones, zeros, zeros, ones, training=True, momentum=0.5)
+    >>> mean
+    Array([1.], dtype=float32)
     """
     momentum, ddof = checks.momentum(momentum), checks.ddof(ddof)
     if not training:
@@ -94,14 +102,14 @@ def batch_norm(x, gamma, beta, running_mean, running_var, *, training, axis=1, e
 
 
 def batch_norm_training(x, gamma=None, beta=None, *, axis=1, eps=1e-5):
-    """Normalize x by its own statistics: y = (x - mean) / sqrt(var + eps) * gamma + beta.
+    """Normalize x by its own statistics, as y = (x - mean) / sqrt(var + eps) * gamma + beta.
 
     Parameters
     ----------
-    x : array
-        Array of float32, float64, float16 or bfloat16 with C entries on `axis`, an int; at least 2 dimensions.
-    gamma, beta : array of shape (C,), or None
-        Of shape (C,), float32 or float64; None stands for ones and zeros.
+    x : array of float32, float64, float16 or bfloat16
+        It has C entries on `axis`, and at least 2 dimensions.
+    gamma, beta : array of float32 or float64, shape (C,), or None
+        Scale and shift; None stands for ones and zeros.
     axis : int, default 1
         The feature axis.
     eps : float, default 1e-5
@@ -112,7 +120,12 @@ def batch_norm_training(x, gamma=None, beta=None, *, axis=1, eps=1e-5):
     y : array of x's shape and dtype
         The normalized x.
     mean, var : array of shape (C,)
-        Of the batch, var biased; float64 where an argument is, else float32.
+        Those of the batch, var biased; float64 where an argument is, else float32.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a shape, a dtype, eps or axis does not fit, when traced too.
 
     Notes
     -----
@@ -120,14 +133,17 @@ def batch_norm_training(x, gamma=None, beta=None, *, axis=1, eps=1e-5):
     taken from mean and rstd in double, with or without JAX's 64-bit types. vmap: each entry has statistics of its
     own.
 
-    Raises
-    ------
-    TypeError, ValueError
-        For shapes, dtypes, eps, axis, when traced too.
-
     References
     ----------
     Ioffe and Szegedy 2015 (arXiv:1502.03167); gradients: fastbn.batch_norm_backward and _double_backward.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> from fastbn.interop.jax import batch_norm_training
+    >>> y, mean, var = batch_norm_training(jnp.array([[1.0], [3.0]]))
+    >>> mean, var
+    (Array([2.], dtype=float32), Array([1.], dtype=float32))
     """
     x, axis, eps, gamma, beta = _prepared(x, axis, eps, {"gamma": gamma, "beta": beta})
     if not x.size:
@@ -137,19 +153,15 @@ def batch_norm_training(x, gamma=None, beta=None, *, axis=1, eps=1e-5):
 
 
 def batch_norm_inference(x, mean, var, gamma=None, beta=None, *, axis=1, eps=1e-5):
-    """Normalize x by given statistics: y = (x - mean) / sqrt(var + eps) * gamma + beta.
+    """Normalize x by given statistics, as y = (x - mean) / sqrt(var + eps) * gamma + beta.
 
     Parameters
     ----------
     x : array
         As for batch_norm_training.
-    mean : array of shape (C,)
+    mean, var : array of float32 or float64, shape (C,)
         The statistics.
-    var : array of shape (C,)
-        The statistics.
-    gamma : array of shape (C,), or None
-        As for batch_norm_training.
-    beta : array of shape (C,), or None
+    gamma, beta : array of shape (C,), or None
         As for batch_norm_training.
     axis : int, default 1
         As for batch_norm_training.
@@ -159,12 +171,12 @@ def batch_norm_inference(x, mean, var, gamma=None, beta=None, *, axis=1, eps=1e-
     Returns
     -------
     array of x's shape and dtype
-        y.
+        The result, y.
 
     Raises
     ------
     TypeError, ValueError
-        For shapes, dtypes, eps, axis, when traced too.
+        If a shape, a dtype, eps or axis does not fit, when traced too.
 
     Notes
     -----
@@ -174,6 +186,14 @@ def batch_norm_inference(x, mean, var, gamma=None, beta=None, *, axis=1, eps=1e-
     References
     ----------
     Ioffe and Szegedy 2015 (arXiv:1502.03167).
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> from fastbn.interop.jax import batch_norm_inference
+    >>> batch_norm_inference(jnp.array([[1.0], [5.0]]), jnp.ones(1), jnp.full(1, 4.0), eps=1e-12)
+    Array([[0.],
+           [2.]], dtype=float32)
     """
     if mean is None or var is None:
         raise ValueError("mean or var is None, expected an array of one entry for each feature")

@@ -19,25 +19,29 @@ __all__ = ["BatchNormalization", "convert"]
 
 @keras.saving.register_keras_serializable(package="fastbn", name="BatchNormalization")
 class BatchNormalization(keras.layers.BatchNormalization):
-    """keras.layers.BatchNormalization with the same arguments, config and weights; any layer's weights fit the other.
+    """Keras's BatchNormalization with its arguments, config and weights, which fit both layers.
 
     Parameters
     ----------
     *args, **keywords : object
-        Keras's arguments.
+        Those of keras.layers.BatchNormalization.
 
     Raises
     ------
-    Exception
-        Raises RuntimeError where Keras runs on another backend than NumPy; else what Keras raises.
+    RuntimeError
+        If Keras runs on another backend than NumPy. Beside that Keras raises what it does.
 
     Notes
     -----
-    Inference and training:
+    Inference and training compute
+
         y = (x - mean) / sqrt(variance + epsilon) * gamma + beta
+
     with moving_mean and moving_variance, or (training=True, where the layer is trainable) the mean and biased
     variance of the batch, and then
+
         moving = momentum * moving + (1 - momentum) * batch
+
     The parameters' and statistics' dtype is the layer's, that of y the layer's compute dtype; float16 and bfloat16
     are computed as float32 and rounded once, float64 in double (by Keras in float32). mask: of the inputs' shape
     without the feature axis, or of the first of these axes, (batch,) or (batch, steps) say. An empty batch leaves the
@@ -49,6 +53,16 @@ class BatchNormalization(keras.layers.BatchNormalization):
     References
     ----------
     Keras 3.15, keras/src/layers/normalization/batch_normalization.py; Ioffe and Szegedy 2015 (arXiv:1502.03167).
+
+    Examples
+    --------
+    >>> import keras    # with KERAS_BACKEND=numpy in the environment
+    >>> import numpy as np
+    >>> from fastbn.interop.keras import BatchNormalization
+    >>> layer = BatchNormalization(axis=1, momentum=0.5)
+    >>> y = layer(np.array([[1.0], [3.0]], np.float32), training=True)
+    >>> layer.moving_mean.value
+    array([1.], dtype=float32)
     """
 
     def __init__(self, *args, **keywords):
@@ -63,14 +77,24 @@ class BatchNormalization(keras.layers.BatchNormalization):
         inputs : array
             As Keras's layer takes them.
         training : bool, optional
-            Whether by the batch's statistics.
+            Whether the statistics are the batch's.
         mask : array of bool, optional
-            Which entries count.
+            Which entries count in them.
 
         Returns
         -------
         array of the inputs' shape
-            y, in the layer's compute dtype.
+            The result, y, in the layer's compute dtype.
+
+        Examples
+        --------
+        >>> import keras    # with KERAS_BACKEND=numpy in the environment
+        >>> import numpy as np
+        >>> from fastbn.interop.keras import BatchNormalization
+        >>> layer = BatchNormalization(epsilon=1e-9)
+        >>> layer(np.array([[1.0], [3.0]], np.float32), training=True)
+        array([[-1.],
+               [ 1.]], dtype=float32)
         """
         if training and self.trainable:
             if self.renorm or (mask is not None and not self._takes(inputs, mask)):
@@ -122,9 +146,18 @@ def convert(model, *, back=False):
     Raises
     ------
     TypeError
-        Causes: no Keras model.
+        If model is no Keras model.
     RuntimeError
-        Causes: another backend. And what keras.models.clone_model raises.
+        If Keras runs on another backend. Beside that keras.models.clone_model raises what it does.
+
+    Examples
+    --------
+    >>> import keras    # with KERAS_BACKEND=numpy in the environment
+    >>> import numpy as np
+    >>> from fastbn.interop.keras import convert
+    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.BatchNormalization()])
+    >>> type(convert(model).layers[0]).__module__
+    'fastbn.interop.keras'
     """
     _require_numpy()
     if not isinstance(model, keras.Model):

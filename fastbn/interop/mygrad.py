@@ -21,22 +21,22 @@ _GRADIENTS = {"x": "dx", "gamma": "dgamma", "beta": "dbeta"}
 
 def batch_norm(x, gamma=None, beta=None, *, axis=1, eps=1e-5, running_mean=None, running_var=None, training=True,
                momentum=0.9, ddof=1, constant=None):
-    """Batch normalization of a tensor, y = (x - mean) / sqrt(var + eps) * gamma + beta.
+    """Normalize a tensor as one operation of MyGrad's graph.
 
     Parameters
     ----------
     x : tensor or array
-        Tensor or array with a feature axis of C entries, at least 2 dimensions.
+        It has a feature axis of C entries, and at least 2 dimensions.
     gamma : tensor of shape (C,), or None
-        Scale; None stands for ones.
+        The scale; None stands for ones.
     beta : tensor of shape (C,), or None
-        Shift; None stands for zeros.
+        The shift; None stands for zeros.
     axis : int or tuple of int, default 1
         As for fastbn.batch_norm_training.
     eps : float, default 1e-5
         As for fastbn.batch_norm_training.
-    running_mean, running_var : array of shape (C,)
-        NumPy arrays of shape (C,), float32 or float64, both or neither; no tensors.
+    running_mean, running_var : array of float32 or float64, shape (C,), optional
+        NumPy arrays, no tensors; both or neither.
     training : bool, default True
         True: mean and var (biased) are those of x, and running statistics that are given take a step, in place,
         unless there is one value per feature, or none. False: mean and var are running_mean and running_var,
@@ -51,16 +51,30 @@ def batch_norm(x, gamma=None, beta=None, *, axis=1, eps=1e-5, running_mean=None,
     Returns
     -------
     tensor of x's shape and dtype
-        y, whose backward computes the gradients that are needed in one call.
+        The result, y, whose backward computes the gradients that are needed in one call.
 
     Raises
     ------
     TypeError, ValueError
-        Where arguments do not fit; then no statistics have changed.
+        If arguments do not fit; then no statistics have changed.
+
+    Notes
+    -----
+    y = (x - mean) / sqrt(var + eps) * gamma + beta.
 
     References
     ----------
     Ioffe and Szegedy 2015 (arXiv:1502.03167).
+
+    Examples
+    --------
+    >>> import mygrad as mg
+    >>> import numpy as np
+    >>> from fastbn.interop.mygrad import batch_norm
+    >>> x, beta = mg.tensor([[1.0], [2.0], [6.0]]), mg.tensor([0.0])
+    >>> batch_norm(x, None, beta).sum().backward()
+    >>> beta.grad
+    array([3.])
     """
     given = {"x": x, "gamma": gamma, "beta": beta}
     given = {name: value for name, value in given.items() if value is not None or name == "x"}

@@ -38,26 +38,30 @@ class BatchNormalization(OpRun):
 
     Raises
     ------
-    Exception
-        Raises ValueError: shapes that do not fit; a negative epsilon; outputs that the mode does not have: more than
-        Y in inference, and Y alone where is_test is 0 (that attribute says training and the outputs inference: set
-        it). From the evaluator, TypeError around fastbn's for data of other types.
+    ValueError
+        If shapes do not fit, epsilon is negative, or the node has outputs that its mode does not have: more than Y in
+        inference, or Y alone where is_test is 0 (that attribute says training and the outputs inference: set it).
+    TypeError
+        If data are of other types; the evaluator raises it around fastbn's.
 
     Notes
     -----
     Y = (X - mean) / sqrt(var + epsilon) * scale + B with the statistics given or, in training, those of the batch
     (var over N, not N - 1), where also
+
         running_mean = momentum * mean + (1 - momentum) * batch mean
+
     and the same with var. X: (N, C, D1, ..., Dn), or (N,), which has one feature. scale, B, mean, var: (C,), or where
     spatial=0 (opsets before 9) (C, D1, ..., Dn). All are float16, bfloat16, float32 or float64, and may differ.
 
-    A node is in training mode
-        from opset 14 on where training_mode is not 0: outputs Y, running_mean, running_var;
-        in opsets 7 to 13 where it has more than one output: Y, running mean, running var, saved_mean, saved_var,
-        the last two being mean and variance of the batch;
-        in opsets 1 to 6 where is_test is 0: the same outputs.
-    Outputs have the type of X, running statistics that of the ones given. Without entries in X these are returned.
+    When a node is in training mode, and which outputs it then has, depends on the opset:
 
+    - from 14 on, where training_mode is not 0: Y, running_mean, running_var;
+    - from 7 to 13, where it has more than one output: Y, running mean, running var, saved_mean, saved_var, the last two
+      being mean and variance of the batch;
+    - from 1 to 6, where is_test is 0: the same outputs.
+
+    Outputs have the type of X, running statistics that of the ones given. Without entries in X these are returned.
 
     Operators in functions of the model are not replaced, since the evaluator does not hand new_ops to them: use
     onnx.inliner.inline_local_functions(model) first.
@@ -65,6 +69,23 @@ class BatchNormalization(OpRun):
     References
     ----------
     ONNX, docs/Changelog.md, BatchNormalization-1, -6, -7, -9, -14 and -15.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from onnx import TensorProto, helper
+    >>> from onnx.reference import ReferenceEvaluator
+    >>> from fastbn.interop.onnx import BatchNormalization
+    >>> names = ["X", "scale", "B", "mean", "var"]
+    >>> node = helper.make_node("BatchNormalization", names, ["Y"], epsilon=0.0)
+    >>> inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names]
+    >>> outputs = [helper.make_tensor_value_info("Y", TensorProto.FLOAT, None)]
+    >>> model = helper.make_model(helper.make_graph([node], "bn", inputs, outputs))
+    >>> one = np.ones(1, np.float32)
+    >>> values = {"X": np.array([[1.0], [5.0]], np.float32), "scale": one, "B": 0 * one, "mean": one, "var": 4 * one}
+    >>> ReferenceEvaluator(model, new_ops=[BatchNormalization]).run(None, values)[0]
+    array([[0.],
+           [2.]], dtype=float32)
     """
 
     op_domain = ""

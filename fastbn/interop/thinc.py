@@ -32,9 +32,7 @@ def BatchNorm(nI: Optional[int] = None, *, momentum: float = 0.9, eps: float = 1
     eps : float, default 1e-5
         Above 0.
     ddof : {0, 1}, default 1
-        1, the unbiased running variance, or 0, the biased one. Parameters gamma and beta, of shape (C,), float32 as
-        all of thinc's; y and dX have the dtype of X. Running statistics are in model.attrs, which to_bytes and
-        to_disk write; a training step with one value per feature, or none, leaves them alone.
+        1, the unbiased running variance, or 0, the biased one.
 
     Returns
     -------
@@ -44,21 +42,37 @@ def BatchNorm(nI: Optional[int] = None, *, momentum: float = 0.9, eps: float = 1
     Raises
     ------
     TypeError
-        Causes: X is no NumPy array.
+        If X is no NumPy array.
     ValueError
-        Causes: arguments out of range; shapes.
+        If an argument is out of range, or X has another width.
 
     Notes
     -----
-    Training (is_train=True): y = (x - mean) / sqrt(var + eps) * gamma + beta with the batch's mean and biased
-    variance,
+    Training (is_train=True) computes y = (x - mean) / sqrt(var + eps) * gamma + beta with the batch's mean and biased
+    variance, and
+
         running_mean = momentum * running_mean + (1 - momentum) * mean
         running_var  = momentum * running_var  + (1 - momentum) * var * N / (N - ddof)
-    Else the same formula with the running statistics, which are constants in the gradient.
+
+    Else it is the same formula with the running statistics, which are constants in the gradient. gamma and beta are
+    parameters of shape (C,), float32 as all of thinc's; y and dX have the dtype of X. Running statistics are in
+    model.attrs, which to_bytes and to_disk write; a training step with one value per feature, or none, leaves them
+    alone.
 
     References
     ----------
     Ioffe and Szegedy 2015 (arXiv:1502.03167).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastbn.interop.thinc import BatchNorm
+    >>> x = np.array([[1.0], [3.0]], np.float32)
+    >>> model = BatchNorm(eps=1e-12).initialize(X=x)
+    >>> y, backprop = model(x, is_train=True)
+    >>> y
+    array([[-1.],
+           [ 1.]], dtype=float32)
     """
     attrs = {"momentum": checks.momentum(momentum), "eps": checks.epsilon(eps), "ddof": checks.ddof(ddof)}
     return Model("batchnorm", forward, init=init, dims={"nI": nI, "nO": nI}, params={"gamma": None, "beta": None},

@@ -35,44 +35,58 @@ _PLAIN = {Tensor, nn.Parameter}  # no subclass, whose data may be elsewhere or n
 
 def batch_norm(input, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5, *,
                activation=None, residual=None):
-    """torch.nn.functional.batch_norm, y = act((input - mean) / sqrt(var + eps) * weight + bias + residual).
+    """Do as torch.nn.functional.batch_norm, and add a residual and apply an activation in the same pass.
 
     Parameters
     ----------
     input : tensor
         CPU tensor of shape (N, C) or (N, C, ...) and any strides, float16, bfloat16, float32 or float64.
     running_mean, running_var : tensor of shape (C,), or None
-        Both or none; training updates them, else they are mean and var.
+        Both or none; training updates them in place, else they are mean and var.
     weight, bias : tensor of shape (C,), or None
         None stands for ones and zeros. These four may be of another dtype than input.
     training : bool, default False
-        Takes mean and var of the batch (biased; the moving average of var gets the unbiased one).
+        True: mean and var are those of the batch (biased; the moving average of var gets the unbiased one).
     momentum : float, default 0.1
         The weight of the new batch in the moving averages.
     eps : float, default 1e-5
-        Above 0.
+        It is added to the variance; above 0.
     activation : str or tuple, optional
-        None or as of fastbn.batch_norm_inference, "relu" say, in the same pass.
-    residual : tensor of input's shape, optional
-        None or like input.
+        As for fastbn.batch_norm_inference, "relu" say.
+    residual : tensor of input's shape and dtype, optional
+        It is added before the activation.
 
     Returns
     -------
     tensor
-        y, like input in shape, dtype and order of memory.
+        The result, y, like input in shape, dtype and order of memory.
 
     Raises
     ------
     TypeError
-        Causes: dtype, no tensor.
+        If an argument is no tensor, or of another dtype.
     ValueError
-        Causes: device, shape, eps, activation; one value per channel in training.
+        If a tensor is on another device than the CPU or does not fit, eps is not above 0, the activation is unknown, or
+        training finds one value per channel.
     RuntimeError
-        In PyTorch's words (number of channels; running_mean missing). Nothing has changed then.
+        In PyTorch's words, if the number of channels is another, or running_mean is missing.
+
+    Notes
+    -----
+    y = act((input - mean) / sqrt(var + eps) * weight + bias + residual). After an error nothing has changed.
 
     References
     ----------
     Ioffe and Szegedy 2015 (arXiv:1502.03167); torch/nn/functional.py.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fastbn.interop.torch import batch_norm
+    >>> x, mean, var = torch.tensor([[1.0], [5.0]]), torch.ones(1), torch.full((1,), 4.0)
+    >>> batch_norm(x, mean, var, eps=1e-12)
+    tensor([[0.],
+            [2.]])
     """
     options = running_mean, running_var, training, momentum, eps, activation
     if _is_compiling() or _is_tracing() or type(input) not in _PLAIN or input.is_meta:
@@ -109,7 +123,15 @@ class _Module:
         Returns
         -------
         tensor
-            Like input in shape, dtype and order of memory.
+            The result, like input in shape, dtype and order of memory.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from fastbn.interop.torch import BatchNorm1d
+        >>> bn = BatchNorm1d(2, activation="relu").eval()
+        >>> bn(torch.tensor([[3.0, -3.0]]), torch.tensor([[-3.0, 5.0]])).detach().round()
+        tensor([[0., 2.]])
         """
         self._check_input_dim(input)
         tracks, momentum = self.training and self.track_running_stats, self.momentum
@@ -131,60 +153,96 @@ class _Module:
         Returns
         -------
         str
-            PyTorch's, and the activation.
+            What PyTorch's module tells, and the activation.
+
+        Examples
+        --------
+        >>> from fastbn.interop.torch import BatchNorm1d
+        >>> BatchNorm1d(2, activation="relu").extra_repr().endswith("activation='relu'")
+        True
         """
         more = "" if self.activation is None else f", activation={self.activation!r}"
         return super().extra_repr() + more
 
 
 class BatchNorm1d(_Module, nn.BatchNorm1d):
-    """torch.nn.BatchNorm1d computed by fastbn: (N, C) and (N, C, L).
+    """The module torch.nn.BatchNorm1d computed by fastbn: (N, C) and (N, C, L).
 
     Parameters
     ----------
-    *args, **keywords : object
-        PyTorch's arguments; eps must be above 0. The attributes and state_dict are PyTorch's too.
+    *args : object
+        PyTorch's arguments. The attributes and state_dict are PyTorch's too.
     activation : str or tuple, optional
-        As of batch_norm: bn(input, residual) gives act(bn(input) + residual).
+        As for batch_norm: bn(input, residual) gives act(bn(input) + residual).
+    **keywords : object
+        PyTorch's arguments; eps must be above 0.
 
     Raises
     ------
     TypeError, ValueError, RuntimeError
         As batch_norm does.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fastbn.interop.torch import BatchNorm1d
+    >>> y = BatchNorm1d(2, activation="relu")(torch.ones(4, 2))
+    >>> y.shape
+    torch.Size([4, 2])
     """
 
 
 class BatchNorm2d(_Module, nn.BatchNorm2d):
-    """torch.nn.BatchNorm2d computed by fastbn: (N, C, H, W).
+    """The module torch.nn.BatchNorm2d computed by fastbn: (N, C, H, W).
 
     Parameters
     ----------
-    *args, **keywords : object
-        PyTorch's arguments; eps must be above 0. The attributes and state_dict are PyTorch's too.
+    *args : object
+        PyTorch's arguments. The attributes and state_dict are PyTorch's too.
     activation : str or tuple, optional
-        As of batch_norm: bn(input, residual) gives act(bn(input) + residual).
+        As for batch_norm: bn(input, residual) gives act(bn(input) + residual).
+    **keywords : object
+        PyTorch's arguments; eps must be above 0.
 
     Raises
     ------
     TypeError, ValueError, RuntimeError
         As batch_norm does.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fastbn.interop.torch import BatchNorm2d
+    >>> y = BatchNorm2d(2, activation="relu")(torch.ones(4, 2, 5, 5))
+    >>> y.shape
+    torch.Size([4, 2, 5, 5])
     """
 
 
 class BatchNorm3d(_Module, nn.BatchNorm3d):
-    """torch.nn.BatchNorm3d computed by fastbn: (N, C, D, H, W).
+    """The module torch.nn.BatchNorm3d computed by fastbn: (N, C, D, H, W).
 
     Parameters
     ----------
-    *args, **keywords : object
-        PyTorch's arguments; eps must be above 0. The attributes and state_dict are PyTorch's too.
+    *args : object
+        PyTorch's arguments. The attributes and state_dict are PyTorch's too.
     activation : str or tuple, optional
-        As of batch_norm: bn(input, residual) gives act(bn(input) + residual).
+        As for batch_norm: bn(input, residual) gives act(bn(input) + residual).
+    **keywords : object
+        PyTorch's arguments; eps must be above 0.
 
     Raises
     ------
     TypeError, ValueError, RuntimeError
         As batch_norm does.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fastbn.interop.torch import BatchNorm3d
+    >>> y = BatchNorm3d(2, activation="relu")(torch.ones(4, 2, 5, 5, 5))
+    >>> y.shape
+    torch.Size([4, 2, 5, 5, 5])
     """
 
 
@@ -207,15 +265,23 @@ def convert(model):
     Raises
     ------
     TypeError
-        Causes: no module.
+        If model is no module.
     ValueError
-        Causes: a lazy batch norm, which would become PyTorch's later. Nothing has changed then.
+        If there is a lazy batch norm in it, which would become PyTorch's later. Nothing has changed then.
 
     Notes
     -----
     The modules change their class and nothing else: parameters, buffers, hooks, mode and the modules themselves stay
     the same objects, so optimizers and references to them go on. Classes derived from PyTorch's are left alone, as is
     SyncBatchNorm.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fastbn.interop.torch import convert
+    >>> net = convert(torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2)))
+    >>> type(net[1]).__module__
+    'fastbn.interop.torch'
     """
     for name, module in _modules(model):
         if isinstance(module, nn.modules.batchnorm._LazyNormBase):
@@ -240,9 +306,16 @@ def revert(model):
     Raises
     ------
     TypeError
-        Causes: no module.
+        If model is no module.
     ValueError
-        Causes: a module with an activation, which PyTorch's does not have. Nothing has changed then.
+        If a module has an activation, which PyTorch's does not have. Nothing has changed then.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fastbn.interop.torch import BatchNorm1d, revert
+    >>> type(revert(BatchNorm1d(2))).__module__
+    'torch.nn.modules.batchnorm'
     """
     for name, module in _modules(model):
         if isinstance(module, _Module) and module.activation is not None:

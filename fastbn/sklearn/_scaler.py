@@ -21,7 +21,7 @@ _INVERSE_TRANSFORM = preprocessing.StandardScaler.inverse_transform
 
 
 class StandardScaler(preprocessing.StandardScaler):
-    """scikit-learn's StandardScaler, with dense float32 and float64 data computed by fastbn, in threads.
+    """The StandardScaler of scikit-learn, with dense float32 and float64 data computed by fastbn, in threads.
 
     Parameters
     ----------
@@ -92,12 +92,21 @@ class StandardScaler(preprocessing.StandardScaler):
 
         Notes
         -----
+        With the weights w, 1 where none are given,
 
             mean_ = sum(w * x) / sum(w)        var_ = sum(w * (x - mean_)^2) / sum(w)        n_samples_seen_ = sum(w)
 
         References
         ----------
         Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances", 1979.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from fastbn.sklearn import StandardScaler
+        >>> scaler = StandardScaler().partial_fit(np.array([[1.0], [2.0]]))
+        >>> scaler.partial_fit(np.array([[6.0]])).mean_
+        array([3.])
         """
         source = _source_of(X)
         if source is not None:
@@ -139,7 +148,8 @@ class StandardScaler(preprocessing.StandardScaler):
         Raises
         ------
         TypeError, ValueError
-            For NaN, no entries, and as many names as features are not there; then it is as it was.
+            If moments is no Moments, has NaN or no entries, or there are not as many names as features; then the
+            scaler is as it was.
 
         Examples
         --------
@@ -178,7 +188,15 @@ class StandardScaler(preprocessing.StandardScaler):
         Raises
         ------
         TypeError
-            For an iterator; beside that fit and transform raise what they do.
+            If X is an iterator; beside that fit and transform raise what they do.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from fastbn.sklearn import StandardScaler
+        >>> StandardScaler().fit_transform(np.array([[1.0], [3.0]]), sample_weight=[3.0, 1.0]).round(3)
+        array([[-0.577],
+               [ 1.732]])
         """
         if isinstance(X, Iterator):
             raise TypeError("X is an iterator, which fit uses up before transform sees it: call fit and transform with an "
@@ -203,9 +221,16 @@ class StandardScaler(preprocessing.StandardScaler):
         Raises
         ------
         ValueError
-            For infinities, another number of features, other names.
+            If X has infinite entries, or other features or names than fit has seen.
         NotFittedError
-            Before fit.
+            If the scaler is not fitted.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from fastbn.sklearn import StandardScaler
+        >>> StandardScaler().fit(np.array([[1.0], [3.0]])).transform(np.array([[5.0]]))
+        array([[3.]])
         """
         source = _source_of(X)
         if source is None:
@@ -235,6 +260,13 @@ class StandardScaler(preprocessing.StandardScaler):
         ------
         ValueError, NotFittedError
             As transform does.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from fastbn.sklearn import StandardScaler
+        >>> StandardScaler().fit(np.array([[1.0], [3.0]])).inverse_transform(np.array([[3.0]]))
+        array([[5.]])
         """
         source = _source_of(X)
         return self._restored(X, copy) if source is None else self._mapped(source, "_restored")

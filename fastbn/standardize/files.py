@@ -41,24 +41,24 @@ class Outcome(NamedTuple):
 
 
 def standardize_file(source, target, *, axis=None, statistics=None, save_statistics=None, overwrite=False, progress=False):
-    """Write (x - mean) / scale of each feature of a .npy file to another, in bounded memory. scale = sqrt(var).
+    """Write (x - mean) / scale of each feature of a .npy file to another, in bounded memory.
 
     Parameters
     ----------
-    source : path
+    source : str or path
         Path of a .npy file of float16, float32 or float64, in any version of the format, byte order and memory order.
         NaN entries are missing values: they count in no statistic, and stay.
-    target : path
+    target : str or path
         Path of the result, of the same shape, dtype and memory order, in native byte order. It is written beside it
         under another name and renamed at the end, so that it is never there in part; it may be the source
         (overwrite).
     axis : int or tuple of int, optional
         The feature axis, or several; None: the last one, as in a table of shape (N, C). mean and var (biased) are
         taken over all others. A one-dimensional array is one feature, without an axis.
-    statistics : path, optional
+    statistics : str or path, optional
         Path of a file that save_statistics wrote: its mean and scale are used (and its axis where axis is None), for
         example those of training data for test data. None: those of the source.
-    save_statistics : path, optional
+    save_statistics : str or path, optional
         Path of an .npz file for count, mean, var, scale (float64, of shape (C,)) and axis.
     overwrite : bool, default False
         Whether files that exist may be replaced.
@@ -70,11 +70,34 @@ def standardize_file(source, target, *, axis=None, statistics=None, save_statist
     Outcome
         What was done, with the statistics.
 
+    Raises
+    ------
+    OSError
+        If a file cannot be read or written, exists already (without overwrite), or does not fit the disk.
+    TypeError, ValueError
+        If axis or the statistics do not fit the array, the file is damaged or of another dtype, or an entry is
+        infinite.
+
     Notes
     -----
-    Memory: two blocks of 4 MiB, or where that is more a few times that of the statistics. A constant feature becomes
-    0: its scale is 1. The statistics are those of fastbn.moments; an entry is within 1e-6 of max(1, |y|) of the exact
-    quotient (float32).
+    scale = sqrt(var), and 1 where that is 0, so that a constant feature becomes 0. The statistics are those of
+    fastbn.moments; an entry is within 1e-6 of max(1, |y|) of the exact quotient (float32). Memory: two blocks of 4 MiB,
+    or where that is more a few times that of the statistics.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> import numpy as np
+    >>> from fastbn.standardize import standardize_file
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     source, target = os.path.join(folder, "in.npy"), os.path.join(folder, "out.npy")
+    ...     np.save(source, np.array([[1.0, 10.0], [3.0, 30.0]]))
+    ...     outcome = standardize_file(source, target)
+    ...     np.load(target)
+    array([[-1., -1.],
+           [ 1.,  1.]])
+    >>> outcome.statistics.mean
+    array([ 2., 20.])
     """
     with NpyFile(source) as file:
         if statistics is not None and axis is None and len(file.shape) > 1:

@@ -11,8 +11,18 @@ _NAMES = ("count", "mean", "var", "scale", "axis")
 
 
 class Statistics(NamedTuple):
-    """count: int64 array of shape (C,), the entries of each feature that are not NaN; mean, var: float64 arrays of shape
-    (C,), var biased; scale = sqrt(var), and 1 where that is 0 or there is no entry; axis: the feature axes.
+    """The statistics that a file was standardized by.
+
+    Parameters
+    ----------
+    count : array of int64, shape (C,)
+        The entries of each feature that are not NaN.
+    mean, var : array of float64, shape (C,)
+        The mean, and the biased variance.
+    scale : array of float64, shape (C,)
+        The root of var, and 1 where that is 0 or there is no entry.
+    axis : tuple of int
+        The feature axes.
     """
 
     count: np.ndarray
