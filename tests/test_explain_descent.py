@@ -173,7 +173,10 @@ def test_the_numbers(seed):
 @seeds
 def test_pictures(seed):
     surfaces, losses = [block for block in descent.make(Settings(seed=seed)).blocks if isinstance(block, Picture)]
-    for axes, problem in zip(surfaces.figure.axes, problems(seed)):
+    before, after = problems(seed)
+    x, t = data(seed)
+    milder = descent.Problem.of(fastbn.batch_norm_training(x)[0] * descent.MILDER, t)
+    for axes, problem in zip(surfaces.figure.axes, (before, milder, after), strict=True):
         path = descent.descend(problem, descent.best_rate(problem)[0], descent.SHOWN_STEPS)
         drawn = axes.lines[0].get_xydata()
         np.testing.assert_allclose(drawn, path)
