@@ -125,7 +125,8 @@ def test_wheel_has_what_others_compile_and_check_against(wheel):
         names = set(archive.namelist())
         assert archive.read("fastbn/include/fastbn.h") == (ROOT / "csrc/fastbn.h").read_bytes()
     expected = {"py.typed", "_core.pxd", "__init__.pxd", "_core.pyi", "__init__.py", "demo/__init__.py",
-                "convert/__init__.py", "distributed/__init__.py", "interop/__init__.py", "explain/__init__.py",
+                "convert/__init__.py", "convert/__init__.pyi", "distributed/__init__.py", "distributed/__init__.pyi",
+                "interop/__init__.py", "explain/__init__.py",
                 "explain/templates/page.html", "explain/templates/page.css"}
     assert {f"fastbn/{name}" for name in expected} <= names
     assert len([name for name in names if re.fullmatch(r"fastbn/_core\..*(so|pyd)", name)]) == 1

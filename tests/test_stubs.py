@@ -1,5 +1,6 @@
-"""The type stub names the arguments that the functions have, with the same defaults."""
+"""The type stubs name the arguments that the functions have, with the same defaults."""
 import ast
+import importlib
 import inspect
 from pathlib import Path
 
@@ -7,12 +8,27 @@ import pytest
 
 import fastbn
 
-TREE = ast.parse(Path(fastbn.__file__).with_name("__init__.pyi").read_text(encoding="utf-8"))
-FUNCTIONS = [node for node in TREE.body if isinstance(node, ast.FunctionDef)]
+FOLDER = Path(fastbn.__file__).parent
+
+
+def functions_of(node):
+    return [inner for inner in node.body if isinstance(inner, ast.FunctionDef)
+            and not any(isinstance(d, ast.Name) and d.id == "property" or isinstance(d, ast.Attribute)
+                        for d in inner.decorator_list)]
+
+
+TREE = ast.parse((FOLDER / "__init__.pyi").read_text(encoding="utf-8"))
+FUNCTIONS = functions_of(TREE)
 CLASSES = {node.name: node for node in TREE.body if isinstance(node, ast.ClassDef)}
-METHODS = [node for node in CLASSES["BatchNorm"].body if isinstance(node, ast.FunctionDef)
-           and not any(isinstance(d, ast.Name) and d.id == "property" or isinstance(d, ast.Attribute)
-                       for d in node.decorator_list)]
+METHODS = functions_of(CLASSES["BatchNorm"])
+# Those of other modules: (module, name of a class or None, node).
+OTHERS = [("fastbn", "Moments", node) for node in functions_of(CLASSES["Moments"]) if node.name != "__init__"]
+for path in sorted([*FOLDER.glob("*/*.pyi"), FOLDER / "_core.pyi"]):
+    module = "fastbn._core" if path.parent == FOLDER else f"fastbn.{path.parent.name}"
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    OTHERS += [(module, None, node) for node in functions_of(tree)]
+    OTHERS += [(module, found.name, node) for found in tree.body if isinstance(found, ast.ClassDef)
+               and not found.name.startswith("_") for node in functions_of(found) if module != "fastbn._core"]
 
 
 def of_stub(node):
@@ -58,6 +74,13 @@ def test_methods_of_the_layer(node):
     if node.name == "__call__":  # compiled, without a signature
         method = fastbn.BatchNorm.forward
     assert_agrees(node, method)
+
+
+@pytest.mark.parametrize("module, owner, node", OTHERS, ids=lambda value: getattr(value, "name", value))
+def test_other_stubs(module, owner, node):
+    found = importlib.import_module(module)
+    found = inspect.getattr_static(found if owner is None else getattr(found, owner), node.name)
+    assert_agrees(node, getattr(found, "__func__", found))
 
 
 @pytest.mark.parametrize("name", ["batch_norm_inference", "batch_norm_training", "batch_norm_backward"])

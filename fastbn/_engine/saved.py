@@ -43,8 +43,8 @@ class OfCore(Composite):
     def input(self):
         return self.core.input()
 
-    mean = property(lambda self: self.core.mean, doc="The mean of each feature, an array of float64 of shape (C,).")
-    var = property(lambda self: self.core.var, doc="The biased variance of each feature, an array of float64 of shape (C,).")
+    mean = property(lambda self: self.core.mean, doc="The mean, an array of float64 of shape (C,).")
+    var = property(lambda self: self.core.var, doc="The biased variance, an array of float64 of shape (C,).")
     rstd = property(lambda self: self.core.rstd, doc="1 / sqrt(var + eps), an array of float64 of shape (C,).")
 
 

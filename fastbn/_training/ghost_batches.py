@@ -77,9 +77,9 @@ class GhostSaved(Composite):
         return self.x
 
     extras = property(lambda self: self.parts[0].extras)
-    mean = property(lambda self: np.stack([part.mean for part in self.parts]), doc="The means, of shape (G, C).")
-    var = property(lambda self: np.stack([part.var for part in self.parts]), doc="The biased variances, of shape (G, C).")
-    rstd = property(lambda self: np.stack([part.rstd for part in self.parts]), doc="1 / sqrt(var + eps), of shape (G, C).")
+    mean = property(lambda self: np.stack([part.mean for part in self.parts]), doc="Means, shape (G, C).")
+    var = property(lambda self: np.stack([part.var for part in self.parts]), doc="Biased variances, shape (G, C).")
+    rstd = property(lambda self: np.stack([part.rstd for part in self.parts]), doc="1 / sqrt(var + eps), shape (G, C).")
 
     @property
     def moments(self):

@@ -40,7 +40,8 @@ class Outcome(NamedTuple):
     fitted: bool
 
 
-def standardize_file(source, target, *, axis=None, statistics=None, save_statistics=None, overwrite=False, progress=False):
+def standardize_file(source, target, *, axis=None, statistics=None, save_statistics=None, overwrite=False,
+                     progress=False) -> Outcome:
     """Write (x - mean) / scale of each feature of a .npy file to another, in bounded memory.
 
     Parameters
