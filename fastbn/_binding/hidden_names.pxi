@@ -1,7 +1,7 @@
 # What dir() and help() of public classes need not show, included by _core.pyx after all classes.
 #
-# Cython keeps the C functions of a class under the name __pyx_vtable__ in it, for extension modules that derive from the
-# class; there are none. In builds without the limited API the classes cannot be changed from Python, hence the C.
+# Cython keeps the C functions of a class under the name __pyx_vtable__ in it, for extension modules that derive from
+# the class; there are none. Builds without the limited API have classes that Python cannot change, hence the C.
 cdef extern from *:
     """
     static int fbn_hide_vtable(PyObject *type) {
