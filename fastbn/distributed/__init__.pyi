@@ -1,4 +1,4 @@
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from fastbn import BatchNorm, Moments
 
@@ -29,4 +29,4 @@ class SyncBatchNorm(BatchNorm):
         **settings: Any,
     ) -> None: ...
 
-def merge_moments(moments: Moments | Literal[0], comm: _Gathers | None, *, tree_from: int = 33) -> Moments: ...
+def merge_moments(moments: Moments | int, comm: _Gathers | None, *, tree_from: int = 33) -> Moments: ...
