@@ -35,6 +35,20 @@ def test_whichever_rank_has_which_batch(rng, settings):
             assert wanted is None or wanted.tobytes() == second[place][name].tobytes(), name
 
 
+@pytest.mark.parametrize("order", [[2, 3, 1, 0], [3, 0, 2, 1], [1, 3, 0, 2]], ids=str)
+def test_whichever_rank_has_which_gradients(rng, order):
+    """In double, with sums of so different size on each rank that the order in which they are added shows."""
+    split, settings = [4, 2, 3, 3], {"dtype": np.float64}
+    x, dy = draw(rng, dtype=np.float64)
+    dy *= np.repeat([1.0, 1e9, -1e9, 1e3], split).reshape(-1, *[1] * (dy.ndim - 1))
+    first = on_parts(split, x, dy, settings)
+    xs, dys = parts_of(x, split), parts_of(dy, split)
+    second = on_parts([split[i] for i in order], *(np.concatenate([a[i] for i in order]) for a in (xs, dys)), settings)
+    for place, i in enumerate(order):
+        for name, wanted in first[i].items():
+            assert wanted is None or wanted.tobytes() == second[place][name].tobytes(), name
+
+
 def test_order_would_matter_unsorted(rng):
     """The test before has data in which the order of merging shows in the last bits."""
     parts = [fastbn.moments(part) for part in parts_of(draw(rng, ratio=1e3)[0], [4, 2, 3, 3])]

@@ -254,6 +254,12 @@ def test_before_a_zero_padded_convolution_is_refused(rng, padding):
         assert difference[:, :, 1:-1, 1:-1].max() < 1e-5 < 0.1 < difference[:, :, 0].max()
 
 
+@pytest.mark.parametrize("kernel", [(3, 1), (1, 3), (2, 2), (1, 5)], ids=str)
+def test_before_a_same_convolution_of_any_kernel_that_pads_is_refused(rng, kernel):
+    with pytest.raises(ValueError, match="zero padding"):
+        fastbn.fold_conv(normal(rng, 5, 4, *kernel), None, trained(rng, 4), bn_first=True, padding="same")
+
+
 def test_before_a_convolution_the_padding_must_be_named(rng):
     with pytest.raises(ValueError, match="(?s)padding is None.*padding=0"):
         fastbn.fold_conv(normal(rng, 5, 4, 3, 3), None, trained(rng, 4), bn_first=True)

@@ -187,9 +187,11 @@ def test_second_order_of_half_types(rng, dtype, tolerance):
 
 
 @pytest.mark.parametrize("in_axes", [(0, None, None), (2, None, None), (None, 0, None), (0, 0, 1), (-1, 1, 0)])
-def test_vmap(rng, in_axes):
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_vmap(rng, in_axes, dtype):
     """Values and gradients are those of one entry after the other."""
     x, dy, gamma, beta = arrays(rng, (6, 5, 3), 1)
+    x, dy = jnp.asarray(x).astype(dtype), jnp.asarray(dy).astype(dtype)
     given = []
     for a, axis in zip((x, gamma, beta), in_axes):
         parts = [a + i for i in range(4)]

@@ -320,3 +320,17 @@ def test_a_refusal_for_the_unbiased_or_merged_variance_leaves_x_alone(options):
         layer(own, out=own)
     np.testing.assert_array_equal(own, x)
     assert layer.batch_moments is None and layer.num_batches_tracked == 0
+
+
+@pytest.mark.parametrize("policy", ["raise", "skip"])
+@pytest.mark.parametrize("mean, spread", [(1e39, 1.0), (-1e39, 1.0), (0.0, 1e20)])
+def test_statistics_that_the_layer_cannot_hold(rng, policy, mean, spread):
+    """float64 data of a float32 layer: the mean or the variance alone is too large."""
+    x = mean + spread * rng.normal(size=(50, 3))
+    bn = fastbn.BatchNorm(3, nan_policy=policy)
+    if policy == "raise":
+        with pytest.raises(ValueError, match="3 features|3 of 3"):
+            bn(x)
+    else:
+        bn(x)
+    assert bn.num_batches_tracked == 0 and not bn.running_mean.any() and (bn.running_var == 1).all()

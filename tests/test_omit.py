@@ -568,3 +568,19 @@ def test_what_is_missing_may_have_nearly_all_the_weight(rng, dtype, spread):
     bound = 2e-7 if dtype == np.float32 else 1e-12
     np.testing.assert_allclose(found.mean, mean.astype(float), rtol=bound, atol=bound)
     np.testing.assert_allclose(found.var(), var.astype(float), rtol=1e-6 if dtype == np.float32 else 1e-9, atol=1e-14)
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, 1e30])
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_what_has_no_weight_leaves_no_trace_beside_missing_entries(rng, value, dtype):
+    """Whatever stands in for the missing entries, it is none that does not count, the first one of a feature say."""
+    x = rng.normal(size=(40, 5)).astype(dtype)
+    weights = np.ones(40)
+    weights[:3] = 0
+    x[10:20, 1:4] = np.nan
+    changed = x.copy()
+    changed[:3] = value
+    results = [fastbn.batch_norm_training(a, nan_policy="omit", weights=weights)[1] for a in (x, changed)]
+    assert np.isfinite(results[0].var).all()
+    for name in ("mean", "var"):
+        np.testing.assert_array_equal(*(getattr(saved, name) for saved in results))
