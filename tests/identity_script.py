@@ -11,15 +11,18 @@ import contextlib
 import functools
 import hashlib
 import importlib
-from itertools import combinations
 
 import numpy as np
 
 import fastbn
 from fastbn import _core
+from identity_operations import ACTIVATIONS, OPERATIONS, TILED, VARIANTS
 
-GRADIENTS = ("dx", "dgamma", "dbeta")
-SUBSETS = [subset for size in (3, 2, 1) for subset in combinations(GRADIENTS, size)]
+
+def unaligned(x):
+    """The same values one element further on."""
+    return np.concatenate([x.ravel()[:1], x.ravel()])[1:].reshape(x.shape)
+
 
 # name: (shape of the array, axis of the features, what turns a fresh array into the layout)
 FEW = {
@@ -31,21 +34,28 @@ FEW = {
 }
 MORE = {
     "rows odd": ((1031, 33), 1, None),
+    "rows of 50": ((1400, 50), 1, None),
     "rows of 63": ((1031, 63), 1, None),
     "rows of 65": ((1031, 65), 1, None),
     "rows of 300": ((517, 300), 1, None),
     "rows one": ((1, 64), 1, None),
+    "rows few entries": ((9, 3), 1, None),
     "rows many features": ((19, 2049), 1, None),
     "rows strided": ((600, 24), 1, lambda x: x[::2]),
     "rows fortran": ((600, 24), 1, np.asfortranarray),
-    "rows unaligned": ((400, 50), 1, lambda x: np.concatenate([x.ravel()[:1], x.ravel()])[1:].reshape(x.shape)),
+    "rows unaligned": ((1400, 50), 1, unaligned),
+    "rows few features unaligned": ((3001, 3), 1, unaligned),
     "planes 7x7": ((8, 33, 7, 7), 1, None),
+    "planes few entries": ((3, 5, 4), 1, None),
+    "planes long": ((2, 3, 17001), 1, None),
     "planes strided": ((6, 4, 11, 13), 1, lambda x: x[::2]),
+    "planes unaligned": ((3, 5, 30, 31), 1, unaligned),
     "channels last": ((2, 9, 11, 32), -1, None),
     "channels last few": ((4, 19, 21, 3), -1, None),
     "features first": ((7, 900), 0, None),
     "features in the middle": ((4, 5, 18, 3, 10), 2, None),
     "one feature, planes": ((2, 1, 999), 1, None),
+    "points": ((2501, 8), 1, None),
 }
 # Enough independent pieces of work for 16 threads in every operation.
 WIDE = {
@@ -54,35 +64,69 @@ WIDE = {
     "wide planes": ((4, 32, 400), 1, None),
     "wide planes small": ((17000, 8, 2, 2), 1, None),
 }
+# Where the values are those of another layout in another place. That changes no bit either.
+ELSEWHERE = {"rows unaligned": "rows of 50", "rows few features unaligned": "rows few features",
+             "planes unaligned": "planes"}
 # Half types take the paths of float32, but where vectors are aligned and how parts of them are loaded and stored.
-OF_HALVES = {*FEW, "rows odd", "rows unaligned", "planes 7x7", "channels last", "channels last few", "wide rows"}
-# Where training in other ways is computed: planes and rows, few and many features, the features first, in the middle, last.
-OF_VARIANTS = {"rows odd", "rows of 300", "rows one", "rows unaligned", "planes 7x7", "channels last", "channels last few",
-               "features in the middle", "wide planes"}
+OF_HALVES = {*FEW, *ELSEWHERE, *ELSEWHERE.values(), "rows odd", "planes 7x7", "planes long", "channels last",
+             "channels last few", "points", "wide rows"}
+# Of planes and rows, few and many features, the features first, in the middle, last; with fewer than 64 entries of a
+# feature, which are summed in double, and with planes that are cut in parts.
+OF_VARIANTS = {"rows odd", "planes 7x7", "planes long", "channels last few", "features in the middle", "wide planes"}
+OF_TILED = OF_VARIANTS | {"rows of 50", "rows unaligned", "rows of 300", "rows one", "rows few entries",
+                          "rows many features", "planes few entries", "channels last", "one feature, planes"}
 GROUPS = {"few": FEW, "all": {**FEW, **MORE, **WIDE}, "wide": WIDE}
+# Exponents of the least number, of the least normal one and beyond the largest one.
+EXPONENTS = {"float64": (-1074, -1022, 1024), "float32": (-149, -126, 128), "bfloat16": (-133, -126, 128),
+             "float16": (-24, -14, 16)}
+
+
+def generator(seed):
+    return np.random.Generator(np.random.PCG64(seed))
 
 
 def integers(seed, shape, dtype, offset=0):
     """Nearly normal values with a standard deviation near 1.15 from integers: exact up to one conversion."""
-    rng = np.random.Generator(np.random.PCG64(seed))
+    rng = generator(seed)
     total = sum(rng.integers(0, 1 << 16, size=shape, dtype=np.int64) for _ in range(4)) - (1 << 17)
     return ((total + offset) / np.float64(1 << 15)).astype(dtype)
+
+
+def points(shape, dtype):
+    """Numbers of all kinds: what is special, all magnitudes that the type has, the range where activations bend."""
+    rng, count = generator(10), int(np.prod(shape))
+    least, normal, beyond = EXPONENTS[dtype.__name__]
+    exponents = rng.integers(least, beyond, size=count // 4)
+    magnitudes = np.ldexp(1 + rng.integers(0, 1 << 20, size=exponents.shape) / (1 << 20), exponents)
+    magnitudes[::2] *= -1
+    special = [0, -0.0, np.inf, -np.inf, np.nan, 3, -3, 6, np.ldexp(1.0, least), np.ldexp(1.0, normal)]
+    middle = [rng.integers(-limit << 20, limit << 20, size=count // 4) / (1 << 20) for limit in (10, 120, 800)]
+    with np.errstate(over="ignore"):
+        return np.concatenate([special, magnitudes, *middle])[:count].reshape(shape).astype(dtype)
 
 
 class Case:
     """One array of data and everything that an operation on it needs."""
 
-    def __init__(self, shape, axis, place, data_dtype):
-        place = place or (lambda x: x)
-        features = shape[axis]
+    def __init__(self, label, data_dtype):
+        self.shape, self.axis, place = GROUPS["all"][label]
+        self.place, self.data_dtype = place or (lambda x: x), data_dtype
         dtype = np.float64 if data_dtype == np.float64 else np.float32
-        self.axis, self.features, self.dtype = axis, features, dtype
-        self.x = place(integers(1, shape, data_dtype, offset=50000))
-        self.dy = place(integers(2, shape, data_dtype))
-        self.gamma = integers(3, features, dtype)
-        self.beta = integers(4, features, dtype)
-        self.mean = integers(5, features, dtype, offset=50000)
-        self.var = np.abs(integers(6, features, dtype)) + dtype(0.5)
+        self.features, self.dtype = self.shape[self.axis], dtype
+        self.x = self.place(points(self.shape, data_dtype)) if label == "points" else self.data(1, offset=50000)
+        self.dy = self.data(2)
+        self.gamma = integers(3, self.features, dtype)
+        self.beta = integers(4, self.features, dtype)
+        self.mean = integers(5, self.features, dtype, offset=50000)
+        self.var = np.abs(integers(6, self.features, dtype)) + dtype(0.5)
+
+    def data(self, seed, offset=0, absent=False):
+        """An array like x, with NaN for what is absent."""
+        values = integers(seed, self.shape, self.data_dtype, offset)
+        return self.place(np.where(absent, values.dtype.type("nan"), values))
+
+    ddx = functools.cached_property(lambda self: self.data(9))
+    residual = functools.cached_property(lambda self: self.data(10))
 
     @functools.cached_property
     def weights(self):
@@ -92,152 +136,41 @@ class Case:
 
     @functools.cached_property
     def missing(self):
-        """x with NaN for a fifth of its entries, those of whole features among them."""
-        absent = integers(8, self.x.shape, np.float64) < -1
-        np.moveaxis(absent, self.axis, 0)[::7] |= integers(9, len(np.moveaxis(absent, self.axis, 0)[::7]), np.float64)[
-            (...,) + (None,) * (self.x.ndim - 1)] > 1
-        return np.where(absent, self.x.dtype.type("nan"), self.x)
+        """x and dy with NaN for a fifth of the entries, and for every seventh feature beyond the first ones."""
+        absent = integers(8, self.shape, np.float64) < -1
+        np.moveaxis(absent, self.axis, 0)[5::7] = True
+        return self.data(1, 50000, absent), self.data(2, 0, absent)
+
+    # What backward needs is made once, by one thread: that any number makes the same is seen in training and inference.
+    trained = functools.cached_property(lambda self: self.training(1)[1])
+    frozen = functools.cached_property(lambda self: self.inference(1, return_saved=True)[1])
 
     def inference(self, threads, **more):
         return fastbn.batch_norm_inference(self.x, self.mean, self.var, self.gamma, self.beta, axis=self.axis,
                                            num_threads=threads, **more)
 
-    def training(self, threads, **more):
-        return fastbn.batch_norm_training(self.x, self.gamma, self.beta, axis=self.axis, num_threads=threads, **more)
+    def training(self, threads, x=None, **more):
+        x = self.x if x is None else x
+        return fastbn.batch_norm_training(x, self.gamma, self.beta, axis=self.axis, num_threads=threads, **more)
 
 
-def moments(case, threads):
-    result = fastbn.moments(case.x, axis=case.axis, num_threads=threads)
-    return result.mean, result.M2
-
-
-def inference(case, threads):
-    return (case.inference(threads),)
-
-
-def inference_plain(case, threads):
-    return (fastbn.batch_norm_inference(case.x, case.mean, case.var, axis=case.axis, num_threads=threads),)
-
-
-def relu_of(with_residual):
-    def relu(case, threads):
-        more = {"activation": "relu", "residual": case.dy if with_residual else None}
-        y, saved = case.training(threads, **more)
-        return case.inference(threads, **more), y, *fastbn.batch_norm_backward(case.dy, saved, num_threads=threads)
-
-    return relu
-
-
-def training(case, threads):
-    y, saved = case.training(threads)
-    return y, saved.mean, saved.var, saved.rstd
-
-
-def training_plain(case, threads):
-    y, saved = fastbn.batch_norm_training(case.x, axis=case.axis, num_threads=threads)
-    return y, saved.mean, saved.var, saved.rstd
-
-
-def training_in_place(case, threads):
-    x = np.array(case.x, order="C")
-    y, saved = fastbn.batch_norm_training(x, case.gamma, case.beta, axis=case.axis, num_threads=threads, out=x)
-    return y, saved.mean, saved.var, saved.rstd
-
-
-def backward_of(needs):
-    def backward(case, threads):
-        saved = case.training(threads)[1]
-        return fastbn.batch_norm_backward(case.dy, saved, needs=needs, num_threads=threads)
-
-    return backward
-
-
-def frozen_of(needs):
-    def frozen(case, threads):
-        saved = case.inference(threads, return_saved=True)[1]
-        return fastbn.batch_norm_backward(case.dy, saved, needs=needs, num_threads=threads)
-
-    return frozen
-
-
-def double_of(frozen):
-    def double_backward(case, threads):
-        saved = case.inference(threads, return_saved=True)[1] if frozen else case.training(threads)[1]
-        ddx = case.dy * case.x
-        return fastbn.batch_norm_double_backward(ddx, case.mean, case.beta, case.dy, saved, num_threads=threads)
-
-    return double_backward
-
-
-def variant_of(missing=False, weighted=False, running=False, ghost=False, **settings):
-    """A training call in another way, and its gradients. ghost: three slices of the batch, the last one smaller."""
-    def variant(case, threads):
-        x = case.missing if missing else case.x
-        more = {"nan_policy": "omit"} if missing else {}
-        more |= {"weights": case.weights} if weighted else {}
-        more |= {"ghost_batch_size": len(x) // 3 + 1} if ghost else {}
-        more |= {"running_mean": case.mean, "running_var": case.var} if running else {}
-        y, saved = fastbn.batch_norm_training(x, case.gamma, case.beta, axis=case.axis, num_threads=threads, **settings, **more)
-        moments = saved.moments
-        return (y, saved.mean, saved.var, moments.mean, moments.M2,
-                *fastbn.batch_norm_backward(case.dy, saved, num_threads=threads))
-
-    return variant
-
-
-def layer(case, threads):
-    """Two training steps of a layer, then inference: the running averages as well."""
-    fastbn.set_num_threads(threads)
-    bn = fastbn.BatchNorm(case.features, axis=case.axis, dtype=case.dtype)
-    first = bn(case.x)
-    dx = bn.backward(case.dy)
-    dgamma, dbeta = bn.dgamma.copy(), bn.dbeta.copy()
-    bn(case.dy)
-    last = bn.eval()(case.x)
-    fastbn.set_num_threads(None)
-    return first, dx, dgamma, dbeta, bn.running_mean, bn.running_var, last
-
-
-OPERATIONS = {
-    "moments": moments,
-    "inference": inference,
-    "inference_plain": inference_plain,
-    "relu": relu_of(with_residual=False),
-    "relu and residual": relu_of(with_residual=True),
-    "training": training,
-    "training_plain": training_plain,
-    "training_in_place": training_in_place,
-    **{"backward " + "+".join(needs): backward_of(needs) for needs in SUBSETS},
-    **{"frozen " + "+".join(needs): frozen_of(needs) for needs in SUBSETS},
-    "double backward": double_of(frozen=False),
-    "double frozen": double_of(frozen=True),
-    "layer": layer,
-}
-VARIANTS = {
-    "weights": variant_of(weighted=True),
-    "weights relu": variant_of(weighted=True, activation="relu"),
-    "omit": variant_of(missing=True),
-    "omit relu": variant_of(missing=True, activation="relu"),
-    "omit weights": variant_of(missing=True, weighted=True),
-    "omit weights gelu": variant_of(missing=True, weighted=True, activation="gelu"),
-    "ghost": variant_of(ghost=True),
-    "ghost weights": variant_of(ghost=True, weighted=True),
-    "renorm": variant_of(renorm=(1.5, 0.5), running=True),
-    "renorm ghost": variant_of(renorm=(1.5, 0.5), running=True, ghost=True),
-    "silu": variant_of(activation="silu"),
-    "elu": variant_of(activation=("elu", 0.5)),
-}
+def differs_in_little(name):
+    """From another operation."""
+    return name.count("+") == 1 or name.endswith("plain")
 
 
 def operations_for(label, dtype):
-    """All of them; for the wide layouts, which are large, not those that differ from another one in little. Half types have
-    no double backward.
-    """
-    exact = dtype in (np.float32, np.float64)
+    """The wide layouts, which are large, do without what differs in little. Half types have no double backward."""
+    if label == "points":
+        return ACTIVATIONS
+    half = dtype not in (np.float32, np.float64)
     plain = {name: operation for name, operation in OPERATIONS.items()
-             if (label not in WIDE or (name.count("+") != 1 and not name.endswith("plain")))
-             and (exact or not name.startswith("double"))}
-    return plain | (VARIANTS if label in OF_VARIANTS else {})
+             if not (label in WIDE and differs_in_little(name)) and not (half and name.startswith("double"))}
+    return plain | (TILED if label in OF_TILED else {}) | (VARIANTS if label in OF_VARIANTS else {})
+
+
+def bits(array):
+    return array.view(f"u{array.itemsize}")
 
 
 def digest(arrays):
@@ -247,11 +180,16 @@ def digest(arrays):
         if array is None:
             total.update(b"None")
             continue
-        dense = np.ascontiguousarray(array)
-        dense = np.where(np.isnan(dense), dense.dtype.type("nan"), dense)
-        total.update(f"{dense.dtype}{dense.shape}".encode())
-        total.update(dense.tobytes())
+        total.update(f"{array.dtype}{array.shape}".encode())
+        nan = np.isnan(array)
+        total.update(bits(np.where(nan, array.dtype.type("nan"), array) if nan.any() else array))
     return total.hexdigest()
+
+
+def same_bytes(some, others):
+    """Whether they certainly have one hash, which takes ten times as long to compute."""
+    return all(a is b or (a.dtype == b.dtype and np.array_equal(bits(a), bits(b)))
+               for a, b in zip(some, others, strict=True))
 
 
 def dtypes_for(label):
@@ -271,19 +209,30 @@ def arguments():
     return parser.parse_args()
 
 
+def print_hashes(label, dtype, numbers):
+    """All operations with one number of threads, then with the next one: a team that shrinks ends threads, and one that
+    grows begins them, which takes long.
+    """
+    case, first = Case(label, dtype), {}
+    for threads in numbers:
+        for name, operation in operations_for(label, dtype).items():
+            result = [a if a is None else np.ascontiguousarray(a) for a in operation(case, threads)]
+            team = _core.last_team_size()
+            known, value = first.get(name, (None, None))
+            if known is None or not same_bytes(result, known):
+                value = digest(result)
+            first.setdefault(name, (result, value))
+            print(_core.isa_active(), threads, team, name, dtype.__name__, label, value, sep="\t")
+
+
 def main():
     options = arguments()
     if options.isa:
         _core.set_isa(options.isa)
     _core.set_bytes_per_thread(0)
-    for label, (shape, axis, place) in GROUPS[options.shapes].items():
+    for label in GROUPS[options.shapes]:
         for dtype in dtypes_for(label):
-            case = Case(shape, axis, place, dtype)
-            for name, operation in operations_for(label, dtype).items():
-                for threads in map(int, options.threads.split(",")):
-                    result = operation(case, threads)
-                    team = _core.last_team_size()
-                    print(_core.isa_active(), threads, team, name, dtype.__name__, label, digest(result), sep="\t")
+            print_hashes(label, dtype, list(map(int, options.threads.split(","))))
 
 
 if __name__ == "__main__":

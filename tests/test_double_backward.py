@@ -1,4 +1,4 @@
-"""The gradient of the backward: reference, central differences, PyTorch, layouts, edge cases, bits, errors."""
+"""The gradient of the backward: reference, central differences, PyTorch, layouts, edge cases, errors."""
 import itertools
 from typing import NamedTuple
 

@@ -3,7 +3,6 @@
 What float32 computes is tested elsewhere. Here a result has to be, bit for bit, the rounding of the float32 result for
 the same values; and against the reference in longdouble it lies within half a unit in the last place of the half type.
 """
-import functools
 import subprocess
 import sys
 
@@ -218,31 +217,6 @@ def test_features_that_are_summed_again_in_double(shape, axis, dtype):
     check_statistics(saved.mean, saved.var, x.astype(np.float32), axis)
     constant = np.full(shape, 14.625, dtype)
     assert (fastbn.batch_norm_training(constant, axis=axis)[0] == 0).all()
-
-
-# ---- threads and instruction sets ----
-
-@functools.cache
-def big_case(name, label):
-    return Case(label, half_type(name), np.random.default_rng(5))
-
-
-@pytest.mark.parametrize("label", ["large table", "large planes", "table of few features", "channels last odd"])
-def test_every_isa_and_number_of_threads_gives_the_same_bits(every_isa, dtype, label):
-    case = big_case(dtype.name, label)
-    before = _core.set_bytes_per_thread(0)
-    results = set()
-    try:
-        for isa in every_isa:
-            _core.set_isa(isa)
-            for threads in (1, 2, 3):
-                y, saved = case.training(case.x, num_threads=threads)
-                gradients = fastbn.batch_norm_backward(case.dy, saved, num_threads=threads)
-                arrays = y, case.inference(case.x, num_threads=threads), saved.mean, saved.var, *gradients
-                results.add(b"".join(a.tobytes() for a in arrays))
-    finally:
-        _core.set_bytes_per_thread(before)
-    assert len(results) == 1
 
 
 # ---- arrays ----
