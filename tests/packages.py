@@ -21,7 +21,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = ["setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md"]
-FOLDERS = ["csrc", "fastbn", "tests", "bench"]
+FOLDERS = ["csrc", "fastbn", "tests", "bench", ".github"]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 VERSION = PROJECT["version"]
 TIME_LIMIT = 600

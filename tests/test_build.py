@@ -114,7 +114,8 @@ def test_sdist_has_every_source_and_nothing_built(sdist):
         names = {name.partition("/")[2] for name in archive.getnames()}
     expected = {*FILES, "fastbn/_core.pyx", "fastbn/py.typed", "csrc/Makefile"}
     for pattern in ("csrc/**/*.[ch]", "csrc/**/*.inc", "tests/**/*.py", "tests/c*/*", "bench/**/*.py", "bench/*.c",
-                    "bench/*.json", "fastbn/**/*.py", "fastbn/*.px*", "fastbn/explain/templates/*"):
+                    "bench/*.json", "fastbn/**/*.py", "fastbn/**/*.md", "fastbn/*.px*", "fastbn/explain/templates/*",
+                    ".github/*.png"):
         expected |= {path.relative_to(ROOT).as_posix() for path in ROOT.glob(pattern) if path.is_file()}
     assert expected <= names
     assert not [name for name in names if name.endswith(BUILT) or name in {"fastbn/_core.c", "fastbn/include"}]
